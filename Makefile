@@ -1,0 +1,39 @@
+# make demo    sets everything up and embeds the bundled proteins
+# make test    sets everything up and runs the tests
+# make check   lint, format and types
+# make lock    resolves requirements.lock anew
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lock clean
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	touch $@
+
+demo: .venv/installed
+	@model=$$($(BIN)/python workflow/scripts/fetch_small_model.py) && \
+	rm -f results/demo/summary.txt && \
+	$(BIN)/snakemake --cores 2 --resources gpu=2 --quiet rules host reason --configfile config/demo/config.yaml --config model="$$model"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+# torch's own metadata pins the CUDA packages that belong to it; listing them would force them on machines without a GPU.
+lock: .venv/installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-annotate --no-header --upgrade \
+	  | grep -vE '^(nvidia-(cu|nc|nv)|cuda-|triton)' > requirements.lock
+
+clean:
+	rm -rf results logs .snakemake

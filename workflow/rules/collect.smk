@@ -1,0 +1,46 @@
+rule collect:
+    input:
+        records="<results>/plan/records.parquet",
+        plan="<results>/plan/plan.json",
+        model="<results>/model/model.json",
+        runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
+        failures=expand("<results>/embed/group-{group}/failures.tsv", group=GROUPS),
+    output:
+        embeddings=directory("<results>/embeddings"),
+        manifest="<results>/manifest.parquet",
+        manifest_tsv="<results>/manifest.tsv",
+        failures="<results>/failures.tsv",
+        summary="<results>/summary.json",
+        joined_log="<results>/run.log",
+    log:
+        "<logs>/collect.log",
+    conda:
+        "../../environment.yml"
+    params:
+        method=get_method(),
+        store=get_store(),
+        formats=config["formats"],
+        logs=get_logs_to_join(),
+    script:
+        "../scripts/collect.py"
+
+
+# The last step, so that the policy "error" fails only after everything that could be done is done.
+rule finish:
+    input:
+        summary="<results>/summary.json",
+        model="<results>/model/model.json",
+        embeddings="<results>/embeddings",
+        manifest="<results>/manifest.parquet",
+        failures="<results>/failures.tsv",
+        runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
+    output:
+        "<results>/summary.txt",
+    log:
+        "<logs>/finish.log",
+    conda:
+        "../../environment.yml"
+    params:
+        failure_policy=config["failures"]["policy"],
+    script:
+        "../scripts/finish.py"

@@ -1,0 +1,29 @@
+rule embed:
+    input:
+        shards="<results>/plan/shards/group-{group}",
+        checkpoint="<results>/model/checkpoint.safetensors",
+        model="<results>/model/model.json",
+    output:
+        run="<results>/embed/group-{group}/run.json",
+        failures="<results>/embed/group-{group}/failures.tsv",
+    log:
+        "<logs>/embed/group-{group}.log",
+    retries: config["failures"]["retries"]
+    conda:
+        "../../environment.yml"
+    threads: config["threads"]
+    resources:
+        gpu=1,
+        attempt=lambda wildcards, attempt: attempt,
+    params:
+        method=get_method(),
+        store=get_store(),
+        toks_per_batch=config["toks_per_batch"],
+        device=config["device"],
+        cpu_slots=config["cpu_slots"],
+        lock_folder=config["slot_lock_folder"],
+        wait_minutes=config["slot_wait_minutes"],
+        failure_policy=config["failures"]["policy"],
+        last_attempt=config["failures"]["retries"] + 1,
+    script:
+        "../scripts/embed.py"

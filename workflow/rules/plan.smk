@@ -1,0 +1,22 @@
+rule plan:
+    input:
+        fasta=get_fasta_files(),
+        model="<results>/model/model.json",
+    output:
+        records="<results>/plan/records.parquet",
+        plan="<results>/plan/plan.json",
+        groups=directory(expand("<results>/plan/shards/group-{group}", group=GROUPS)),
+    log:
+        "<logs>/plan.log",
+    conda:
+        "../../environment.yml"
+    params:
+        samples=[file.sample for file in INPUTS],
+        method=get_method(),
+        max_residues=config["max_residues"],
+        nucleotide_sequences=config["nucleotide_sequences"],
+        assignment=config["assignment"],
+        shard_residues=config["shard_residues"],
+        store=get_store(),
+    script:
+        "../scripts/plan.py"

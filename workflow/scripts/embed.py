@@ -1,0 +1,39 @@
+"""Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
+
+import os
+
+from esmflow.embedding import EmbedSettings, embed_group
+from esmflow.lifetime import ancestors_running, when_any_ends
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
+
+
+def main(snakemake) -> None:
+    params = snakemake.params
+    # A killed run must not leave jobs behind that hold GPUs.
+    when_any_ends(ancestors_running("snakemake"), lambda: os._exit(1))
+    embed_group(
+        snakemake.wildcards.group,
+        snakemake.input.shards,
+        snakemake.output.run,
+        snakemake.output.failures,
+        EmbedSettings(
+            checkpoint=snakemake.input.checkpoint,
+            fingerprint=make_fingerprint(read_model_info(snakemake.input.model), params.method),
+            store=params.store,
+            toks_per_batch=None if params.toks_per_batch == "auto" else params.toks_per_batch,
+            device=params.device,
+            cpu_slots=params.cpu_slots,
+            lock_folder=params.lock_folder,
+            wait_seconds=60 * params.wait_minutes,
+            threads=snakemake.threads,
+            attempt=snakemake.resources.attempt,
+            last_attempt=params.last_attempt,
+            retry_failed=params.failure_policy == "error",
+            log_file=snakemake.log[0],
+        ),
+    )
+
+
+if __name__ == "__main__":
+    with logged_step(snakemake.log[0]):
+        main(snakemake)

@@ -1,0 +1,327 @@
+"""Read an ESM-2 checkpoint of any origin, convert it once to one `.safetensors` file, and open that file.
+
+The converted file holds fair-esm's parameter names without prefixes, every tensor in the precision it was stored in,
+`inv_freq` included: the published checkpoints hold rotary frequencies rounded to fp16, and recomputing them would
+shift the phase of late positions. A GPU job maps the file and never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from esmflow.errors import EsmflowError
+from esmflow.files import atomic_path, file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+FORMAT = "esmflow-checkpoint-1"
+
+# fair-esm's names, with {n} for the layer, from transformers' names without the "esm." prefix.
+_FROM_HUGGING_FACE = {
+    "embeddings.word_embeddings.weight": "embed_tokens.weight",
+    "encoder.layer.{n}.attention.self.query.{p}": "layers.{n}.self_attn.q_proj.{p}",
+    "encoder.layer.{n}.attention.self.key.{p}": "layers.{n}.self_attn.k_proj.{p}",
+    "encoder.layer.{n}.attention.self.value.{p}": "layers.{n}.self_attn.v_proj.{p}",
+    "encoder.layer.{n}.attention.self.rotary_embeddings.inv_freq": "layers.{n}.self_attn.rot_emb.inv_freq",
+    "encoder.layer.{n}.attention.output.dense.{p}": "layers.{n}.self_attn.out_proj.{p}",
+    "encoder.layer.{n}.attention.LayerNorm.{p}": "layers.{n}.self_attn_layer_norm.{p}",
+    "encoder.layer.{n}.intermediate.dense.{p}": "layers.{n}.fc1.{p}",
+    "encoder.layer.{n}.output.dense.{p}": "layers.{n}.fc2.{p}",
+    "encoder.layer.{n}.LayerNorm.{p}": "layers.{n}.final_layer_norm.{p}",
+    "encoder.emb_layer_norm_after.{p}": "emb_layer_norm_after.{p}",
+    "contact_head.regression.{p}": "contact_head.regression.{p}",
+    "lm_head.dense.{p}": "lm_head.dense.{p}",
+    "lm_head.layer_norm.{p}": "lm_head.layer_norm.{p}",
+    "lm_head.decoder.weight": "lm_head.weight",
+    "lm_head.bias": "lm_head.bias",
+}
+_FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
+
+
+class CheckpointError(EsmflowError):
+    """A checkpoint that cannot be used. The message says which file, what is wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelDimensions:
+    """The shape of an ESM-2 model, read from its tensors and never from its name."""
+
+    layers: int
+    hidden: int
+    heads: int
+    has_lm_head: bool
+    has_contact_head: bool
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a converted checkpoint says of itself.
+
+    digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
+    source: name of the file that was converted; source_sha256: its digest.
+    """
+
+    name: str
+    digest: str
+    source: str
+    source_sha256: str
+    dimensions: ModelDimensions
+
+
+def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
+    """Converts a fair-esm `.pt` file or a Hugging Face folder to one `.safetensors` file, atomically.
+
+    The source is memory-mapped where its format allows and written tensor by tensor: memory stays far below twice its
+    size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
+    """
+    files = _weight_files(source)
+    tensors = _read_hugging_face(files) if source.is_dir() else _read_fair_esm(source)
+    dimensions = _dimensions(tensors, source)
+    hasher = hashlib.sha256()
+    for file in files:
+        hasher.update(file_sha256(file).encode())
+    source_sha256 = file_sha256(files[0]) if len(files) == 1 else hasher.hexdigest()
+    digest = _content_digest(tensors)
+    info = CheckpointInfo(name, digest, source.name, source_sha256, dimensions)
+    with atomic_path(target) as temporary:
+        _write_safetensors(temporary, tensors, info)
+    return info
+
+
+def read_checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """Reads what a converted checkpoint says of itself, without loading tensors or torch.
+
+    Raises CheckpointError if the file is missing, truncated or was not written by `convert_checkpoint`.
+    """
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; run the workflow's model step again") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole .safetensors file ({error}); delete it and run again") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not converted by this version of esmflow; delete it and run again")
+    fields = json.loads(metadata["checkpoint"])
+    return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
+
+
+def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Every tensor of a converted checkpoint, mapped from the file, in the precision it is stored in."""
+    from safetensors.torch import load_file
+
+    return load_file(path, device=device)
+
+
+def verify_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """Checks every byte of a converted checkpoint against the digest that it carries.
+
+    Raises CheckpointError when a tensor was changed after conversion.
+    """
+    info = read_checkpoint_info(path)
+    if _content_digest(load_tensors(path)) != info.digest:
+        raise CheckpointError(f"{path}: the weights are not the ones that were converted; delete it and run again")
+    return info
+
+
+def _weight_files(source: Path) -> list[Path]:
+    """The files that hold the weights: one, or the shards that an index file lists."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such checkpoint")
+    if source.is_file():
+        return [source]
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (source / single).exists():
+            return [source / single]
+        if (source / index).exists():
+            names = sorted(set(json.loads((source / index).read_text())["weight_map"].values()))
+            missing = [n for n in names if not (source / n).exists()]
+            if missing:
+                raise CheckpointError(f"{source}: {index} names {', '.join(missing)}, which is not there")
+            return [source / n for n in names]
+    raise CheckpointError(
+        f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
+    )
+
+
+def _unpickle_tensors(path: Path) -> dict:
+    """`torch.load` restricted to tensors and the argparse.Namespace that fair-esm's files hold."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Only the zip format can be mapped; the older one is read into memory.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file, truncated or of another kind ({reason}); fetch it again"
+        ) from error
+
+
+def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
+    loaded = _unpickle_tensors(path)
+    if not isinstance(loaded, dict) or "model" not in loaded or "cfg" not in loaded:
+        raise CheckpointError(
+            f"{path}: not an ESM-2 checkpoint of fair-esm (no 'cfg' and 'model' inside); "
+            "give an esm2_….pt file or a Hugging Face folder"
+        )
+    tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
+    regression = path.with_name(f"{path.stem}-contact-regression.pt")
+    if regression.exists():
+        tensors.update(_unpickle_tensors(regression)["model"])
+    else:
+        log.warning("%s is not beside the checkpoint: contacts cannot be computed", regression.name)
+    return {key: value for key, value in tensors.items() if not key.endswith("version")}
+
+
+def _read_hugging_face(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                stored.update(load_file(file))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
+        else:
+            stored.update(_unpickle_tensors(file))
+    translate = _translator()
+    tensors = {}
+    for key, value in stored.items():
+        translated = translate(key.removeprefix("esm."))
+        if translated is not None:
+            tensors[translated] = value
+    return tensors
+
+
+def _translator() -> Callable[[str], str | None]:
+    exact = {}
+    for theirs, ours in _FROM_HUGGING_FACE.items():
+        for parameter in ("weight", "bias") if "{p}" in theirs else ("",):
+            exact[theirs.replace("{p}", parameter)] = ours.replace("{p}", parameter)
+
+    def translate(key: str) -> str | None:
+        layer = re.search(r"\.layer\.(\d+)\.", key)
+        general = key.replace(f".layer.{layer.group(1)}.", ".layer.{n}.", 1) if layer else key
+        ours = exact.get(general)
+        return ours.replace("{n}", layer.group(1)) if ours and layer else ours
+
+    return translate
+
+
+def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensions:
+    """Reads the dimensions and checks that no tensor is missing or misshapen; ties the LM head to the embedding."""
+    embedding = tensors.get("embed_tokens.weight")
+    frequencies = tensors.get("layers.0.self_attn.rot_emb.inv_freq")
+    if embedding is None or frequencies is None or embedding.shape[0] != 33:
+        raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
+    hidden = embedding.shape[1]
+    layers = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("layers."))
+    heads = hidden // (2 * frequencies.shape[0])
+    expected: dict[str, tuple[int, ...]] = {"emb_layer_norm_after.weight": (hidden,)}
+    for n in range(layers):
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            expected[f"layers.{n}.self_attn.{projection}.weight"] = (hidden, hidden)
+            expected[f"layers.{n}.self_attn.{projection}.bias"] = (hidden,)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            expected[f"layers.{n}.{norm}.weight"] = (hidden,)
+            expected[f"layers.{n}.{norm}.bias"] = (hidden,)
+        expected[f"layers.{n}.self_attn.rot_emb.inv_freq"] = tuple(frequencies.shape)
+        expected[f"layers.{n}.fc1.weight"] = (4 * hidden, hidden)
+        expected[f"layers.{n}.fc2.weight"] = (hidden, 4 * hidden)
+    for key, shape in expected.items():
+        found = tuple(tensors[key].shape) if key in tensors else None
+        if found != shape:
+            raise CheckpointError(f"{source}: {key} should have shape {shape} and has {found}: the file is incomplete")
+    decoder = tensors.pop("lm_head.weight", None)
+    if decoder is not None and not _same(decoder, embedding):
+        raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every ESM-2's is")
+    return ModelDimensions(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        has_lm_head="lm_head.dense.weight" in tensors,
+        has_contact_head="contact_head.regression.weight" in tensors,
+    )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _raw_bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    # Viewed as bytes, since numpy has no bfloat16.
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _content_digest(tensors: dict[str, torch.Tensor]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(_raw_bytes(tensor))
+    return hasher.hexdigest()
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
+    """Writes the safetensors format one tensor at a time: the library's own writer holds every tensor in memory twice.
+
+    Format: 8 bytes header length (little endian), a JSON header, then the tensors' bytes.
+    """
+    import torch
+
+    names = {
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float64: "F64",
+        torch.int64: "I64",
+    }
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(asdict(info))}}
+    offset = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        size = tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as handle:
+        handle.write(len(encoded).to_bytes(8, "little"))
+        handle.write(encoded)
+        for key in sorted(tensors):
+            handle.write(_raw_bytes(tensors[key]))

@@ -1,0 +1,61 @@
+"""Processes that end together: a worker with its supervisor, a supervisor with the run that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 0.5
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks Linux to kill this process when the one that started it (`parent`, a process id) ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before the request was made; then nothing would ever come.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def ancestors_running(program: str) -> list[psutil.Process]:
+    """This process's ancestors that run `program`, as `program …`, `python …/program …` or `python -m program …`."""
+    found = []
+    for process in psutil.Process().parents():
+        try:
+            if any(os.path.basename(word) == program for word in process.cmdline()[:3]):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def when_any_ends(processes: Sequence[psutil.Process], action: Callable[[], None]) -> None:
+    """Runs `action` once, from a background thread, as soon as one of `processes` is no longer running.
+
+    A job is not a child of the run that started it but its grandchild, so the parent-death signal does not reach it
+    when the run is killed.
+    """
+
+    def watch() -> None:
+        while all(_is_alive(process) for process in processes):
+            time.sleep(_WATCH_SECONDS)
+        action()
+
+    if processes:
+        threading.Thread(target=watch, name="watch-ancestors", daemon=True).start()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

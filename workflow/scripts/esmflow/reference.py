@@ -1,0 +1,137 @@
+"""The reference engine: fair-esm's own ESM-2 module on padded batches, as its extract script runs it.
+
+It is what every other engine is held against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import esm
+import numpy as np
+import torch
+
+from esmflow.checkpoints import load_tensors, read_checkpoint_info
+from esmflow.engine import Outputs
+
+log = logging.getLogger(__name__)
+
+METHOD = "reference"
+TOKS_PER_BATCH = 2048
+TOKS_PER_BATCH_LOW_PRECISION = 3072
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SPECIAL_TOKENS = 2
+
+
+class ReferenceEngine:
+    """fair-esm's `ESM2` under `torch.no_grad`, with autocast where the precision asks for it. See `engine.Engine`."""
+
+    def __init__(self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.precision = precision
+        self.device = device
+        self._tokenise = model.alphabet.get_batch_converter()
+
+    @classmethod
+    def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
+        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`."""
+        target = torch.device(device)
+        return cls(load_fair_esm(checkpoint, target), outputs, resolve_precision(precision, target), target)
+
+    @property
+    def default_token_budget(self) -> int:
+        """fair-esm's padded tokens per batch: 2048 in fp32, 3072 in lower precision."""
+        return TOKS_PER_BATCH if self.precision == "fp32" else TOKS_PER_BATCH_LOW_PRECISION
+
+    def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """fair-esm's batches: sequences in order of length, padded tokens within the budget."""
+        batches: list[list[int]] = []
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            # In ascending order the newest sequence is the longest: it decides the padded size.
+            if batch and (lengths[index] + _SPECIAL_TOKENS) * (len(batch) + 1) > token_budget:
+                batches.append(batch)
+                batch = []
+            batch.append(index)
+        if batch:
+            batches.append(batch)
+        return batches
+
+    def prepare(self, sequences: Sequence[str]) -> tuple[torch.Tensor, list[int]]:
+        """Tokens `[B, longest + 2]`, padded, and the residue counts."""
+        _, _, tokens = self._tokenise([("", sequence) for sequence in sequences])
+        return tokens, [len(sequence) for sequence in sequences]
+
+    @torch.no_grad()
+    def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[int, torch.Tensor], list[int]]:
+        """Representations `[B, T, D]` by layer, on the device, in fp32."""
+        tokens, lengths = prepared
+        with _autocast(self.device, self.precision):
+            result = self.model(tokens.to(self.device), repr_layers=self.outputs.layers)
+        return {layer: result["representations"][layer].float() for layer in self.outputs.layers}, lengths
+
+    @torch.no_grad()
+    def fetch(self, launched: tuple[dict[int, torch.Tensor], list[int]]) -> dict[str, np.ndarray]:
+        """Pools over residues only (neither cls nor eos) and copies to the host."""
+        representations, lengths = launched
+        arrays: dict[str, np.ndarray] = {}
+        for layer, values in representations.items():
+            residues = [values[i, 1 : length + 1] for i, length in enumerate(lengths)]
+            for kind in self.outputs.include:
+                if kind == "mean":
+                    pooled = torch.stack([rows.mean(0) for rows in residues])
+                elif kind == "bos":
+                    pooled = values[:, 0]
+                else:
+                    pooled = torch.cat(residues)
+                arrays[f"{kind}_layer{layer}"] = pooled.cpu().numpy()
+        return arrays
+
+    def at_full_precision(self) -> ReferenceEngine:
+        """The same module without autocast."""
+        return ReferenceEngine(self.model, self.outputs, "fp32", self.device)
+
+
+def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:
+    """fair-esm's `ESM2` module with the weights of a converted checkpoint, in fp32, on `device`, in evaluation mode.
+
+    A head that the checkpoint does not hold is replaced with the identity: there are never made-up weights.
+    """
+    dimensions = read_checkpoint_info(checkpoint).dimensions
+    # Built without memory, then given the checkpoint's tensors: fair-esm's random start would cost seconds.
+    with torch.device("meta"):
+        model = esm.ESM2(dimensions.layers, dimensions.hidden, dimensions.heads)
+    if not dimensions.has_lm_head:
+        model.lm_head = torch.nn.Identity()
+    if not dimensions.has_contact_head:
+        model.contact_head = torch.nn.Identity()
+    state = {key: value.float() for key, value in load_tensors(checkpoint, str(device)).items()}
+    if dimensions.has_lm_head:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay as they are."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        log.info("precision auto: fp32, because this runs on a CPU")
+        return "fp32"
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    if (major, minor) >= (8, 0):
+        log.info("precision auto: bf16, because %s has compute capability %d.%d", name, major, minor)
+        return "bf16"
+    log.info("precision auto: fp32, because %s has compute capability %d.%d, below 8.0", name, major, minor)
+    return "fp32"
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])

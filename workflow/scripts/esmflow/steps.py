@@ -1,0 +1,56 @@
+"""What the scripts share: a job's log, sentences instead of tracebacks for foreseeable errors, the run's method."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from esmflow.checkpoints import CheckpointInfo, ModelDimensions
+from esmflow.engine import resolve_layers
+from esmflow.errors import EsmflowError
+from esmflow.files import read_json
+from esmflow.fingerprint import Fingerprint
+from esmflow.logs import start_logging
+
+log = logging.getLogger(__name__)
+
+
+class StepError(EsmflowError):
+    """A step that ends with a sentence for the user and exit status 1."""
+
+
+@contextmanager
+def logged_step(log_file: str) -> Iterator[None]:
+    """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1."""
+    start_logging(log_file)
+    try:
+        yield
+    except (EsmflowError, OSError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except Exception:
+        log.exception("unexpected error")
+        sys.exit(1)
+
+
+def read_model_info(path: str) -> CheckpointInfo:
+    """Reads `model.json`, as the model step wrote it."""
+    fields = read_json(path)
+    return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
+
+
+def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
+    """The run's fingerprint, from the checkpoint and the configuration's `method` part."""
+    return Fingerprint(
+        checkpoint=model.digest,
+        layers=resolve_layers(method["layers"], model.dimensions.layers),
+        include=tuple(sorted(method["include"])),
+        engine=method["engine"],
+        precision=method["precision"],
+        long_sequences=method["long_sequences"],
+        max_residues=method["max_residues"],
+        invalid_residues=method["invalid_residues"],
+    )

@@ -1,0 +1,25 @@
+"""Produces the converted checkpoint and `model.json`, which says what it is."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from esmflow.checkpoint_sources import find_checkpoint
+from esmflow.checkpoints import convert_checkpoint
+from esmflow.engine import resolve_layers
+from esmflow.files import write_json
+from esmflow.steps import StepError, logged_step
+
+
+def main(snakemake) -> None:
+    source = find_checkpoint(snakemake.params.model, snakemake.params.folder, snakemake.params.download)
+    info = convert_checkpoint(source, Path(snakemake.output.checkpoint), name=source.stem)
+    try:
+        resolve_layers(snakemake.params.layers, info.dimensions.layers)
+    except ValueError as error:
+        raise StepError(str(error)) from error
+    write_json(snakemake.output.info, asdict(info))
+
+
+if __name__ == "__main__":
+    with logged_step(snakemake.log[0]):
+        main(snakemake)
