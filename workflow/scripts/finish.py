@@ -15,10 +15,10 @@ def main(snakemake) -> None:
     )
     without = summary["records"] - summary["embedded"]
     if snakemake.params.failure_policy == "error" and without:
-        # A group without its summary is one that Snakemake runs again; the shards that succeeded are in the store.
+        # A group without its run.json is one that Snakemake runs again; the shards that succeeded are in the store.
         for run in inputs.runs:
             if read_json(run)["failed_sequences"]:
-                Path(run).unlink()
+                Path(run).replace(Path(run).with_name("failed-run.json"))
         again = "the same command again tries the failed shards once more" if summary["failed"] else "mend the input"
         raise StepError(
             "\n".join([*lines, f"failures.policy is error and {without} records have no embedding; {again}"])

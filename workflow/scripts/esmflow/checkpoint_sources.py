@@ -72,8 +72,8 @@ def find_checkpoint(model: str, folder: str | None = None, download: bool = True
 
 def _places(name: str, folder: str | None) -> list[Place]:
     hub = _torch_hub_checkpoints()
-    hugging_face = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-    hugging_face = Path(os.environ.get("HF_HUB_CACHE", hugging_face))
+    hugging_face = Path(os.environ.get("HF_HOME", _user_cache() / "huggingface")).expanduser() / "hub"
+    hugging_face = Path(os.environ.get("HF_HUB_CACHE", hugging_face)).expanduser()
     snapshots = hugging_face / f"models--facebook--{name}" / "snapshots"
     places = []
     if folder:
@@ -88,9 +88,12 @@ def _places(name: str, folder: str | None) -> list[Place]:
 
 def _torch_hub_checkpoints() -> Path:
     # As torch.hub.get_dir does, without importing torch.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    home = Path(os.environ.get("TORCH_HOME", cache / "torch")).expanduser()
+    home = Path(os.environ.get("TORCH_HOME", _user_cache() / "torch")).expanduser()
     return home / "hub" / "checkpoints"
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 
 
 def _download(name: str) -> Path:

@@ -11,11 +11,12 @@ import argparse
 import hashlib
 import json
 import logging
+import mmap
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
     for file in files:
         hasher.update(file_sha256(file).encode())
     source_sha256 = file_sha256(files[0]) if len(files) == 1 else hasher.hexdigest()
-    digest = _content_digest(tensors)
+    digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), _raw_bytes(t)) for k, t in tensors.items()})
     info = CheckpointInfo(name, digest, source.name, source_sha256, dimensions)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
@@ -137,10 +138,27 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
 def verify_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
     """Checks every byte of a converted checkpoint against the digest that it carries.
 
-    Raises CheckpointError when a tensor was changed after conversion.
+    Needs no torch, and reads the file once, which brings it into the page cache for whoever loads it next. Raises
+    CheckpointError when the file is truncated or a tensor was changed after conversion.
     """
     info = read_checkpoint_info(path)
-    if _content_digest(load_tensors(path)) != info.digest:
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        start = 8 + int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:start])
+        content = memoryview(mapped)
+        digest = _content_digest(
+            {
+                key: (
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    content[slice(*(start + o for o in entry["data_offsets"]))],
+                )
+                for key, entry in header.items()
+                if key != "__metadata__"
+            }
+        )
+        content.release()
+    if digest != info.digest:
         raise CheckpointError(f"{path}: the weights are not the ones that were converted; delete it and run again")
     return info
 
@@ -158,14 +176,21 @@ def _weight_files(source: Path) -> list[Path]:
         if (source / single).exists():
             return [source / single]
         if (source / index).exists():
-            names = sorted(set(json.loads((source / index).read_text())["weight_map"].values()))
+            names = _shards_listed_in(source / index)
             missing = [n for n in names if not (source / n).exists()]
             if missing:
-                raise CheckpointError(f"{source}: {index} names {', '.join(missing)}, which is not there")
+                raise CheckpointError(f"{source}: {index} names {', '.join(missing)}, which is not there; fetch it")
             return [source / n for n in names]
     raise CheckpointError(
         f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
     )
+
+
+def _shards_listed_in(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weight files ({error!r}); fetch it again") from error
 
 
 def _unpickle_tensors(path: Path) -> dict:
@@ -175,17 +200,24 @@ def _unpickle_tensors(path: Path) -> dict:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Only the zip format can be mapped; the older one is read into memory.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        # Which kind cannot be foreseen: on bytes that are no pickle, the unpickler raises KeyError, IndexError, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a readable PyTorch file, truncated or of another kind ({reason}); fetch it again"
         ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(loaded).__name__}, not a model's weights; "
+            "give an esm2_….pt file or a Hugging Face folder"
+        )
+    return loaded
 
 
 def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
     loaded = _unpickle_tensors(path)
-    if not isinstance(loaded, dict) or "model" not in loaded or "cfg" not in loaded:
+    if not isinstance(loaded.get("model"), dict) or "cfg" not in loaded:
         raise CheckpointError(
             f"{path}: not an ESM-2 checkpoint of fair-esm (no 'cfg' and 'model' inside); "
             "give an esm2_….pt file or a Hugging Face folder"
@@ -193,7 +225,12 @@ def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
     tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.exists():
-        tensors.update(_unpickle_tensors(regression)["model"])
+        head = _unpickle_tensors(regression).get("model")
+        if not isinstance(head, dict):
+            raise CheckpointError(
+                f"{regression}: not fair-esm's contact regression (no 'model' inside); fetch it again"
+            )
+        tensors.update(head)
     else:
         log.warning("%s is not beside the checkpoint: contacts cannot be computed", regression.name)
     return {key: value for key, value in tensors.items() if not key.endswith("version")}
@@ -242,9 +279,13 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
     if embedding is None or frequencies is None or embedding.shape[0] != 33:
         raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
     hidden = embedding.shape[1]
-    layers = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("layers."))
+    layers = 1 + max(int(layer.group(1)) for key in tensors if (layer := re.match(r"layers\.(\d+)\.", key)))
     heads = hidden // (2 * frequencies.shape[0])
-    expected: dict[str, tuple[int, ...]] = {"emb_layer_norm_after.weight": (hidden,)}
+    expected: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (33, hidden),
+        "emb_layer_norm_after.weight": (hidden,),
+        "emb_layer_norm_after.bias": (hidden,),
+    }
     for n in range(layers):
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
             expected[f"layers.{n}.self_attn.{projection}.weight"] = (hidden, hidden)
@@ -254,20 +295,35 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
             expected[f"layers.{n}.{norm}.bias"] = (hidden,)
         expected[f"layers.{n}.self_attn.rot_emb.inv_freq"] = tuple(frequencies.shape)
         expected[f"layers.{n}.fc1.weight"] = (4 * hidden, hidden)
+        expected[f"layers.{n}.fc1.bias"] = (4 * hidden,)
         expected[f"layers.{n}.fc2.weight"] = (hidden, 4 * hidden)
+        expected[f"layers.{n}.fc2.bias"] = (hidden,)
+    decoder = tensors.pop("lm_head.weight", None)
+    has_lm_head = any(key.startswith("lm_head.") for key in tensors)
+    has_contact_head = any(key.startswith("contact_head.") for key in tensors)
+    if has_lm_head:
+        expected["lm_head.dense.weight"] = (hidden, hidden)
+        expected["lm_head.dense.bias"] = expected["lm_head.layer_norm.weight"] = (hidden,)
+        expected["lm_head.layer_norm.bias"] = (hidden,)
+        expected["lm_head.bias"] = (33,)
+    if has_contact_head:
+        expected["contact_head.regression.weight"] = (1, layers * heads)
+        expected["contact_head.regression.bias"] = (1,)
     for key, shape in expected.items():
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != shape:
             raise CheckpointError(f"{source}: {key} should have shape {shape} and has {found}: the file is incomplete")
-    decoder = tensors.pop("lm_head.weight", None)
+    unexpected = sorted(set(tensors) - set(expected))
+    if unexpected:
+        raise CheckpointError(f"{source}: holds {unexpected[0]}, which no ESM-2 has: it is another model")
     if decoder is not None and not _same(decoder, embedding):
         raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every ESM-2's is")
     return ModelDimensions(
         layers=layers,
         hidden=hidden,
         heads=heads,
-        has_lm_head="lm_head.dense.weight" in tensors,
-        has_contact_head="contact_head.regression.weight" in tensors,
+        has_lm_head=has_lm_head,
+        has_contact_head=has_contact_head,
     )
 
 
@@ -277,6 +333,13 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
+def _dtype_name(tensor: torch.Tensor) -> str:
+    """The safetensors format's name of a tensor's type."""
+    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64"}[
+        str(tensor.dtype).removeprefix("torch.")
+    ]
+
+
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
@@ -284,13 +347,21 @@ def _raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _content_digest(tensors: dict[str, torch.Tensor]) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
-    for key in sorted(tensors):
-        tensor = tensors[key]
-        hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(_raw_bytes(tensor))
-    return hasher.hexdigest()
+def _content_digest(tensors: dict[str, tuple[str, tuple[int, ...], memoryview]]) -> str:
+    """The digest of all tensors, given by name as type, shape and bytes: of the digests of each, in order of name.
+
+    Hashing lets go of Python's lock, so threads hash several tensors at once.
+    """
+
+    def digest(key: str) -> bytes:
+        dtype, shape, content = tensors[key]
+        hasher = hashlib.blake2b(f"{key} {dtype} {shape}\n".encode(), digest_size=16)
+        hasher.update(content)
+        content.release()
+        return hasher.digest()
+
+    with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+        return hashlib.blake2b(b"".join(pool.map(digest, sorted(tensors))), digest_size=16).hexdigest()
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
@@ -298,22 +369,13 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], info: Check
 
     Format: 8 bytes header length (little endian), a JSON header, then the tensors' bytes.
     """
-    import torch
-
-    names = {
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.float64: "F64",
-        torch.int64: "I64",
-    }
     header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(asdict(info))}}
     offset = 0
     for key in sorted(tensors):
         tensor = tensors[key]
         size = tensor.numel() * tensor.element_size()
         header[key] = {
-            "dtype": names[tensor.dtype],
+            "dtype": _dtype_name(tensor),
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }

@@ -59,6 +59,8 @@ def _sentence(error: ValidationError, schema: Mapping[str, Any]) -> str:
         hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
         where = f"{key}." if key else ""
         return f"{where}{unknown[0]}: there is no such key in the configuration; {hint}"
+    if error.validator == "anyOf":
+        return f"{key}: {error.instance!r} is not possible. {error.schema['description']}"
     return f"{key or 'config'}: {error.message}"
 
 
@@ -99,7 +101,8 @@ def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
         files = [InputFile(fasta_stem(path), path) for path in _matches(samples, "samples")]
     else:
         files = _read_sheet(samples)
-    _refuse_repeats([file.path for file in files], f"{samples}: the file {{}} is listed twice; remove one")
+    paths = [os.path.normpath(file.path) for file in files]
+    _refuse_repeats(paths, "{samples}: the file {name} is listed twice; remove one", samples)
     missing = [file.path for file in files if not os.path.isfile(file.path)]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -107,7 +110,8 @@ def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
     if "pt" in formats:
         _refuse_repeats(
             [fasta_stem(file.path) for file in files],
-            f"{samples}: two files would both be written as {{}}_ESM.pt; rename one, or leave pt out of formats",
+            "{samples}: two files would both be written as {name}_ESM.pt; rename one, or leave pt out of formats",
+            samples,
         )
     return files
 
@@ -128,6 +132,10 @@ def _read_sheet(path: str) -> list[InputFile]:
             f"samples: {path} cannot be read ({error.strerror}); "
             "give a TSV file with the columns sample and fasta, or a glob"
         ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(
+            f"samples: {path} is not a text file in UTF-8 ({error}); save it as tab-separated UTF-8 text"
+        ) from error
     lines = [line for line in lines if (line[1] or line[2]) and not line[1].startswith("#")]
     if not lines:
         raise ConfigurationError(f"{path}: lists no sample")
@@ -135,9 +143,10 @@ def _read_sheet(path: str) -> list[InputFile]:
     for number, sample, fasta in lines:
         if not sample or not fasta:
             raise ConfigurationError(f"{path}, line {number}: sample and fasta must both be filled in")
-        found: Sequence[str] = _matches(fasta, f"{path}, line {number}: fasta") if _is_glob(fasta) else [fasta]
-        files += [InputFile(sample, match) for match in found]
-    _refuse_repeats([sample for _, sample, _ in lines], f"{path}: sample {{}} is listed twice; give each its own name")
+        matches = _matches(fasta, f"{path}, line {number}: fasta") if _is_glob(fasta) else [fasta]
+        files += [InputFile(sample, match) for match in matches]
+    names = [sample for _, sample, _ in lines]
+    _refuse_repeats(names, "{samples}: sample {name} is listed twice; give each its own name", path)
     return files
 
 
@@ -152,7 +161,7 @@ def _matches(pattern: str, where: str) -> list[str]:
     return found
 
 
-def _refuse_repeats(names: Sequence[str], message: str) -> None:
+def _refuse_repeats(names: Sequence[str], message: str, samples: str) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ConfigurationError(message.format(repeated[0]))
+        raise ConfigurationError(message.format(samples=samples, name=repeated[0]))

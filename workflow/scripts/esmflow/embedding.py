@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow import gpu_slots
+from esmflow.checkpoints import CheckpointError, verify_checkpoint
 from esmflow.engine import Outputs
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
@@ -104,6 +105,7 @@ def embed_group(
     failed: list[FailedFile] = []
     restarts = 0
     if waiting:
+        _check_checkpoint(settings)
         candidates = gpu_slots.candidate_slots(settings.device, settings.cpu_slots)
         lease = gpu_slots.lease_slot(
             candidates,
@@ -158,6 +160,12 @@ def embed_group(
             "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
         },
     )
+
+
+def _check_checkpoint(settings: EmbedSettings) -> None:
+    """Raises CheckpointError unless the checkpoint is whole and the one that was planned with: before a slot is taken."""
+    if verify_checkpoint(settings.checkpoint).digest != settings.fingerprint.checkpoint:
+        raise CheckpointError(f"{settings.checkpoint}: not the checkpoint that this run was planned with; run again")
 
 
 def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import zstandard
+import pyarrow as pa
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from esmflow.failures import Reason
@@ -36,7 +36,7 @@ _VALID_LETTERS = str.maketrans("", "", RESIDUES)
 # ASCII only: str.upper would turn letters of other alphabets into residues.
 _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
 # What a damaged or mislabelled compressed file raises while it is read.
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePo
 def _open_text(path: str | os.PathLike[str]) -> TextIO:
     """Opens a file as text, decompressed by its suffix.
 
-    Bytes that are not UTF-8 (old headers) are kept as escapes, a byte order mark is dropped, and every kind of line end
-    is understood.
+    Bytes that are not UTF-8 (old headers) come as one lone surrogate each, a byte order mark is dropped, and every kind
+    of line end is understood.
     """
     name = os.fspath(path)
     raw = open(path, "rb")
@@ -135,7 +135,8 @@ def _open_text(path: str | os.PathLike[str]) -> TextIO:
     elif name.endswith(".xz"):
         stream = lzma.LZMAFile(raw, "rb")
     elif name.endswith(".zst"):
-        stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+        # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one.
+        stream = pa.CompressedInputStream(raw, "zstd")
     return _ClosingBoth(stream, raw)
 
 
@@ -143,7 +144,7 @@ class _ClosingBoth(io.TextIOWrapper):
     """Text over a decompressor; gzip and its like leave the file below them open."""
 
     def __init__(self, stream: io.BufferedIOBase, raw: io.BufferedReader) -> None:
-        super().__init__(stream, encoding="utf-8-sig", errors="backslashreplace", newline=None)  # type: ignore[arg-type]
+        super().__init__(stream, encoding="utf-8-sig", errors="surrogateescape", newline=None)  # type: ignore[arg-type]
         self._raw_file = raw
 
     def close(self) -> None:
@@ -162,8 +163,13 @@ def _split_preamble(lines: Iterator[str]) -> tuple[str, Iterable[str]]:
     return preamble, iter(())
 
 
+def _printable(title: str) -> str:
+    """The title with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
+    return title.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+
+
 def _normalise(file: str, position: int, title: str, sequence: str, policy: ResiduePolicy) -> Record:
-    identifier, description = (*title.split(maxsplit=1), "", "")[:2]
+    identifier, description = (*_printable(title).split(maxsplit=1), "", "")[:2]
 
     def rejected(reason: Reason, detail: str) -> Record:
         return Record(file, position, identifier, description, "", len(sequence), reason, detail)

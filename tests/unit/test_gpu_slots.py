@@ -1,0 +1,197 @@
+"""Slots: which there are, and that a lease is exclusive and never goes stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from esmflow.gpu_slots import Gpu, SlotError, candidate_slots, driver_gpus, lease_slot
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
+
+A, B, C = (Gpu(i, f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
+MIG = tuple(Gpu(1, f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
+SPLIT = Gpu(1, B.uuid, B.name, MIG)
+
+
+def tokens(value, gpus, device="auto"):
+    environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    return [slot.visible_devices for slot in candidate_slots(device, 2, environment, lambda: gpus)]
+
+
+def test_unset_means_every_gpu_of_the_driver_by_uuid():
+    assert tokens(None, [A, B, C]) == [A.uuid, B.uuid, C.uuid]
+
+
+def test_unset_on_a_gpu_in_mig_mode_means_every_instance():
+    assert tokens(None, [A, SPLIT]) == [A.uuid, MIG[0].uuid, MIG[1].uuid]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0", [A.uuid]),
+        ("2,0", [C.uuid, A.uuid]),
+        (" 1 , 2 ", [B.uuid, C.uuid]),
+        (B.uuid, [B.uuid]),
+        ("GPU-222", [C.uuid]),
+        (f"{B.uuid},GPU-000", [B.uuid, A.uuid]),
+        ("1,1", [B.uuid]),
+        (f"1,{B.uuid}", [B.uuid]),
+    ],
+)
+def test_indexes_and_uuids_and_their_beginnings_are_resolved_in_order(value, expected):
+    assert tokens(value, [A, B, C]) == expected
+
+
+def test_mig_uuids_are_resolved_and_an_index_of_a_split_gpu_is_its_first_instance():
+    assert tokens(MIG[1].uuid, [A, SPLIT]) == [MIG[1].uuid]
+    assert tokens("1", [A, SPLIT]) == [MIG[0].uuid]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0,9,1", [A.uuid]), ("1,-1,0", [B.uuid]), ("2,nonsense,0", [C.uuid]), ("0,GPU-,1", [A.uuid]), ("0,,1", [A.uuid])],
+)
+def test_what_follows_the_first_invalid_token_is_ignored_as_cuda_does(value, expected):
+    assert tokens(value, [A, B, C]) == expected
+
+
+@pytest.mark.parametrize("value", ["9", "-1", "nonsense", "GPU-ffff"])
+def test_no_valid_token_is_an_error_that_lists_what_is_there(value):
+    with pytest.raises(SlotError, match=f"{value} names no GPU.*{A.uuid}"):
+        tokens(value, [A])
+
+
+@pytest.mark.parametrize("gpus", [[A], None])
+@pytest.mark.parametrize("value", ["", "  "])
+def test_set_but_empty_is_an_error_with_a_remedy(value, gpus):
+    with pytest.raises(SlotError, match="set but empty.*device: cpu"):
+        tokens(value, gpus)
+
+
+def test_device_cuda_without_a_driver_is_an_error():
+    with pytest.raises(SlotError, match="lists no GPU"):
+        candidate_slots("cuda", 2, {}, lambda: None)
+
+
+def test_without_a_driver_there_are_as_many_cpu_slots_as_configured():
+    slots = candidate_slots("auto", 3, {}, lambda: None)
+    assert [slot.token for slot in slots] == ["CPU-0", "CPU-1", "CPU-2"]
+    assert {slot.device for slot in slots} == {"cpu"}
+    assert {slot.visible_devices for slot in slots} == {""}
+
+
+def test_on_a_cpu_the_tokens_of_an_allocation_are_the_slots():
+    slots = candidate_slots("cpu", 2, {"CUDA_VISIBLE_DEVICES": "2,3"}, driver_gpus)
+    assert [(slot.token, slot.device) for slot in slots] == [("2", "cpu"), ("3", "cpu")]
+
+
+def test_two_names_of_one_gpu_are_one_lock():
+    by_index, by_uuid = (
+        candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": value}, lambda: [A, B])[0] for value in ("1", B.uuid)
+    )
+    assert by_index.lock_name == by_uuid.lock_name
+
+
+@pytest.mark.gpu
+def test_the_driver_and_torch_agree_on_the_gpus():
+    import torch
+
+    assert [gpu.uuid for gpu in driver_gpus()] == [
+        f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())
+    ]
+
+
+HOLDER = """
+import json, sys, time
+from esmflow.gpu_slots import candidate_slots, lease_slot
+folder, seconds, log = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+with lease_slot(candidate_slots("cpu", 2, {}), lock_folder=folder, purpose="a test", wait_seconds=60) as lease:
+    leased = time.time()
+    print(lease.slot.token, flush=True)
+    time.sleep(seconds)
+    with open(log, "a") as handle:
+        handle.write(json.dumps([lease.slot.token, leased, time.time()]) + "\\n")
+"""
+
+
+def start_holder(folder, seconds, log="/dev/null") -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), str(seconds), str(log)],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_eight_processes_on_two_slots_never_hold_one_at_the_same_time(tmp_path):
+    log = tmp_path / "held"
+    holders = [start_holder(tmp_path / "slots", 0.3, log) for _ in range(8)]
+    assert [holder.wait(60) for holder in holders] == [0] * 8
+    held = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(held) == 8
+    assert {slot for slot, _, _ in held} == {"CPU-0", "CPU-1"}
+    for (slot, start, end), (other, other_start, other_end) in combinations(held, 2):
+        assert slot != other or end <= other_start or other_end <= start
+
+
+def test_a_killed_holder_frees_its_slot_at_once(tmp_path):
+    holder = start_holder(tmp_path, 60)
+    assert holder.stdout.readline().strip() == "CPU-0"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with lease_slot(candidate_slots("cpu", 2, {}), lock_folder=tmp_path, wait_seconds=0) as lease:
+        assert lease.slot.token == "CPU-0"
+
+
+def test_waiting_ends_with_an_error_that_says_who_holds_the_slots(tmp_path):
+    holder = start_holder(tmp_path, 60)
+    holder.stdout.readline()
+    try:
+        started = time.monotonic()
+        with pytest.raises(SlotError, match=f"within 1 seconds.*CPU-0 held by process {holder.pid} .*a test"):
+            lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, wait_seconds=1)
+        assert time.monotonic() - started >= 1
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_waiting_is_logged_with_the_holder(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, purpose="shard group 3"):
+        with pytest.raises(SlotError):
+            lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, wait_seconds=0.5)
+    assert f"waiting for a GPU slot: CPU-0 held by process {os.getpid()}" in caplog.text
+    assert "shard group 3" in caplog.text
+
+
+def test_a_lock_file_that_a_cleaner_removed_does_not_let_two_in(tmp_path):
+    candidates = candidate_slots("cpu", 1, {})
+    lease = lease_slot(candidates, lock_folder=tmp_path)
+    lease.release()
+    (tmp_path / candidates[0].lock_name).unlink()
+    with lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0), pytest.raises(SlotError):
+        lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0)
+
+
+def test_a_held_lease_keeps_its_file_young(tmp_path):
+    with lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path) as lease:
+        path = tmp_path / lease.slot.lock_name
+        os.utime(path, (0, 0))
+        lease.keep_fresh()
+        assert time.time() - path.stat().st_mtime < 60
+
+
+def test_an_unusable_lock_folder_is_an_error_that_names_the_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SlotError, match="slot_lock_folder"):
+        lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path / "file")

@@ -1,0 +1,153 @@
+"""What a run does about sequences and shards that fail, under both policies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import psutil
+import pytest
+import torch
+from esmflow.planning import list_shards, read_shard
+from esmflow.segments import shard_name
+from esmflow.vocabulary import RESIDUE_TOKEN
+from workflow_run import kill, wait_until
+
+GOOD = {f"good{n}": "MKVLAAGIVGLLLAQWERTYDE"[: 12 + n] for n in range(8)}
+FAILING = {"with_pyrrolysine": "MKVLAOGIVG", "another": "OMKVLAAG"}
+
+
+@pytest.fixture
+def model_without_pyrrolysine(real_model_folder, tmp_path):
+    """The real model, damaged so that every sequence with an O gives NaN: failures as they really come."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(real_model_folder, folder)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    weights["esm.embeddings.word_embeddings.weight"][RESIDUE_TOKEN["O"]] = float("nan")
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def run(small_run, model_without_pyrrolysine):
+    """Two groups of several shards; two sequences fail."""
+    run = small_run(0, model=model_without_pyrrolysine, groups=2, shard_residues=40)
+    (run.folder / "part0.faa").write_text("".join(f">{i}\n{s}\n" for i, s in {**GOOD, **FAILING}.items()))
+    return run
+
+
+def failures(run):
+    with open(run.results / "failures.tsv", newline="") as handle:
+        return {row["id"]: row["reason"] for row in csv.DictReader(handle, delimiter="\t")}
+
+
+def test_report_ends_with_success_and_a_row_for_each_failure(run):
+    printed = run.succeed()
+    assert failures(run) == dict.fromkeys(FAILING, "non_finite")
+    assert (run.summary()["embedded"], run.summary()["failed"]) == (8, 2)
+    assert "2 × non_finite" in printed
+    assert "Nothing to be done" in run.succeed()
+
+
+def test_error_fails_after_everything_is_done_and_the_next_run_executes_only_the_failed_shards(run):
+    run.configure(failures={"policy": "error"})
+    ended = run.run()
+    assert ended.returncode == 1
+    assert "2 records have no embedding" in ended.stdout
+    # Everything that could be done is done: the results are there, for the good records.
+    assert (run.results / "embeddings" / "mean_layer6" / "embeddings.h5").exists()
+    assert run.summary()["embedded"] == 8
+    before = {path: path.stat().st_mtime_ns for path in run.segments()}
+    good = {path for path in before if not segment_failures(path)}
+    assert 0 < len(good) < len(before)
+
+    again = run.run()
+    assert again.returncode == 1
+    after = {path: path.stat().st_mtime_ns for path in run.segments()}
+    failed = set(before) - good
+    assert {path for path in after if after[path] != before[path]} == failed
+    withdrawn = [json.loads(path.read_text()) for path in run.results.glob("embed/group-*/failed-run.json")]
+    assert {name for group in withdrawn for name in group["segments_written"]} == {path.stem for path in failed}
+    assert {name for group in withdrawn for name in group["segments_reused"]} <= {path.stem for path in good}
+
+
+def segment_failures(path):
+    with open(path, "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return json.loads(header["__metadata__"]["failures"])
+
+
+def test_switching_from_error_to_report_keeps_everything_and_succeeds(run):
+    run.configure(failures={"policy": "error"})
+    assert run.run().returncode == 1
+    run.configure(failures={"policy": "report"})
+    run.succeed()
+    assert run.summary()["failed"] == 2
+
+
+def test_a_rejected_record_counts_under_error_too(small_run):
+    run = small_run(4, groups=1, failures={"policy": "error"})
+    with open(run.folder / "part0.faa", "a") as handle:
+        handle.write(">none\n\n")
+    ended = run.run()
+    assert ended.returncode == 1
+    assert "1 × empty_sequence" in ended.stdout
+
+
+def test_a_shard_that_crashes_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
+    run = small_run(60, groups=1, shard_residues=1500, failures={"retries": 0})
+    process = run.start()
+    wait_until(run.segments, what="the first segment")
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    kill(workers[0].pid)
+    assert process.wait(240) == 0
+    (group,) = run.groups()
+    (failed,) = group["shards_failed"]
+    assert "SIGKILL" in failed["detail"]
+    summary = run.summary()
+    assert summary["failed"] == summary["reasons"]["worker_crashed"] > 0
+    assert summary["embedded"] + summary["failed"] == summary["records"] == 60
+
+
+def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(small_run):
+    run = small_run(12, groups=1, failures={"retries": 0})
+    run.succeed("--until", "plan")
+    checkpoint = run.results / "model" / "checkpoint.safetensors"
+    intact = checkpoint.read_bytes()
+    for damaged, complaint in (
+        (intact[:-1000], "not a whole .safetensors file"),
+        (intact[:-1000] + bytes(1000), "not the ones that were converted"),
+    ):
+        checkpoint.write_bytes(damaged)
+        ended = run.run()
+        assert ended.returncode == 1
+        assert complaint in ended.stdout
+        assert "leased slot" not in (run.folder / "logs" / "embed" / "group-0.log").read_text()
+    checkpoint.write_bytes(intact)
+    run.succeed()
+
+
+def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(small_run):
+    run = small_run(12, groups=1, shard_residues=300, toks_per_batch=1, threads=1, failures={"retries": 0})
+    # A store in which no file can be created: every shard fails when it is committed, wherever it runs.
+    run.configure(store="store")
+    run.succeed("--until", "plan")
+    fingerprint = json.loads((run.results / "plan" / "plan.json").read_text())["fingerprint"]
+    for path in planned_segments(run, run.folder / "store" / fingerprint):
+        path.mkdir(parents=True)
+    run.succeed()
+    summary = run.summary()
+    assert sum(summary["reasons"].values()) == summary["failed"] == summary["records"] == 12
+    failed = [shard["reason"] for shard in run.groups()[0]["shards_failed"]]
+    assert failed == ["worker_error"] * 3 + ["systemic_abort"] * (len(failed) - 3)
+    assert len(failed) > 3
+    log = (run.folder / "logs" / "embed" / "group-0.log").read_text()
+    assert log.count("starting worker 0 again") == 2
+    assert "3 failures in a row" in log
+
+
+def planned_segments(run, folder):
+    """Where the segments of a run's shards will be written."""
+    for shard in list_shards(run.results / "plan" / "shards" / "group-0"):
+        yield folder / f"{shard_name(digest for digest, _ in read_shard(shard))}.safetensors"

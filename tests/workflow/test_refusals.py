@@ -1,0 +1,104 @@
+"""What is wrong with the configuration or an input file is said in a sentence, and nothing good is lost."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+
+import pytest
+
+GOOD = "MKVLAAGIVGLLLAQWERTYDE"
+
+
+@pytest.fixture
+def run(small_run):
+    return small_run(3, groups=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"model": "esm2_t36_3B_UR50"},
+            "model: esm2_t36_3B_UR50 is not an ESM-2 model.*did you mean esm2_t36_3B_UR50D",
+        ),
+        ({"model": "models/none.pt"}, "model: models/none.pt does not exist"),
+        ({"layers": [7]}, "layers: 7 does not exist in this model: it has 6 layers"),
+        ({"toks_per_batch": -5}, "toks_per_batch: -5"),
+        ({"group": 4}, "group: there is no such key.*did you mean groups"),
+        ({"failures": {"policy": "ignore"}}, "failures.policy: 'ignore' is not one of"),
+        ({"formats": []}, "formats"),
+        ({"samples": "nowhere.tsv"}, "samples: nowhere.tsv cannot be read"),
+        ({"samples": "*.none"}, r"samples: \*.none matches no file"),
+    ],
+)
+def test_a_wrong_configuration_stops_before_any_job_with_a_sentence_that_names_the_key(run, change, sentence):
+    run.configure(**change)
+    ended = run.run()
+    assert ended.returncode != 0
+    assert_sentence(ended.stdout, sentence)
+    assert "rule " not in ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert not run.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("sheet", "sentence"),
+    [
+        ("sample\tfasta\na\tpart0.faa\na\tpart0.faa\n", "sample a is listed twice|the file part0.faa is listed twice"),
+        ("sample\tfasta\na\tmissing.faa\n", "fasta: missing.faa does not exist"),
+        ("name,path\na,b\n", "needs the tab-separated columns sample and fasta"),
+    ],
+)
+def test_a_wrong_sample_sheet_stops_before_any_job_with_a_sentence(run, sheet, sentence):
+    (run.folder / "samples.tsv").write_text(sheet)
+    ended = run.run()
+    assert ended.returncode != 0
+    assert_sentence(ended.stdout, sentence)
+    assert not run.results.exists()
+
+
+def assert_sentence(printed, sentence):
+    import re
+
+    assert re.search(sentence, " ".join(printed.split())), printed
+
+
+def test_a_layer_that_a_checkpoint_file_does_not_have_stops_before_a_gpu_is_used(run, real_model_folder):
+    # Without its config.json a folder does not say how many layers there are until its weights are opened.
+    folder = run.folder / "unlabelled"
+    folder.mkdir()
+    shutil.copy(real_model_folder / "pytorch_model.bin", folder)
+    run.configure(model="unlabelled", layers=[9])
+    ended = run.run()
+    assert ended.returncode == 1
+    assert_sentence(ended.stdout, "layers: 9 does not exist in this model: it has 6 layers")
+    assert not (run.results / "plan").exists()
+
+
+def test_damaged_input_files_are_accounted_for_and_everything_good_is_embedded(run):
+    whole = gzip.compress("".join(f">r{n}\n{GOOD[n:]}\n" for n in range(8)).encode())
+    (run.folder / "cut.faa.gz").write_bytes(whole[:-12])
+    (run.folder / "not_gz.faa.gz").write_text(f">a\n{GOOD}\n")
+    (run.folder / "empty.faa").write_text("")
+    (run.folder / "text.faa").write_text(f"Dear colleague,\nhere they are:\n>b\n{GOOD}AA\n")
+    run.write_samples(
+        {name: f"{name}" for name in ("part0.faa", "cut.faa.gz", "not_gz.faa.gz", "empty.faa", "text.faa")}
+    )
+    printed = run.succeed()
+    reasons = run.summary()["reasons"]
+    assert reasons == {"empty_file": 1, "text_before_header": 1, "unreadable_file": 2}
+    assert run.summary()["embedded"] >= 3 + 1
+    table = (run.results / "failures.tsv").read_text()
+    for name in ("cut.faa.gz", "not_gz.faa.gz", "empty.faa", "text.faa"):
+        assert name in table
+    assert "fetch or compress the file again" in printed
+
+
+def test_an_offline_machine_is_told_where_the_checkpoint_was_looked_for(small_run, tmp_path):
+    run = small_run(1, model="esm2_t33_650M_UR50D", download=False, model_folder="models")
+    ended = run.run(environment={"TORCH_HOME": str(tmp_path / "torch"), "HF_HOME": str(tmp_path / "hf")})
+    assert ended.returncode == 1
+    for place in ("models/esm2_t33_650M_UR50D.pt", "torch/hub/checkpoints", "hf/hub/models--facebook--esm2_t33_650M"):
+        assert place in ended.stdout
+    assert "model_folder" in ended.stdout
