@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+
 from esmflow.gpu_slots import Gpu, SlotError, candidate_slots, driver_gpus, lease_slot
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
@@ -73,7 +74,7 @@ def test_no_valid_token_is_an_error_that_lists_what_is_there(value):
 @pytest.mark.parametrize("gpus", [[A], None])
 @pytest.mark.parametrize("value", ["", "  "])
 def test_set_but_empty_is_an_error_with_a_remedy(value, gpus):
-    with pytest.raises(SlotError, match="set but empty.*device: cpu"):
+    with pytest.raises(SlotError, match=r"set but empty.*device: cpu"):
         tokens(value, gpus)
 
 
@@ -167,9 +168,9 @@ def test_waiting_ends_with_an_error_that_says_who_holds_the_slots(tmp_path):
 
 def test_waiting_is_logged_with_the_holder(tmp_path, caplog):
     caplog.set_level("INFO")
-    with lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, purpose="shard group 3"):
-        with pytest.raises(SlotError):
-            lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, wait_seconds=0.5)
+    candidates = candidate_slots("cpu", 1, {})
+    with lease_slot(candidates, lock_folder=tmp_path, purpose="shard group 3"), pytest.raises(SlotError):
+        lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0.5)
     assert f"waiting for a GPU slot: CPU-0 held by process {os.getpid()}" in caplog.text
     assert "shard group 3" in caplog.text
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import worker_functions
+from workflow_run import wait_until
+
 from esmflow.failures import Reason
 from esmflow.workers import BatchQueueManager, WorkerStatus
-from workflow_run import wait_until
 
 FILES = [f"file-{n}" for n in range(6)]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def test_three_failures_in_a_row_give_up_the_rest():
 
 def test_failures_that_are_not_in_a_row_do_not_give_up():
     manager = BatchQueueManager(1, worker_functions.raises_on)
-    processed, failed = manager.process_files(FILES, bad=["file-0", "file-1", "file-3", "file-4"])
+    processed, _ = manager.process_files(FILES, bad=["file-0", "file-1", "file-3", "file-4"])
     assert processed == ["file-2", "file-5"]
     assert not manager.aborted
 

@@ -9,10 +9,11 @@ import shutil
 import psutil
 import pytest
 import torch
+from workflow_run import kill, wait_until
+
 from esmflow.planning import list_shards, read_shard
 from esmflow.segments import shard_name
 from esmflow.vocabulary import RESIDUE_TOKEN
-from workflow_run import kill, wait_until
 
 GOOD = {f"good{n}": "MKVLAAGIVGLLLAQWERTYDE"[: 12 + n] for n in range(8)}
 FAILING = {"with_pyrrolysine": "MKVLAOGIVG", "another": "OMKVLAAG"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 
 import pytest
@@ -59,8 +60,6 @@ def test_a_wrong_sample_sheet_stops_before_any_job_with_a_sentence(run, sheet, s
 
 
 def assert_sentence(printed, sentence):
-    import re
-
     assert re.search(sentence, " ".join(printed.split())), printed
 
 
@@ -82,9 +81,8 @@ def test_damaged_input_files_are_accounted_for_and_everything_good_is_embedded(r
     (run.folder / "not_gz.faa.gz").write_text(f">a\n{GOOD}\n")
     (run.folder / "empty.faa").write_text("")
     (run.folder / "text.faa").write_text(f"Dear colleague,\nhere they are:\n>b\n{GOOD}AA\n")
-    run.write_samples(
-        {name: f"{name}" for name in ("part0.faa", "cut.faa.gz", "not_gz.faa.gz", "empty.faa", "text.faa")}
-    )
+    names = ("part0.faa", "cut.faa.gz", "not_gz.faa.gz", "empty.faa", "text.faa")
+    run.write_samples({name: name for name in names})
     printed = run.succeed()
     reasons = run.summary()["reasons"]
     assert reasons == {"empty_file": 1, "text_before_header": 1, "unreadable_file": 2}

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from workflow_run import PROJECT, WorkflowRun
+
 from esmflow.engine import Outputs
 from esmflow.fasta import read_records
 from esmflow.reference import ReferenceEngine
-from workflow_run import PROJECT, WorkflowRun
 
 FILES = {
     "reviewed": "reviewed.fasta",
