@@ -1,6 +1,8 @@
 """The reference engine: fair-esm's own ESM-2 module on padded batches, as its extract script runs it.
 
-It is what every other engine is held against.
+It is what every other engine is held against. Under autocast on a GPU one thing is corrected: fair-esm computes its
+rotary tables inside the autocast region, where PyTorch runs `einsum` in low precision. In bf16 the 1024 positions then
+share 513 angles, and pooled vectors of long proteins fall to a cosine of 0.7 against fp32. Here the tables are fp32.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 import esm
 import numpy as np
 import torch
+from esm.rotary_embedding import RotaryEmbedding
 
 from esmflow.checkpoints import load_tensors, read_checkpoint_info
 from esmflow.engine import Outputs
@@ -112,6 +115,8 @@ def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:
     if dimensions.has_lm_head:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
+    for layer in model.layers:
+        _keep_rotary_tables_in_fp32(layer.self_attn.rot_emb)
     return model.eval()
 
 
@@ -135,3 +140,13 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+def _keep_rotary_tables_in_fp32(rotary: RotaryEmbedding) -> None:
+    compute_tables = rotary._update_cos_sin_tables
+
+    def in_fp32(x: torch.Tensor, seq_dimension: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            return compute_tables(x, seq_dimension)
+
+    rotary._update_cos_sin_tables = in_fp32  # type: ignore[method-assign]
