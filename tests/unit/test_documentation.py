@@ -1,0 +1,45 @@
+"""What the documentation promises is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esmflow.failures import REMEDY, Reason
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCHEMA = yaml.safe_load((PROJECT / "workflow/schemas/config.schema.yaml").read_text())
+
+
+def keys(properties, prefix=""):
+    for key, rule in properties.items():
+        yield f"{prefix}{key}", rule
+        yield from keys(rule.get("properties", {}), f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize(("key", "rule"), [k for k in keys(SCHEMA["properties"]) if k[1].get("type") != "object"])
+def test_every_key_is_explained_with_its_default(key, rule):
+    text = (PROJECT / "config/README.md").read_text()
+    described = [line for line in text.splitlines() if f"`{key}`" in line]
+    assert described
+    default = rule["default"]
+    if default is not None:
+        shown = str(default).lower() if isinstance(default, bool) else re.sub("'", "", str(default))
+        assert any(f"`{shown}`" in line for line in described)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_is_explained_and_has_a_remedy(reason):
+    assert f"`{reason.value}`" in (PROJECT / "README.md").read_text()
+    assert REMEDY[reason]
+
+
+def test_files_named_in_the_documentation_exist():
+    for document in ("README.md", "config/README.md"):
+        text = (PROJECT / document).read_text()
+        for path in re.findall(r"\]\(([^)#:]+)\)|`((?:config|workflow|tests|resources)/[^`{}* ]+)`", text):
+            name = next(filter(None, path))
+            assert (PROJECT / name).exists(), name
