@@ -107,6 +107,7 @@ def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
     info = CheckpointInfo(name, digest, source.name, source_sha256, dimensions)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
+    log.info("%s: %d layers of width %d, %d heads", source, dimensions.layers, dimensions.hidden, dimensions.heads)
     return info
 
 
@@ -328,9 +329,8 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    import torch
-
-    return a.dtype == b.dtype and torch.equal(a, b)
+    # By their bytes: NaN is not equal to itself.
+    return a.dtype == b.dtype and _raw_bytes(a) == _raw_bytes(b)
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

@@ -130,6 +130,11 @@ def plan(
                     dealer.take(digest, record.sequence, group)
     dealer.deal()
     summary.held_segments = sorted(used_segments)
+    unique = sum(group.sequences for group in summary.groups)
+    log.info(
+        "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
+        *(summary.records, summary.rejected, summary.duplicates, summary.held, unique, len(summary.groups)),
+    )
     return summary
 
 

@@ -1,0 +1,131 @@
+"""A file is there whole, or it is not there."""
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from esmflow import files
+from esmflow.failures import Failure, Reason, one_line, read_failures, write_failures
+from esmflow.files import atomic_path, file_sha256, read_json, write_json
+
+
+def test_the_target_appears_only_when_the_block_ends(tmp_path):
+    target = tmp_path / "target.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["target.txt"]
+
+
+def test_an_error_leaves_nothing_behind_and_the_old_file_in_place(tmp_path):
+    target = tmp_path / "target.txt"
+    target.write_text("old")
+    with pytest.raises(TypeError), atomic_path(target) as temporary, open(temporary, "w") as handle:
+        handle.writelines(["ha", None])
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["target.txt"]
+
+
+def test_a_killed_writer_leaves_the_old_file_in_place(tmp_path):
+    target = tmp_path / "target.txt"
+    target.write_text("old")
+    code = (
+        "import os, sys; from esmflow.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('ha'); os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(files.__file__).rsplit("/", 2)[0]}
+    ended = subprocess.run([sys.executable, "-c", code, str(target)], env=environment)
+    assert ended.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+    assert len([name for name in os.listdir(tmp_path) if not name.startswith(".")]) == 1
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path):
+    target = tmp_path / "target.txt"
+    write_json(target, ["a"] * 20_000)
+    seen, stop = set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(len(read_json(target)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        write_json(target, ["b"] * 20_000)
+    stop.set()
+    reader.join()
+    assert seen == {20_000}
+
+
+def test_writers_of_one_target_do_not_disturb_each_other(tmp_path):
+    target = tmp_path / "target.txt"
+    with atomic_path(target) as first, atomic_path(target) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+    assert target.read_text() == "first"
+    assert os.listdir(tmp_path) == ["target.txt"]
+
+
+def test_folders_that_are_missing_are_made(tmp_path):
+    write_json(tmp_path / "a" / "b" / "c.json", {"x": 1})
+    assert read_json(tmp_path / "a" / "b" / "c.json") == {"x": 1}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "ours.json", {})
+        (tmp_path / "plain.json").touch()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "ours.json").stat().st_mode) == 0o666 & ~mask
+    assert (tmp_path / "ours.json").stat().st_mode == (tmp_path / "plain.json").stat().st_mode
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "蛋"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, letter):
+    name = letter * (255 // len(letter.encode()))
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("whole")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_digest_is_that_of_the_content(tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+# The ledger
+
+
+def test_a_ledger_reads_as_it_was_written(tmp_path):
+    failures = [Failure(f"{n:032x}", reason, f'detail "{n}" of naïve') for n, reason in enumerate(Reason)]
+    write_failures(tmp_path / "failures.tsv", failures)
+    assert read_failures(tmp_path / "failures.tsv") == failures
+
+
+def test_a_detail_of_many_lines_becomes_one_line_of_the_ledger(tmp_path):
+    failure = Failure("ab", Reason.WORKER_ERROR, "Traceback\n  File\t\"x\"\r\n\nRuntimeError: 'y'")
+    write_failures(tmp_path / "failures.tsv", [failure, failure])
+    assert len((tmp_path / "failures.tsv").read_text().splitlines()) == 3
+    assert [f.detail for f in read_failures(tmp_path / "failures.tsv")] == [one_line(failure.detail)] * 2
+    assert one_line(failure.detail) == "Traceback File \"x\" RuntimeError: 'y'"
+
+
+def test_an_empty_ledger_has_its_header(tmp_path):
+    write_failures(tmp_path / "failures.tsv", [])
+    assert (tmp_path / "failures.tsv").read_text() == "digest\treason\tdetail\n"
+    assert read_failures(tmp_path / "failures.tsv") == []
