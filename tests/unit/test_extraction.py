@@ -41,7 +41,7 @@ def engine(checkpoint):
 
 def by_digest(segment) -> dict[bytes, dict[str, np.ndarray]]:
     """The arrays of each sequence."""
-    offsets = segment.residue_offsets()
+    offsets = segment.offsets("per_residue_layer6")
     found = {}
     for row, digest in enumerate(segment.digests):
         found[digest.tobytes()] = {

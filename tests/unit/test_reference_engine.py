@@ -51,7 +51,7 @@ def in_input_order(extraction, sequences: list[str]) -> dict[str, list[np.ndarra
     segment = extraction.segment
     row = {digest.tobytes(): i for i, digest in enumerate(segment.digests)}
     rows = [row[digest] for digest, _ in with_digests(sequences)]
-    offsets = segment.residue_offsets()
+    offsets = segment.offsets("per_residue_layer6")
     found = {}
     for name, values in segment.arrays.items():
         if name.startswith("per_residue"):

@@ -133,7 +133,7 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
     vectors, lengths = gather(index, location.segments, location.rows, "per_residue_layer6")
     expected = []
     for number, row in (where[i] for i in order):
-        offsets = segments[number].residue_offsets()
+        offsets = segments[number].offsets("per_residue_layer6")
         expected.append(segments[number].arrays["per_residue_layer6"][offsets[row] : offsets[row + 1]])
     assert lengths.tolist() == [len(rows) for rows in expected]
     assert np.array_equal(vectors, np.concatenate(expected))

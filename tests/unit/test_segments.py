@@ -87,7 +87,7 @@ def test_a_segment_reads_as_it_was_written(store):
 
 def test_rows_of_a_sequence_are_where_the_offsets_say(store):
     store.write("a", make_segment((3, 5, 1)))
-    assert store.read("a").residue_offsets().tolist() == [0, 3, 8, 9]
+    assert store.read("a").offsets("per_residue_layer6").tolist() == [0, 3, 8, 9]
 
 
 def test_failures_survive_in_the_metadata(store):
@@ -107,7 +107,7 @@ def test_a_segment_of_failures_only_has_no_rows(store):
     found = store.read("a")
     assert (len(found), found.digests.shape, dict(found.arrays), found.precision) == (0, (0, 16), {}, "bf16")
     assert found.failures == empty.failures
-    assert found.residue_offsets().tolist() == [0]
+    assert found.offsets("per_residue_layer6").tolist() == [0]
 
 
 def test_a_segment_is_a_safetensors_file_that_anyone_can_read(store):

@@ -16,8 +16,7 @@ VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
 
 
 def describe(array: str) -> Description:
-    pooling, _, layer = array.rpartition("_layer")
-    return Description(array, "esm2_t6_8M_UR50D", int(layer), pooling, "bf16", "f" * 32, VERSIONS)
+    return Description(array, "esm2_t6_8M_UR50D", "bf16", "f" * 32, VERSIONS)
 
 
 def make(count: int, per_residue: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,9 @@ def collect(
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision = _describe_precision(store, index)
     writers = [
-        FORMATS[name](Path(outputs.embeddings) / array, _description(array, model, precision, store))
+        FORMATS[name](
+            Path(outputs.embeddings) / array, Description(array, model, precision, store.fingerprint, versions())
+        )
         for array in array_names
         for name in formats
     ]
@@ -102,11 +104,6 @@ def collect(
         writer.close()
     tally.check(plan)
     return _summary(tally, plan, runs, formats, array_names)
-
-
-def _description(array: str, model: str, precision: str, store: Store) -> Description:
-    pooling, _, layer = array.rpartition("_layer")
-    return Description(array, model, int(layer), pooling, precision, store.fingerprint, versions())
 
 
 def versions() -> dict[str, str]:

@@ -88,7 +88,11 @@ def number_of_layers(model: str) -> int | None:
         named = re.match(r"esm2_t(\d+)_", model)
         return int(named.group(1)) if named else None
     description = Path(model).expanduser() / "config.json"
-    return read_json(description).get("num_hidden_layers") if description.is_file() else None
+    try:
+        layers = read_json(description).get("num_hidden_layers")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return layers if isinstance(layers, int) else None
 
 
 def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:

@@ -163,7 +163,7 @@ def embed_group(
 
 
 def _check_checkpoint(settings: EmbedSettings) -> None:
-    """Raises CheckpointError unless the checkpoint is whole and the one that was planned with: before a slot is taken."""
+    """Raises CheckpointError unless the checkpoint is whole and the one that was planned with."""
     if verify_checkpoint(settings.checkpoint).digest != settings.fingerprint.checkpoint:
         raise CheckpointError(f"{settings.checkpoint}: not the checkpoint that this run was planned with; run again")
 

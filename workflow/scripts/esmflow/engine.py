@@ -35,9 +35,25 @@ class Outputs:
         return by_layer + [kind for kind in self.include if kind not in PER_LAYER]
 
 
-def is_per_residue(name: str) -> bool:
-    """Whether the array of this name has one row for each residue rather than one for each sequence."""
-    return name.startswith("per_residue")
+def is_pooled(name: str) -> bool:
+    """Whether the array of this name has one row for each sequence, rather than a number that its length decides."""
+    return name.partition("_layer")[0] in POOLED
+
+
+def rows_per_sequence(name: str, lengths: np.ndarray) -> np.ndarray:
+    """How many rows each sequence has in the array of this name, from the residue counts `[N]`: int64 `[N]`.
+
+    One for pooled arrays, one for each residue for `per_residue` and `logits`, one for each pair for `contacts`.
+    """
+    if is_pooled(name):
+        return np.ones(len(lengths), np.int64)
+    counts = np.asarray(lengths, np.int64)
+    return counts**2 if name == "contacts" else counts
+
+
+def row_offsets(name: str, lengths: np.ndarray) -> np.ndarray:
+    """Where each sequence's rows begin and end in the array of this name: int64 `[N + 1]`."""
+    return np.concatenate(([0], np.cumsum(rows_per_sequence(name, lengths))))
 
 
 def resolve_layers(layers: Sequence[int], number_of_layers: int) -> tuple[int, ...]:

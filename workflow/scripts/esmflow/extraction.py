@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esmflow.engine import Engine, is_per_residue
+from esmflow.engine import Engine, row_offsets, rows_per_sequence
 from esmflow.failures import Failure, Reason
 from esmflow.fasta import DIGEST_BYTES
 from esmflow.segments import Segment
@@ -69,6 +69,7 @@ def extract_esm_features(
 
     def out_of_memory(batch: list[int], error: str) -> None:
         nonlocal budget
+        cut_with = budget
         # What is in flight holds memory too: let it finish before anything is tried again.
         while in_flight:
             finish(*in_flight.popleft())
@@ -78,7 +79,9 @@ def extract_esm_features(
             progress.failures[batch[0]] = Failure(digests[batch[0]].hex(), Reason.OUT_OF_MEMORY, detail)
             on_progress(lengths[batch[0]])
             return
-        budget = max(budget // 2, 1)
+        # Another batch that was in flight may have halved it already.
+        if budget == cut_with:
+            budget = max(budget // 2, 1)
         log.warning("out of memory with %d sequences in a batch; budget is now %d tokens", len(batch), budget)
         again = [index for later in (batch, *waiting) for index in later]
         waiting.clear()
@@ -169,15 +172,13 @@ def _append(progress: _Progress, rows: list[int], arrays: dict[str, np.ndarray])
 
 def _finite_sequences(name: str, array: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
     """For each sequence of a batch, whether all of its values are finite."""
-    rows = np.isfinite(array).all(axis=1)
-    if not is_per_residue(name):
-        return rows
-    return np.logical_and.reduceat(rows, np.concatenate(([0], np.cumsum(lengths)[:-1])))
+    rows = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return np.logical_and.reduceat(rows, row_offsets(name, np.array(lengths))[:-1])
 
 
 def _select(arrays: dict[str, np.ndarray], keep: np.ndarray, lengths: Sequence[int]) -> dict[str, np.ndarray]:
-    by_residue = np.repeat(keep, lengths)
-    return {name: array[by_residue if is_per_residue(name) else keep] for name, array in arrays.items()}
+    counts = {name: rows_per_sequence(name, np.array(lengths)) for name in arrays}
+    return {name: array[np.repeat(keep, counts[name])] for name, array in arrays.items()}
 
 
 def _segment(progress: _Progress, engine: Engine, digests: Sequence[bytes], lengths: Sequence[int]) -> Segment:

@@ -183,6 +183,8 @@ def _normalise(file: str, position: int, title: str, sequence: str, policy: Resi
         if policy.invalid == "reject":
             where = sequence.index(invalid[0]) + 1
             more = f", and {len(invalid) - 1} more" if len(invalid) > 1 else ""
+            if "\ufeff" in invalid:
+                more += "; files with byte order marks were joined here, and what follows the mark is not read"
             return rejected(Reason.INVALID_RESIDUE, f"{invalid[0]!r} at residue {where}{more}")
         sequence = sequence.translate({ord(letter): "X" for letter in set(invalid)})
         remark = f"{len(invalid)} residues replaced with X"

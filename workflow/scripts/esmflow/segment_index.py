@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esmflow.engine import is_per_residue
+from esmflow.engine import is_pooled
 from esmflow.fasta import DIGEST_BYTES
 from esmflow.segments import Segment, Store
 
@@ -79,9 +79,10 @@ def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather(index: SegmentIndex, segments: np.ndarray, rows: np.ndarray, array: str) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of sequences given by segment number and row, in that order, and their residue counts.
+    """The values of sequences given by segment number and row, in that order, and their residue counts.
 
-    Returns fp32 `[N, D]`, or `[sum of residues, D]` for a per-residue array, and int64 `[N]`.
+    Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `engine.rows_per_sequence`); and int64
+    `[N]`.
     """
     lengths = np.empty(len(rows), np.int64)
     parts: list[np.ndarray] = [np.empty(0)] * len(rows)
@@ -91,12 +92,12 @@ def gather(index: SegmentIndex, segments: np.ndarray, rows: np.ndarray, array: s
         values = segment.arrays[array]
         mine = np.flatnonzero(segments == number)
         lengths[mine] = segment.lengths[rows[mine]]
-        if is_per_residue(array):
-            offsets = segment.residue_offsets()
-            for i in mine:
-                parts[i] = values[offsets[rows[i]] : offsets[rows[i] + 1]]
-        else:
+        if is_pooled(array):
             if pooled is None:
                 pooled = np.empty((len(rows), values.shape[1]), values.dtype)
             pooled[mine] = values[rows[mine]]
+        else:
+            offsets = segment.offsets(array)
+            for i in mine:
+                parts[i] = values[offsets[rows[i]] : offsets[rows[i] + 1]]
     return (np.concatenate(parts) if pooled is None else pooled), lengths

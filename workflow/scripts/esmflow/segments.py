@@ -1,7 +1,8 @@
 """Segments: immutable files of embeddings, one for each finished shard; and the store, the folder they are in.
 
 A segment is a `.safetensors` file with the tensors `digests` (uint8 `[N, 16]`), `lengths` (int64 `[N]`, residues
-embedded) and one tensor for each output: pooled ones `[N, D]`, per-residue ones `[sum of lengths, D]`. Its metadata
+embedded) and one tensor for each output: pooled ones `[N, D]`, per-residue ones `[sum of lengths, D]`, `logits`
+`[sum of lengths, 33]`, `contacts` `[sum of squared lengths]`. Its metadata
 names the fingerprint, the precision that was used, and the shard's sequences that could not be embedded, with reasons:
 a segment stands for its whole shard. It is written to a temporary name and renamed, so it is whole or it is not there.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from esmflow.engine import row_offsets
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
 from esmflow.fasta import DIGEST_BYTES
@@ -48,9 +50,9 @@ class Segment:
     def __len__(self) -> int:
         return len(self.digests)
 
-    def residue_offsets(self) -> np.ndarray:
-        """Where each sequence's rows begin in a per-residue array: int64 `[N + 1]`."""
-        return np.concatenate(([0], np.cumsum(self.lengths)))
+    def offsets(self, name: str) -> np.ndarray:
+        """Where each sequence's rows begin in an array: int64 `[N + 1]`."""
+        return row_offsets(name, self.lengths)
 
 
 def shard_name(digests: Iterable[bytes]) -> str:

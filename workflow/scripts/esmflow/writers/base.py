@@ -12,23 +12,26 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Description:
-    """What the vectors of one output are: written into formats that can hold it.
+    """What the values of one output are: written into formats that can hold it.
 
-    array: `{mean,bos,per_residue}_layer{n}`. precision: what was used, as configured and as it came out.
+    array: the output's name, such as `mean_layer36` or `contacts`. kind, layer: its two parts; contacts and logits are
+    of the whole model and have no layer. precision: what was used; more than one if `auto` met different cards.
     """
 
     array: str
     model: str
-    layer: int
-    pooling: str
     precision: str
     fingerprint: str
     versions: dict[str, str]
 
     @property
-    def per_residue(self) -> bool:
-        """Whether there is one vector for each residue, instead of one for each record."""
-        return self.pooling == "per_residue"
+    def kind(self) -> str:
+        return self.array.partition("_layer")[0]
+
+    @property
+    def layer(self) -> int | None:
+        layer = self.array.partition("_layer")[2]
+        return int(layer) if layer else None
 
 
 class EmbeddingWriter(ABC):
@@ -44,7 +47,11 @@ class EmbeddingWriter(ABC):
 
     @abstractmethod
     def add(self, ids: Sequence[str], vectors: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds embedded records. vectors: fp32 `[N, D]`, or `[sum of lengths, D]` for per-residue outputs."""
+        """Adds embedded records.
+
+        vectors: `[N, D]` for pooled outputs, else the records' rows end to end (see `engine.rows_per_sequence`).
+        lengths: residues of each record, `[N]`.
+        """
 
     @abstractmethod
     def close(self) -> None:

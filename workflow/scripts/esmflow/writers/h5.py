@@ -1,8 +1,11 @@
 """`h5`: one `embeddings.h5` for the whole run.
 
 Datasets `embeddings` (fp32 `[N, D]`) and `ids` (UTF-8 strings `[N]`), in input order; attributes name the model, layer,
-pooling, precision, fingerprint and versions. Per-residue outputs have `embeddings` `[sum of residues, D]` and `offsets`
-(int64 `[N + 1]`): record i has the rows `offsets[i]` to `offsets[i + 1]`. A repeated id is repeated.
+pooling, precision, fingerprint and versions. A repeated id is repeated.
+
+Outputs that are not pooled also have `offsets` (int64 `[N + 1]`): record i has the rows `offsets[i]` to `offsets[i + 1]`
+of `embeddings`, which is `[sum of residues, D]` for per-residue outputs (fp16 if they are stored so),
+`[sum of residues, 33]` for logits, and `[sum of squared residues]` for contacts: each record's map, flattened.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from esmflow.engine import is_pooled, rows_per_sequence
 from esmflow.files import atomic_path
 from esmflow.writers.base import Description, EmbeddingWriter
 
@@ -30,17 +34,18 @@ class H5Writer(EmbeddingWriter):
         self._file.attrs.update(
             {
                 "model": description.model,
-                "layer": description.layer,
-                "pooling": description.pooling,
+                "pooling": description.kind,
                 "precision": description.precision,
                 "fingerprint": description.fingerprint,
                 **{f"version_{name}": version for name, version in description.versions.items()},
             }
         )
+        if description.layer is not None:
+            self._file.attrs["layer"] = description.layer
         self._ids = self._file.create_dataset("ids", (0,), h5py.string_dtype(), maxshape=(None,), chunks=(8192,))
         self._embeddings: h5py.Dataset | None = None
         self._offsets: h5py.Dataset | None = None
-        if description.per_residue:
+        if not is_pooled(description.array):
             self._offsets = self._file.create_dataset("offsets", (1,), np.int64, maxshape=(None,), chunks=(8192,))
 
     def begin_file(self, path: str) -> None:
@@ -48,15 +53,15 @@ class H5Writer(EmbeddingWriter):
 
     def add(self, ids: Sequence[str], vectors: np.ndarray, lengths: np.ndarray) -> None:
         if self._embeddings is None:
-            width = vectors.shape[1]
-            rows = max(1, _CHUNK_BYTES // (4 * width))
+            row = vectors.shape[1:]
+            rows = max(1, _CHUNK_BYTES // int(vectors.dtype.itemsize * np.prod(row)))
             self._embeddings = self._file.create_dataset(
-                "embeddings", (0, width), np.float32, maxshape=(None, width), chunks=(rows, width)
+                "embeddings", (0, *row), vectors.dtype, maxshape=(None, *row), chunks=(rows, *row)
             )
         _append(self._embeddings, vectors)
         _append(self._ids, np.array(ids, dtype=object))
         if self._offsets is not None:
-            _append(self._offsets, self._offsets[-1] + np.cumsum(lengths))
+            _append(self._offsets, self._offsets[-1] + np.cumsum(rows_per_sequence(self.description.array, lengths)))
 
     def close(self) -> None:
         if self._embeddings is None:

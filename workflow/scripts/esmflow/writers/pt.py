@@ -1,7 +1,8 @@
 """`pt`: for each input file one `{stem}_ESM.pt`, as VirNucPro reads them.
 
-`{'proteins': [id, …], 'data': [fp32 tensor, …]}`, in input order; a tensor is `[D]`, or `[residues, D]` for per-residue
-outputs. Opens with `torch.load(path, weights_only=True)`.
+`{'proteins': [id, …], 'data': [tensor, …]}`, in input order. A tensor is `[D]` for pooled outputs, `[residues, D]` for
+per-residue ones, `[residues, 33]` for logits, `[residues, residues]` for contacts; fp32, or fp16 for per-residue
+outputs that are stored so. Opens with `torch.load(path, weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esmflow.engine import is_pooled, rows_per_sequence
 from esmflow.fasta import fasta_stem
 from esmflow.files import atomic_path
 from esmflow.writers.base import Description, EmbeddingWriter
@@ -31,13 +33,16 @@ class PtWriter(EmbeddingWriter):
         self._target = self.folder / "pt" / pt_file_name(path)
 
     def add(self, ids: Sequence[str], vectors: np.ndarray, lengths: np.ndarray) -> None:
-        block = torch.from_numpy(np.array(vectors, np.float32))
+        block = torch.from_numpy(np.array(vectors))
         self._ids.extend(ids)
         # Views of one block: saved as one storage, where a storage for each record would be thousands of zip entries.
-        if self.description.per_residue:
-            self._tensors.extend(block.split(lengths.tolist()))
-        else:
+        if is_pooled(self.description.array):
             self._tensors.extend(block.unbind(0))
+            return
+        parts = block.split(rows_per_sequence(self.description.array, lengths).tolist())
+        if self.description.kind == "contacts":
+            parts = [part.view(n, n) for part, n in zip(parts, lengths.tolist(), strict=True)]
+        self._tensors.extend(parts)
 
     def close(self) -> None:
         self._write()
