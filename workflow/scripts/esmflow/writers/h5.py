@@ -3,8 +3,8 @@
 Datasets `embeddings` (fp32 `[N, D]`) and `ids` (UTF-8 strings `[N]`), in input order; attributes name the model, layer,
 pooling, precision, fingerprint and versions. A repeated id is repeated.
 
-Outputs that are not pooled also have `offsets` (int64 `[N + 1]`): record i has the rows `offsets[i]` to `offsets[i + 1]`
-of `embeddings`, which is `[sum of residues, D]` for per-residue outputs (fp16 if they are stored so),
+Outputs that are not pooled also have `offsets` (int64 `[N + 1]`): record i has the rows `offsets[i]` to
+`offsets[i + 1]` of `embeddings`, which is `[sum of residues, D]` for per-residue outputs (fp16 if they are stored so),
 `[sum of residues, 33]` for logits, and `[sum of squared residues]` for contacts: each record's map, flattened.
 """
 
