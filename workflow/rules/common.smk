@@ -63,7 +63,7 @@ def get_logs_to_join():
 def show_summary():
     summary = Path(RESULTS) / "summary.txt"
     if summary.exists():
-        print("\n" + summary.read_text(), file=sys.stderr)
+        print(f"\n{summary.read_text()}", file=sys.stderr)
 
 
 def show_what_to_do():
