@@ -79,7 +79,9 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             self.inputs.append(InputFile(f"sample {number}", str(path)))
-        fingerprint = Fingerprint("c", OUTPUTS.layers, OUTPUTS.include, "reference", "auto", "truncate", None, "reject")
+        fingerprint = Fingerprint(
+            "c", OUTPUTS.layers, OUTPUTS.include, None, "reference", "", "auto", "truncate", None, None, "reject"
+        )
         self.store = Store(store or folder / "store", fingerprint)
         self.store.create()
         self.shards = [folder / f"group-{g}" for g in range(groups)]

@@ -61,7 +61,7 @@ def test_a_nested_key_that_is_missing_gets_its_default_and_the_others_stay():
 
 
 def test_what_is_given_is_kept():
-    given = {"model": "esm2_t6_8M_UR50D", "layers": [0, 3, -1], "toks_per_batch": 512, "groups": 16}
+    given = {"model": "esm2_t6_8M_UR50D", "layers": [0, 3, -1], "batch_tokens": 512, "groups": 16}
     complete = validated(given, SCHEMA)
     assert {key: complete[key] for key in given} == given
 
@@ -74,7 +74,7 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant():
 def test_an_unknown_key_that_is_like_no_other_gets_the_list():
     message = refusal({"xyzzy": 1})
     assert message.startswith("xyzzy: there is no such key")
-    assert all(key in message for key in ("samples", "layers", "toks_per_batch"))
+    assert all(key in message for key in ("samples", "layers", "batch_tokens"))
 
 
 def test_an_unknown_nested_key_is_named_with_its_place():
@@ -85,8 +85,8 @@ def test_an_unknown_nested_key_is_named_with_its_place():
 
 @pytest.mark.parametrize("budget", [-1, 0, "many", 1.5, None])
 def test_a_budget_that_is_no_positive_number_is_refused(budget):
-    message = refusal({"toks_per_batch": budget})
-    assert message.startswith(f"toks_per_batch: {budget!r} is not possible")
+    message = refusal({"batch_tokens": budget})
+    assert message.startswith(f"batch_tokens: {budget!r} is not possible")
     assert "Tokens in one batch" in message
 
 

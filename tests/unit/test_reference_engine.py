@@ -267,7 +267,7 @@ def test_no_sequence_is_no_batch(tiny_engine):
 
 def test_the_default_budget_is_fair_esms_and_larger_in_lower_precision(tmp_path):
     checkpoint = write_converted(tmp_path / "a.safetensors", random_model(1, 16, 1))
-    budgets = {p: load(checkpoint, [1], precision=p).default_token_budget for p in ("fp32", "auto", "bf16", "fp16")}
+    budgets = {p: load(checkpoint, [1], precision=p).default_token_budget() for p in ("fp32", "auto", "bf16", "fp16")}
     assert budgets == {"fp32": 2048, "auto": 2048, "bf16": 3072, "fp16": 3072}
 
 

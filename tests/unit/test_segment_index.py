@@ -13,7 +13,8 @@ WIDTH = 4
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path, Fingerprint("c", (6,), ("mean",), "reference", "fp32", "whole", None, "reject"))
+    method = Fingerprint("c", (6,), ("mean",), None, "reference", "", "fp32", "whole", None, None, "reject")
+    store = Store(tmp_path, method)
     store.create()
     return store
 

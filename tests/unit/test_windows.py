@@ -34,15 +34,16 @@ def test_residues_are_averaged_over_their_windows_and_the_mean_counts_each_once(
     starts = window_starts(5, 4, 3)
     assert starts == [0, 1]
     pieces = [
-        {"per_residue_layer2": np.array([[0.0], [2], [4], [6]]), "bos_layer2": np.array([[10.0]])},
-        {"per_residue_layer2": np.array([[4.0], [4], [4], [9]]), "bos_layer2": np.array([[20.0]])},
+        {"per_residue_layer2": np.array([[0], [2], [4], [6]], np.float16), "bos_layer2": np.array([[10]], np.float32)},
+        {"per_residue_layer2": np.array([[4], [4], [4], [9]], np.float16), "bos_layer2": np.array([[20]], np.float32)},
     ]
     outputs = Outputs((2,), ("mean", "bos", "per_residue"))
     joined = join_pieces(outputs, 5, starts, pieces)
     assert joined["per_residue_layer2"].ravel().tolist() == [0, 3, 4, 5, 9]
     assert joined["mean_layer2"].tolist() == [[pytest.approx(21 / 5)]]
     assert joined["bos_layer2"].tolist() == [[15]]
-    assert {array.dtype for array in joined.values()} == {np.dtype(np.float32)}
+    types = {name: str(array.dtype) for name, array in joined.items()}
+    assert types == {"mean_layer2": "float32", "bos_layer2": "float32", "per_residue_layer2": "float16"}
 
 
 def test_only_what_is_needed_of_a_piece_is_computed():

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(small_run):
 
 
 def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(small_run):
-    run = small_run(12, groups=1, shard_residues=300, toks_per_batch=1, threads=1, failures={"retries": 0})
+    run = small_run(12, groups=1, shard_residues=300, batch_tokens=1, threads=1, failures={"retries": 0})
     # A store in which no file can be created: every shard fails when it is committed, wherever it runs.
     run.configure(store="store")
     run.succeed("--until", "plan")

@@ -25,7 +25,7 @@ def run(small_run):
         ),
         ({"model": "models/none.pt"}, "model: models/none.pt does not exist"),
         ({"layers": [7]}, "layers: 7 does not exist in this model: it has 6 layers"),
-        ({"toks_per_batch": -5}, "toks_per_batch: -5"),
+        ({"batch_tokens": -5}, "batch_tokens: -5"),
         ({"group": 4}, "group: there is no such key.*did you mean groups"),
         ({"failures": {"policy": "ignore"}}, "failures.policy: 'ignore' is not one of"),
         ({"formats": []}, "formats"),

@@ -35,7 +35,11 @@ def get_local_checkpoint():
 
 def get_max_residues():
     """Residues after which a sequence is cut, if any is."""
-    return config["max_residues"] if config["long_sequences"] == "truncate" else None
+    return config["max_residues"] if config["long_sequences"] in ("truncate", "window") else None
+
+
+def get_window_overlap():
+    return config["window_overlap"] if config["long_sequences"] == "window" else None
 
 
 def get_store():
@@ -47,10 +51,12 @@ def get_method():
     return {
         "layers": config["layers"],
         "include": config["include"],
+        "per_residue_precision": config["per_residue_precision"],
         "engine": config["engine"],
         "precision": config["precision"],
         "long_sequences": config["long_sequences"],
         "max_residues": get_max_residues(),
+        "window_overlap": get_window_overlap(),
         "invalid_residues": config["invalid_residues"],
     }
 

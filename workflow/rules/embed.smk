@@ -18,7 +18,7 @@ rule embed:
     params:
         method=get_method(),
         store=get_store(),
-        toks_per_batch=config["toks_per_batch"],
+        batch_tokens=config["batch_tokens"],
         device=config["device"],
         cpu_slots=config["cpu_slots"],
         lock_folder=config["slot_lock_folder"],

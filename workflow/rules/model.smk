@@ -13,5 +13,6 @@ rule model:
         folder=config["model_folder"],
         download=config["download"],
         layers=config["layers"],
+        include=config["include"],
     script:
         "../scripts/fetch_model.py"

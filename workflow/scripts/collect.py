@@ -22,6 +22,7 @@ def main(snakemake) -> None:
         model=model.name,
         array_names=Outputs(fingerprint.layers, fingerprint.include).names(),
         max_residues=fingerprint.max_residues,
+        windows=fingerprint.window_overlap is not None,
     )
     write_json(outputs.summary, summary)
     join_logs([Path(path) for path in params.logs], outputs.joined_log)

@@ -20,7 +20,7 @@ def main(snakemake) -> None:
             checkpoint=snakemake.input.checkpoint,
             fingerprint=make_fingerprint(read_model_info(snakemake.input.model), params.method),
             store=params.store,
-            toks_per_batch=None if params.toks_per_batch == "auto" else params.toks_per_batch,
+            batch_tokens=None if params.batch_tokens == "auto" else params.batch_tokens,
             device=params.device,
             cpu_slots=params.cpu_slots,
             lock_folder=params.lock_folder,

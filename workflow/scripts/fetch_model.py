@@ -5,7 +5,7 @@ from pathlib import Path
 
 from esmflow.checkpoint_sources import find_checkpoint
 from esmflow.checkpoints import convert_checkpoint
-from esmflow.engine import resolve_layers
+from esmflow.engine import check_heads, resolve_layers
 from esmflow.files import write_json
 from esmflow.steps import StepError, logged_step
 
@@ -15,6 +15,7 @@ def main(snakemake) -> None:
     info = convert_checkpoint(source, Path(snakemake.output.checkpoint), name=source.stem)
     try:
         resolve_layers(snakemake.params.layers, info.dimensions.layers)
+        check_heads(snakemake.params.include, info.dimensions)
     except ValueError as error:
         raise StepError(str(error)) from error
     write_json(snakemake.output.info, asdict(info))

@@ -63,9 +63,12 @@ def collect(
     model: str,
     array_names: Sequence[str],
     max_residues: int | None,
+    windows: bool = False,
 ) -> dict[str, Any]:
     """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
 
+    max_residues, windows: what was done with records longer than that: cut off, or embedded in windows; for the marks
+    in the manifest.
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for.
     """
@@ -89,7 +92,7 @@ def collect(
         FailureTable(outputs.failures) as failure_table,
     ):
         for block in pq.ParquetFile(inputs.records).iter_batches():
-            joined = _join(block, index, failures, max_residues)
+            joined = _join(block, index, failures, max_residues, windows)
             tally.count(joined)
             manifest.write(joined)
             failure_table.write(joined)
@@ -123,7 +126,11 @@ def _describe_precision(store: Store, index: SegmentIndex) -> str:
 
 
 def _join(
-    block: pa.RecordBatch, index: SegmentIndex, failures: dict[str, Failure], max_residues: int | None
+    block: pa.RecordBatch,
+    index: SegmentIndex,
+    failures: dict[str, Failure],
+    max_residues: int | None,
+    windows: bool,
 ) -> pa.Table:
     """Adds to a block of records where each one's embedding is, or why there is none."""
     table = pa.Table.from_batches([block], RECORD_SCHEMA)
@@ -148,6 +155,7 @@ def _join(
         else:
             status.append(None)
     embedded = [s == EMBEDDED for s in status]
+    beyond = [e and max_residues is not None and n > max_residues for e, n in zip(embedded, lengths)]
     return pa.table(
         {
             "sample": table["sample"],
@@ -160,7 +168,8 @@ def _join(
             "status": pa.array(status, pa.string()).dictionary_encode(),
             "reason": pa.array(reasons, pa.string()).dictionary_encode(),
             "detail": pa.array(details, pa.string()),
-            "truncated": [e and max_residues is not None and n > max_residues for e, n in zip(embedded, lengths)],
+            "truncated": [long and not windows for long in beyond],
+            "windowed": [long and windows for long in beyond],
             "precision": pa.array(
                 [index.precisions[n] if n >= 0 else None for n in segment_numbers], pa.string()
             ).dictionary_encode(),
@@ -204,6 +213,7 @@ class _Tally:
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.truncated = 0
+        self.windowed = 0
         self.unaccounted: list[str] = []
 
     def count(self, joined: pa.Table) -> None:
@@ -211,6 +221,7 @@ class _Tally:
         self.status.update(s for s in joined["status"].to_pylist() if s)
         self.reasons.update(r for r in joined["reason"].to_pylist() if r)
         self.truncated += sum(joined["truncated"].to_pylist())
+        self.windowed += sum(joined["windowed"].to_pylist())
         lost = joined.filter(joined["status"].is_null())
         self.unaccounted += [
             f"{f}, record {n} ({i})" for f, n, i in zip(*(lost[c].to_pylist() for c in ("file", "record", "id")))
@@ -245,6 +256,7 @@ def _summary(
         "rejected": tally.status[REJECTED],
         "reasons": rejected,
         "truncated": tally.truncated,
+        "windowed": tally.windowed,
         "duplicates": plan["duplicates"],
         "computed_sequences": sum(run["sequences"] for run in runs),
         "computed_residues": residues,

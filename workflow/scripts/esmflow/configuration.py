@@ -22,6 +22,7 @@ from esmflow.errors import EsmflowError
 from esmflow.fasta import fasta_stem
 from esmflow.files import read_json
 from esmflow.planning import InputFile
+from esmflow.windows import window_starts
 
 
 class ConfigurationError(EsmflowError):
@@ -74,12 +75,27 @@ def _check_model(config: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(model, OFFICIAL_NAMES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(OFFICIAL_NAMES)}"
         raise ConfigurationError(f"model: {model} is not an ESM-2 model and not a path; {hint}")
+    if config["long_sequences"] == "window":
+        _check_windows(config)
     layers = number_of_layers(model)
     if layers is not None:
         try:
             resolve_layers(config["layers"], layers)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+
+
+def _check_windows(config: Mapping[str, Any]) -> None:
+    whole = sorted({"contacts", "logits"} & set(config["include"]))
+    if whole:
+        raise ConfigurationError(
+            f"long_sequences: {' and '.join(whole)} cannot be put together from windows; "
+            "set long_sequences to truncate or whole, or leave them out of include"
+        )
+    try:
+        window_starts(1, config["max_residues"], config["window_overlap"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def number_of_layers(model: str) -> int | None:

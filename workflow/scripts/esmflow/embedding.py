@@ -16,6 +16,7 @@ from typing import Any
 from esmflow import gpu_slots
 from esmflow.checkpoints import CheckpointError, verify_checkpoint
 from esmflow.engine import Outputs
+from esmflow.engines import load_engine
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
 from esmflow.files import write_json
@@ -38,7 +39,7 @@ class EmbedError(EsmflowError):
 class EmbedSettings:
     """What an embed job needs to know besides its shards.
 
-    toks_per_batch: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
+    batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
     attempt, last_attempt: counted from 1. On the last attempt shards that fail are recorded instead of raised.
     retry_failed: compute finished shards again if any of their sequences failed.
     """
@@ -46,7 +47,7 @@ class EmbedSettings:
     checkpoint: str
     fingerprint: Fingerprint
     store: str
-    toks_per_batch: int | None
+    batch_tokens: int | None
     device: str
     cpu_slots: int
     lock_folder: str
@@ -116,7 +117,7 @@ def embed_group(
         with lease:
             leased = time.time()
             manager = BatchQueueManager(1, embed_shards)
-            with Progress(f"group {group}", _residues(waiting, settings.fingerprint.max_residues)) as progress:
+            with Progress(f"group {group}", _residues(waiting, settings.fingerprint)) as progress:
                 _, failed = manager.process_files(
                     waiting,
                     inherited=[[lease.descriptor]],
@@ -187,9 +188,10 @@ def _tick(progress: Progress, lease: SlotLease) -> None:
     lease.keep_fresh()
 
 
-def _residues(shards: Iterable[str], max_residues: int | None) -> int:
-    """Residues that will go through the model."""
-    return sum(len(sequence[:max_residues]) for shard in shards for _, sequence in read_shard(shard))
+def _residues(shards: Iterable[str], method: Fingerprint) -> int:
+    """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
+    cut = method.max_residues if method.window_overlap is None else None
+    return sum(len(sequence[:cut]) for shard in shards for _, sequence in read_shard(shard))
 
 
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:
@@ -226,15 +228,22 @@ def embed_shards(file_subset: FileSubset, device_id: int, *, slot: Slot, setting
     import torch
 
     from esmflow.extraction import extract_esm_features
-    from esmflow.reference import ReferenceEngine
 
     torch.set_num_threads(settings.threads)
     started = time.time()
-    engine = ReferenceEngine.load(settings.checkpoint, settings.outputs, settings.fingerprint.precision, slot.device)
+    method = settings.fingerprint
+    engine = load_engine(
+        method.engine,
+        settings.checkpoint,
+        settings.outputs,
+        method.precision,
+        slot.device,
+        method.per_residue_precision or "fp32",
+    )
     load_seconds = time.time() - started
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
     store = Store(settings.store, settings.fingerprint)
-    budget = settings.toks_per_batch or engine.default_token_budget
+    budget = settings.batch_tokens or engine.default_token_budget()
     budget = max(1, budget >> (settings.attempt - 1))
     for file in file_subset:
         started = time.time()
@@ -243,7 +252,8 @@ def embed_shards(file_subset: FileSubset, device_id: int, *, slot: Slot, setting
             sequences,
             engine,
             budget,
-            max_residues=settings.fingerprint.max_residues,
+            max_residues=method.max_residues,
+            window_overlap=method.window_overlap,
             on_progress=file_subset.progress,
         )
         budget = extraction.token_budget

@@ -7,11 +7,13 @@ result). `esmflow.extraction` drives them and deals with everything that can go 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from esmflow.checkpoints import ModelDimensions
 
 POOLED = ("mean", "bos")
 PER_LAYER = ("mean", "bos", "per_residue")
@@ -73,6 +75,20 @@ def resolve_layers(layers: Sequence[int], number_of_layers: int) -> tuple[int, .
     return tuple(sorted(resolved))
 
 
+def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
+    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
+    if "contacts" in include and not dimensions.has_contact_head:
+        raise ValueError(
+            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
+            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
+        )
+    if "logits" in include and not dimensions.has_lm_head:
+        raise ValueError(
+            "include: logits are asked for, but the checkpoint has no language model head; "
+            "use a checkpoint with one, or leave logits out"
+        )
+
+
 class Engine(Protocol):
     """One model on one device, ready to embed."""
 
@@ -80,6 +96,10 @@ class Engine(Protocol):
     """`bf16`, `fp16` or `fp32`: the precision of the matrix products. Results are fp32 whatever it is."""
 
     outputs: Outputs
+
+    def default_token_budget(self) -> int:
+        """Tokens in one batch where the user leaves the choice to the engine."""
+        ...
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Groups sequences, given by their residue counts, into batches of at most `token_budget` tokens.
@@ -105,6 +125,10 @@ class Engine(Protocol):
         `mean` and `bos` are `[B, D]` in the order of the batch; `per_residue` is `[sum of residues, D]`: the sequences'
         residues end to end, in the order of the batch, without cls and eos.
         """
+        ...
+
+    def with_outputs(self, outputs: Outputs) -> Engine:
+        """The same model, in the same precision, computing something else."""
         ...
 
     def at_full_precision(self) -> Engine:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,14 @@ from esmflow.engine import Engine, row_offsets, rows_per_sequence
 from esmflow.failures import Failure, Reason
 from esmflow.fasta import DIGEST_BYTES
 from esmflow.segments import Segment
+from esmflow.windows import join_pieces, piece_outputs, window_starts
 
 log = logging.getLogger(__name__)
 
-# Batches in flight: while the device works on one, the next is launched and the one before is copied back.
+# While the device works on one batch the next is queued behind it and the one before is copied back.
 _IN_FLIGHT = 2
+# Batches whose tokens a second thread makes ready meanwhile.
+_PREPARED_AHEAD = 2
 
 
 @dataclass
@@ -34,12 +38,17 @@ class Extraction:
 
 
 @dataclass
-class _Progress:
-    """Results so far, batch by batch."""
+class _Results:
+    """Results batch by batch, for residue strings known by their number. `failures` has a reason and a detail."""
 
     rows: list[int] = field(default_factory=list)
     arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
+    failures: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+
+    def append(self, rows: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
+        self.rows.extend(rows)
+        for name, array in arrays.items():
+            self.arrays.setdefault(name, []).append(array)
 
 
 def extract_esm_features(
@@ -48,6 +57,7 @@ def extract_esm_features(
     toks_per_batch: int,
     *,
     max_residues: int | None = None,
+    window_overlap: int | None = None,
     on_progress: Callable[[int], None] = lambda residues: None,
 ) -> Extraction:
     """Embeds unique sequences, given as digest and residues.
@@ -55,16 +65,40 @@ def extract_esm_features(
     toks_per_batch: tokens in one batch. When a batch does not fit into memory the budget is halved and the batch is cut
     anew, down to single sequences; one that does not fit alone is a failure. A sequence with a NaN or an infinity in
     any of its arrays is tried again in fp32, and is a failure if that does not mend it.
-    max_residues: longer sequences are truncated to their first residues; None embeds them whole.
+    max_residues: longer sequences are truncated to their first residues, or, with `window_overlap`, embedded in
+    overlapping windows (see `esmflow.windows`); None embeds them whole.
     on_progress: told the residues of each batch as it is done.
     Errors that are not about one sequence (a CUDA fault, a damaged checkpoint) are raised.
     """
-    residues = [sequence[:max_residues] for _, sequence in sequences]
     digests = [digest for digest, _ in sequences]
-    lengths = [len(r) for r in residues]
-    progress = _Progress()
+    residues = [sequence for _, sequence in sequences]
+    windowed: list[int] = []
+    if max_residues is not None and window_overlap is not None:
+        windowed = [i for i, sequence in enumerate(residues) if len(sequence) > max_residues]
+    elif max_residues is not None:
+        residues = [sequence[:max_residues] for sequence in residues]
+    results = _Results()
     budget = toks_per_batch
+    apart = set(windowed)
+    at_once = [i for i in range(len(residues)) if i not in apart]
+    if at_once:
+        found, budget = _run([residues[i] for i in at_once], engine, budget, on_progress)
+        results.append([at_once[row] for row in found.rows], {n: np.concatenate(a) for n, a in found.arrays.items()})
+        results.failures = {at_once[number]: failure for number, failure in found.failures.items()}
+    if windowed and max_residues is not None and window_overlap is not None:
+        budget = _run_windows(results, residues, windowed, engine, budget, max_residues, window_overlap, on_progress)
+    failures = [Failure(digests[i].hex(), *results.failures[i]) for i in sorted(results.failures)]
+    return Extraction(_segment(results, engine.precision, digests, residues, failures), budget)
+
+
+def _run(
+    residues: Sequence[str], engine: Engine, budget: int, on_progress: Callable[[int], None]
+) -> tuple[_Results, int]:
+    """Runs residue strings through an engine, batch by batch. Returns the results and the budget at the end."""
+    results = _Results()
+    lengths = [len(r) for r in residues]
     waiting = deque(engine.batches(lengths, budget))
+    prepared: deque[tuple[list[int], Future]] = deque()
     in_flight: deque[tuple[list[int], object]] = deque()
 
     def out_of_memory(batch: list[int], error: str) -> None:
@@ -76,14 +110,15 @@ def extract_esm_features(
         release_memory()
         if len(batch) == 1:
             detail = f"{lengths[batch[0]]} residues do not fit into memory alone: {error}"
-            progress.failures[batch[0]] = Failure(digests[batch[0]].hex(), Reason.OUT_OF_MEMORY, detail)
+            results.failures[batch[0]] = (Reason.OUT_OF_MEMORY, detail)
             on_progress(lengths[batch[0]])
             return
         # Another batch that was in flight may have halved it already.
         if budget == cut_with:
             budget = max(budget // 2, 1)
         log.warning("out of memory with %d sequences in a batch; budget is now %d tokens", len(batch), budget)
-        again = [index for later in (batch, *waiting) for index in later]
+        again = [index for later in (batch, *(b for b, _ in prepared), *waiting) for index in later]
+        prepared.clear()
         waiting.clear()
         waiting.extend([again[i] for i in cut] for cut in engine.batches([lengths[i] for i in again], budget))
 
@@ -92,20 +127,58 @@ def extract_esm_features(
         if isinstance(arrays, str):
             out_of_memory(batch, arrays)
             return
-        _accept(progress, batch, arrays, engine, residues, digests)
+        _accept(results, batch, arrays, engine, residues)
         on_progress(sum(lengths[i] for i in batch))
 
-    while waiting or in_flight:
-        if waiting and len(in_flight) < _IN_FLIGHT:
-            batch = waiting.popleft()
-            launched = _unless_out_of_memory(lambda: engine.launch(engine.prepare([residues[i] for i in batch])))  # noqa: B023 - called at once
-            if isinstance(launched, str):
-                out_of_memory(batch, launched)
-            else:
-                in_flight.append((batch, launched))
+    def launch(batch: list[int], tokens: Future) -> None:
+        launched = _unless_out_of_memory(lambda: engine.launch(tokens.result()))
+        if isinstance(launched, str):
+            out_of_memory(batch, launched)
         else:
-            finish(*in_flight.popleft())
-    return Extraction(_segment(progress, engine, digests, lengths), budget)
+            in_flight.append((batch, launched))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
+        while waiting or prepared or in_flight:
+            while waiting and len(prepared) < _PREPARED_AHEAD:
+                batch = waiting.popleft()
+                prepared.append((batch, preparing.submit(engine.prepare, [residues[i] for i in batch])))
+            if prepared and len(in_flight) < _IN_FLIGHT:
+                launch(*prepared.popleft())
+            elif in_flight:
+                finish(*in_flight.popleft())
+    return results, budget
+
+
+def _run_windows(
+    results: _Results,
+    residues: Sequence[str],
+    windowed: Iterable[int],
+    engine: Engine,
+    budget: int,
+    window: int,
+    overlap: int,
+    on_progress: Callable[[int], None],
+) -> int:
+    """Embeds long sequences in overlapping windows and appends them to `results`. Returns the budget at the end."""
+    starts = {i: window_starts(len(residues[i]), window, overlap) for i in windowed}
+    owners = [(i, start) for i, begins in starts.items() for start in begins]
+    pieces = [residues[i][start : start + window] for i, start in owners]
+    found, budget = _run(pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: None)
+    by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)
+    for name, parts in found.arrays.items():
+        array, offsets = np.concatenate(parts), row_offsets(name, piece_lengths)
+        for at, number in enumerate(found.rows):
+            by_piece.setdefault(owners[number], {})[name] = array[offsets[at] : offsets[at + 1]]
+    failed = {owners[number][0]: failure for number, failure in found.failures.items()}
+    for i, begins in starts.items():
+        if i in failed:
+            results.failures[i] = failed[i]
+        else:
+            joined = join_pieces(engine.outputs, len(residues[i]), begins, [by_piece[i, start] for start in begins])
+            results.append([i], joined)
+        on_progress(len(residues[i]))
+    return budget
 
 
 def _unless_out_of_memory(work: Callable[[], Any]) -> Any:
@@ -134,60 +207,56 @@ def release_memory() -> None:
 
 
 def _accept(
-    progress: _Progress,
-    batch: list[int],
-    arrays: dict[str, np.ndarray],
-    engine: Engine,
-    residues: Sequence[str],
-    digests: Sequence[bytes],
+    results: _Results, batch: list[int], arrays: dict[str, np.ndarray], engine: Engine, residues: Sequence[str]
 ) -> None:
     """Takes over a batch's rows; those with a NaN or an infinity are computed again in fp32, one by one."""
-    lengths = [len(residues[i]) for i in batch]
+    lengths = np.array([len(residues[i]) for i in batch], np.int64)
     finite = np.ones(len(batch), bool)
     for name, array in arrays.items():
         finite &= _finite_sequences(name, array, lengths)
     if finite.all():
-        _append(progress, batch, arrays)
+        results.append(batch, arrays)
         return
-    _append(progress, [i for i, good in zip(batch, finite) if good], _select(arrays, finite, lengths))
-    exact = engine.at_full_precision()
+    results.append([i for i, good in zip(batch, finite) if good], _select(arrays, finite, lengths))
     for index in (i for i, good in zip(batch, finite) if not good):
-        alone = _unless_out_of_memory(lambda: exact.fetch(exact.launch(exact.prepare([residues[index]]))))  # noqa: B023
-        if isinstance(alone, str):
-            detail = f"NaN or infinity in {engine.precision}, and no memory to embed it in fp32: {alone}"
-            progress.failures[index] = Failure(digests[index].hex(), Reason.OUT_OF_MEMORY, detail)
-        elif all(np.isfinite(array).all() for array in alone.values()):
-            log.info("%s: non-finite in %s, embedded in fp32", digests[index].hex(), engine.precision)
-            _append(progress, [index], alone)
-        else:
-            detail = f"NaN or infinity in {engine.precision} and in fp32"
-            progress.failures[index] = Failure(digests[index].hex(), Reason.NON_FINITE, detail)
+        _retry_in_fp32(results, index, residues[index], engine)
 
 
-def _append(progress: _Progress, rows: list[int], arrays: dict[str, np.ndarray]) -> None:
-    progress.rows.extend(rows)
-    for name, array in arrays.items():
-        progress.arrays.setdefault(name, []).append(array)
+def _retry_in_fp32(results: _Results, index: int, sequence: str, engine: Engine) -> None:
+    def compute() -> dict[str, np.ndarray]:
+        exact = engine.at_full_precision()
+        return exact.fetch(exact.launch(exact.prepare([sequence])))
+
+    alone = _unless_out_of_memory(compute)
+    if isinstance(alone, str):
+        detail = f"NaN or infinity in {engine.precision}, and no memory to embed it in fp32: {alone}"
+        results.failures[index] = (Reason.OUT_OF_MEMORY, detail)
+    elif all(np.isfinite(array).all() for array in alone.values()):
+        log.info("%d residues gave NaN or infinity in %s; embedded in fp32", len(sequence), engine.precision)
+        results.append([index], alone)
+    else:
+        results.failures[index] = (Reason.NON_FINITE, f"NaN or infinity in {engine.precision} and in fp32")
 
 
-def _finite_sequences(name: str, array: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+def _finite_sequences(name: str, array: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """For each sequence of a batch, whether all of its values are finite."""
     rows = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return np.logical_and.reduceat(rows, row_offsets(name, np.array(lengths))[:-1])
+    return np.logical_and.reduceat(rows, row_offsets(name, lengths)[:-1])
 
 
-def _select(arrays: dict[str, np.ndarray], keep: np.ndarray, lengths: Sequence[int]) -> dict[str, np.ndarray]:
-    counts = {name: rows_per_sequence(name, np.array(lengths)) for name in arrays}
-    return {name: array[np.repeat(keep, counts[name])] for name, array in arrays.items()}
+def _select(arrays: dict[str, np.ndarray], keep: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array[np.repeat(keep, rows_per_sequence(name, lengths))] for name, array in arrays.items()}
 
 
-def _segment(progress: _Progress, engine: Engine, digests: Sequence[bytes], lengths: Sequence[int]) -> Segment:
+def _segment(
+    results: _Results, precision: str, digests: Sequence[bytes], residues: Sequence[str], failures: Sequence[Failure]
+) -> Segment:
     """The embedded sequences, in the order in which they were computed."""
-    rows = progress.rows
+    rows = results.rows
     return Segment(
         digests=np.frombuffer(b"".join(digests[i] for i in rows), np.uint8).reshape(len(rows), DIGEST_BYTES),
-        lengths=np.array([lengths[i] for i in rows], np.int64),
-        arrays={name: np.concatenate(parts) for name, parts in progress.arrays.items()} if rows else {},
-        precision=engine.precision,
-        failures=tuple(progress.failures[i] for i in sorted(progress.failures)),
+        lengths=np.array([len(residues[i]) for i in rows], np.int64),
+        arrays={name: np.concatenate(parts) for name, parts in results.arrays.items()} if rows else {},
+        precision=precision,
+        failures=tuple(failures),
     )

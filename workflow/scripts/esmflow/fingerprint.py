@@ -14,17 +14,21 @@ METHOD_VERSION = 1
 class Fingerprint:
     """What an embedding depends on besides its sequence.
 
-    checkpoint: the converted checkpoint's content digest. precision: as configured, `auto` being the card's own best.
-    long_sequences, max_residues: what is done with long sequences; max_residues is None where it does not matter.
+    checkpoint: the converted checkpoint's content digest. arithmetic: how the engine computes, in words.
+    precision: as configured, `auto` being the card's own best.
+    per_residue_precision, max_residues, window_overlap: None where they do not matter.
     """
 
     checkpoint: str
     layers: tuple[int, ...]
     include: tuple[str, ...]
+    per_residue_precision: str | None
     engine: str
+    arithmetic: str
     precision: str
     long_sequences: str
     max_residues: int | None
+    window_overlap: int | None
     invalid_residues: str
     method_version: int = METHOD_VERSION
 

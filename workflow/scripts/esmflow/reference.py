@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import esm
 import numpy as np
@@ -31,20 +32,28 @@ _SPECIAL_TOKENS = 2
 class ReferenceEngine:
     """fair-esm's `ESM2` under `torch.no_grad`, with autocast where the precision asks for it. See `engine.Engine`."""
 
-    def __init__(self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device, per_residue: str = "fp32"
+    ) -> None:
         self.model = model
         self.outputs = outputs
         self.precision = precision
         self.device = device
+        self._per_residue = per_residue
         self._tokenise = model.alphabet.get_batch_converter()
 
     @classmethod
-    def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
-        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`."""
-        target = torch.device(device)
-        return cls(load_fair_esm(checkpoint, target), outputs, resolve_precision(precision, target), target)
+    def load(
+        cls, checkpoint: str, outputs: Outputs, precision: str, device: str, per_residue: str = "fp32"
+    ) -> ReferenceEngine:
+        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`.
 
-    @property
+        per_residue: `fp32` or `fp16`, the type of per-residue arrays.
+        """
+        target = torch.device(device)
+        resolved = resolve_precision(precision, target)
+        return cls(load_fair_esm(checkpoint, target), outputs, resolved, target, per_residue)
+
     def default_token_budget(self) -> int:
         """fair-esm's padded tokens per batch: 2048 in fp32, 3072 in lower precision."""
         return TOKS_PER_BATCH if self.precision == "fp32" else TOKS_PER_BATCH_LOW_PRECISION
@@ -69,33 +78,47 @@ class ReferenceEngine:
         return tokens, [len(sequence) for sequence in sequences]
 
     @torch.no_grad()
-    def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[int, torch.Tensor], list[int]]:
-        """Representations `[B, T, D]` by layer, on the device, in fp32."""
+    def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[str, Any], list[int]]:
+        """fair-esm's own results for the padded batch, on the device, and the residue counts."""
         tokens, lengths = prepared
         with _autocast(self.device, self.precision):
-            result = self.model(tokens.to(self.device), repr_layers=self.outputs.layers)
-        return {layer: result["representations"][layer].float() for layer in self.outputs.layers}, lengths
+            result = self.model(
+                tokens.to(self.device),
+                repr_layers=self.outputs.layers,
+                return_contacts="contacts" in self.outputs.include,
+            )
+        return result, lengths
 
     @torch.no_grad()
-    def fetch(self, launched: tuple[dict[int, torch.Tensor], list[int]]) -> dict[str, np.ndarray]:
-        """Pools over residues only (neither cls nor eos) and copies to the host."""
-        representations, lengths = launched
-        arrays: dict[str, np.ndarray] = {}
-        for layer, values in representations.items():
+    def fetch(self, launched: tuple[dict[str, Any], list[int]]) -> dict[str, np.ndarray]:
+        """Pools over residues only (neither cls nor eos) and copies to the host, in fp32."""
+        result, lengths = launched
+        arrays: dict[str, torch.Tensor] = {}
+        for layer in self.outputs.layers:
+            values = result["representations"][layer].float()
             residues = [values[i, 1 : length + 1] for i, length in enumerate(lengths)]
-            for kind in self.outputs.include:
-                if kind == "mean":
-                    pooled = torch.stack([rows.mean(0) for rows in residues])
-                elif kind == "bos":
-                    pooled = values[:, 0]
-                else:
-                    pooled = torch.cat(residues)
-                arrays[f"{kind}_layer{layer}"] = pooled.cpu().numpy()
-        return arrays
+            if "mean" in self.outputs.include:
+                arrays[f"mean_layer{layer}"] = torch.stack([rows.mean(0) for rows in residues])
+            if "bos" in self.outputs.include:
+                arrays[f"bos_layer{layer}"] = values[:, 0]
+            if "per_residue" in self.outputs.include:
+                rows = torch.cat(residues)
+                arrays[f"per_residue_layer{layer}"] = rows.half() if self._per_residue == "fp16" else rows
+        if "contacts" in self.outputs.include:
+            arrays["contacts"] = torch.cat(
+                [result["contacts"][i, :n, :n].float().flatten() for i, n in enumerate(lengths)]
+            )
+        if "logits" in self.outputs.include:
+            arrays["logits"] = torch.cat([result["logits"][i, 1 : n + 1].float() for i, n in enumerate(lengths)])
+        return {name: arrays[name].cpu().numpy() for name in self.outputs.names()}
+
+    def with_outputs(self, outputs: Outputs) -> ReferenceEngine:
+        """The same module, computing something else."""
+        return ReferenceEngine(self.model, outputs, self.precision, self.device, self._per_residue)
 
     def at_full_precision(self) -> ReferenceEngine:
         """The same module without autocast."""
-        return ReferenceEngine(self.model, self.outputs, "fp32", self.device)
+        return ReferenceEngine(self.model, self.outputs, "fp32", self.device, self._per_residue)
 
 
 def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:

@@ -10,6 +10,7 @@ from typing import Any
 
 from esmflow.checkpoints import CheckpointInfo, ModelDimensions
 from esmflow.engine import resolve_layers
+from esmflow.engines import ARITHMETIC
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 from esmflow.fingerprint import Fingerprint
@@ -48,9 +49,12 @@ def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Finger
         checkpoint=model.digest,
         layers=resolve_layers(method["layers"], model.dimensions.layers),
         include=tuple(sorted(method["include"])),
+        per_residue_precision=method["per_residue_precision"] if "per_residue" in method["include"] else None,
         engine=method["engine"],
+        arithmetic=ARITHMETIC[method["engine"]],
         precision=method["precision"],
         long_sequences=method["long_sequences"],
         max_residues=method["max_residues"],
+        window_overlap=method["window_overlap"],
         invalid_residues=method["invalid_residues"],
     )

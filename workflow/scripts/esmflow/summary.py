@@ -18,6 +18,8 @@ def summary_lines(summary: dict[str, Any], model: str, embeddings: str, manifest
     ]
     if summary["truncated"]:
         lines.append(f"truncated  {summary['truncated']:,} records, marked in the manifest")
+    if summary["windowed"]:
+        lines.append(f"windowed   {summary['windowed']:,} records, marked in the manifest")
     for reason, count in summary["reasons"].items():
         lines.append(f"           {count:,} × {reason}: {REMEDY[Reason(reason)]}")
     if summary["residues_per_second"]:

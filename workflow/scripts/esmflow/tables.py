@@ -25,6 +25,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("reason", _TEXT),
         ("detail", pa.string()),
         ("truncated", pa.bool_()),
+        ("windowed", pa.bool_()),
         ("precision", _TEXT),
         ("segment", _TEXT),
         ("row", pa.int64()),

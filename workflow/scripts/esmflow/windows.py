@@ -40,11 +40,11 @@ def join_pieces(
     """The arrays of a whole sequence from those of its pieces, given in the order of `starts`.
 
     pieces: `per_residue_layer{n}` `[w, D]` and, if asked for, `bos_layer{n}` `[1, D]`. Returns arrays as an engine does
-    for a batch of one: `mean` and `bos` `[1, D]`, `per_residue` `[residues, D]`, all fp32.
+    for a batch of one: `mean` and `bos` `[1, D]`, `per_residue` `[residues, D]`, in the pieces' types.
     """
     joined: dict[str, np.ndarray] = {}
     for layer in outputs.layers:
-        rows = [np.asarray(piece[f"per_residue_layer{layer}"], np.float32) for piece in pieces]
+        rows = [piece[f"per_residue_layer{layer}"] for piece in pieces]
         # fp64, so that the order of the pieces does not matter to the last bit kept.
         total = np.zeros((residues, rows[0].shape[1]), np.float64)
         times = np.zeros((residues, 1), np.float64)
@@ -53,11 +53,12 @@ def join_pieces(
             times[start : start + len(values)] += 1
         by_residue = total / times
         for kind in outputs.include:
+            name = f"{kind}_layer{layer}"
             if kind == "per_residue":
-                array = by_residue
+                joined[name] = by_residue.astype(rows[0].dtype)
             elif kind == "mean":
-                array = by_residue.mean(axis=0, keepdims=True)
+                joined[name] = by_residue.mean(axis=0, keepdims=True).astype(np.float32)
             else:
-                array = np.mean([piece[f"bos_layer{layer}"] for piece in pieces], axis=0, dtype=np.float64)
-            joined[f"{kind}_layer{layer}"] = array.astype(np.float32)
+                at_bos = np.stack([piece[name] for piece in pieces])
+                joined[name] = at_bos.mean(axis=0, dtype=np.float64).astype(np.float32)
     return joined

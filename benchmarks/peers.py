@@ -1,0 +1,129 @@
+"""What the packed engine is measured beside: fair-esm under autocast, transformers with SDPA, one matrix product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import esm
+import numpy as np
+import torch
+from synthetic import SIZES
+
+from esmflow.packing import pack_sequences
+from esmflow.reference import load_fair_esm
+
+
+def synchronise(device: str) -> None:
+    """Waits until the device has done all it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def residues_per_second(embed: Callable[[Sequence[str]], object], sequences: Sequence[str], device: str) -> float:
+    """Speed of `embed` over `sequences`, strings in and vectors on the host out, after a run over the first few."""
+    embed(sequences[: max(1, len(sequences) // 20)])
+    synchronise(device)
+    start = time.perf_counter()
+    embed(sequences)
+    synchronise(device)
+    return sum(map(len, sequences)) / (time.perf_counter() - start)
+
+
+def fair_esm_autocast(
+    checkpoint: Path, device: str, tokens_per_batch: int = 3072
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """fair-esm's own batches and module under bf16 autocast, with its extract script's order of work."""
+    model = load_fair_esm(str(checkpoint), torch.device(device))
+    tokenise = model.alphabet.get_batch_converter()
+    last = model.num_layers
+
+    @torch.no_grad()
+    def embed(sequences: Sequence[str]) -> np.ndarray:
+        dataset = esm.FastaBatchedDataset([str(i) for i in range(len(sequences))], list(sequences))
+        means = np.empty((len(sequences), model.embed_dim), np.float32)
+        for batch in dataset.get_batch_indices(tokens_per_batch, extra_toks_per_seq=1):
+            _, strings, tokens = tokenise([dataset[i] for i in batch])
+            with torch.autocast(device, dtype=torch.bfloat16):
+                result = model(tokens.to(device), repr_layers=[last])
+            representation = result["representations"][last].float().cpu()
+            for row, (index, string) in enumerate(zip(batch, strings, strict=True)):
+                means[index] = representation[row, 1 : len(string) + 1].mean(0)
+        return means
+
+    return embed
+
+
+def transformers_sdpa(size: str, device: str) -> Callable[[int], Callable[[Sequence[str]], np.ndarray]]:
+    """transformers' `EsmModel` with SDPA in bf16: by padded-token budget, a function that embeds length-sorted batches.
+
+    Raises ImportError where transformers is not installed.
+    """
+    import transformers
+
+    dimensions = SIZES[size]
+    settings = transformers.EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=dimensions.hidden,
+        num_hidden_layers=dimensions.layers,
+        num_attention_heads=dimensions.heads,
+        intermediate_size=4 * dimensions.hidden,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        attn_implementation="sdpa",
+    )
+    with torch.device(device):
+        model = transformers.EsmModel(settings, add_pooling_layer=False).to(torch.bfloat16).eval()
+
+    def with_budget(budget: int) -> Callable[[Sequence[str]], np.ndarray]:
+        @torch.inference_mode()
+        def embed(sequences: Sequence[str]) -> np.ndarray:
+            means = []
+            for batch in _padded_batches([len(s) for s in sequences], budget):
+                tokens, mask, pooled = _padded([sequences[i] for i in batch], device)
+                hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+                means.append((hidden.float() * pooled[..., None]).sum(1) / pooled.sum(1, keepdim=True))
+            return torch.cat(means).cpu().numpy()
+
+        return embed
+
+    return with_budget
+
+
+def _padded_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        # The first of a batch is its longest.
+        if not batches or (len(batches[-1]) + 1) * (lengths[batches[-1][0]] + 2) > budget:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _padded(sequences: Sequence[str], device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, attention mask and residue mask, each `[B, longest + 2]`."""
+    pack = pack_sequences(sequences)
+    tokens = torch.ones(len(sequences), pack.longest, dtype=torch.long)
+    inside = torch.arange(pack.longest) < torch.tensor(pack.lengths)[:, None]
+    tokens[inside] = pack.tokens.long()
+    residues = inside & (tokens != 0) & (tokens != 2)
+    return tokens.to(device), inside.long().to(device), residues.float().to(device)
+
+
+def fc1_flops_per_second(size: str, device: str, tokens: int, repetitions: int = 50) -> float:
+    """Rate of fc1's matrix product alone, in bf16, at a pack's token count."""
+    width = SIZES[size].hidden
+    x = torch.randn(tokens, width, device=device).bfloat16()
+    weight = torch.randn(4 * width, width, device=device).bfloat16() * width**-0.5
+    for _ in range(10):
+        x @ weight.t()
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        x @ weight.t()
+    synchronise(device)
+    return repetitions * 8 * tokens * width**2 / (time.perf_counter() - start)

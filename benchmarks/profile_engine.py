@@ -1,0 +1,88 @@
+"""Prints where the GPU's time goes in one model: kernels by kind, and how long the GPU waits for the host.
+
+python benchmarks/profile_engine.py 650M --kind viral
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "workflow" / "scripts")]
+
+import synthetic  # noqa: E402
+
+from esmflow.engine import Outputs  # noqa: E402
+from esmflow.model import PackedEngine, auto_token_budget  # noqa: E402
+
+KINDS = {
+    "layer norm": ("_normalise", "layer_norm"),
+    "rotation": ("_rotate",),
+    "attention": ("_attend", "flash", "fmha"),
+    "pooling": ("segment_reduce",),
+    "copies": ("memcpy", "memset"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "sm90_xmma"),
+}
+
+
+def kind_of(kernel: str) -> str:
+    """The part of the model that a kernel belongs to, by its name."""
+    name = kernel.lower()
+    return next((kind for kind, marks in KINDS.items() if any(mark in name for mark in marks)), "other")
+
+
+def profile(engine: PackedEngine, packs: list[list[str]]) -> tuple[dict[str, float], dict[str, float], float]:
+    """Milliseconds by kind, by kernel, and from first to last kernel, over `packs` launched at once."""
+    engine.fetch(engine.launch(engine.prepare(packs[0])))
+    prepared = [engine.prepare(pack) for pack in packs]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        begin.record()
+        launched = [engine.launch(pack) for pack in prepared]
+        end.record()
+        for result in launched:
+            engine.fetch(result)
+    kinds: dict[str, float] = defaultdict(float)
+    kernels: dict[str, float] = {}
+    for event in trace.key_averages():
+        milliseconds = event.self_device_time_total / 1000
+        if milliseconds:
+            kinds[kind_of(event.key)] += milliseconds
+            kernels[event.key] = milliseconds
+    return kinds, kernels, begin.elapsed_time(end)
+
+
+def main() -> None:
+    """Profiles three packs of random sequences."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=list(synthetic.SIZES))
+    parser.add_argument("--kind", choices=["proteome", "viral"], default="proteome")
+    parser.add_argument("--budget", type=int, help="tokens per pack; chosen by the engine if left out")
+    options = parser.parse_args()
+    dimensions = synthetic.SIZES[options.size]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        synthetic.write_converted(path, options.size, synthetic.random_tensors(options.size, "cuda"))
+        engine = PackedEngine.load(path, Outputs((dimensions.layers,), ("mean",)), "bf16", "cuda")
+    budget = options.budget or auto_token_budget(dimensions, "bf16", "cuda")
+    sequences = synthetic.sequences(options.kind, 20 * budget)
+    batches = engine.batches([len(s) for s in sequences], budget)
+    chosen = [batches[int(len(batches) * share)] for share in (0.15, 0.5, 0.85)]
+    kinds, kernels, elapsed = profile(engine, [[sequences[i] for i in batch] for batch in chosen])
+    print(
+        f"{options.size}, {options.kind}, 3 packs of {budget} tokens, {torch.cuda.get_device_name()}: {elapsed:.1f} ms"
+    )
+    for kind, milliseconds in sorted(kinds.items(), key=lambda item: -item[1]):
+        print(f"  {kind:16} {milliseconds:8.2f} ms {milliseconds / elapsed:6.1%}")
+    print(f"  {'idle':16} {elapsed - sum(kinds.values()):8.2f} ms")
+    for kernel, milliseconds in sorted(kernels.items(), key=lambda item: -item[1])[:12]:
+        print(f"    {milliseconds:8.2f} ms  {kernel[:110]}")
+
+
+if __name__ == "__main__":
+    main()

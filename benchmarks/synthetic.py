@@ -1,0 +1,116 @@
+"""Made-up inputs for the benchmarks: checkpoints with random weights (speed does not depend on them) and sequences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from esmflow.checkpoints import FORMAT, CheckpointInfo, ModelDimensions
+
+SIZES = {
+    "8M": ModelDimensions(6, 320, 20, True, True),
+    "35M": ModelDimensions(12, 480, 20, True, True),
+    "150M": ModelDimensions(30, 640, 20, True, True),
+    "650M": ModelDimensions(33, 1280, 20, True, True),
+    "3B": ModelDimensions(36, 2560, 40, True, True),
+    "15B": ModelDimensions(48, 5120, 40, True, True),
+    "smoke": ModelDimensions(2, 64, 4, True, True),
+}
+# The published 3B and 15B checkpoints hold fp16.
+STORED_AS = {"3B": torch.float16, "15B": torch.float16}
+
+
+def random_tensors(size: str, device: str) -> dict[str, torch.Tensor]:
+    """Every tensor of a model of this size by fair-esm's names, random, in the precision it is published in."""
+    dimensions = SIZES[size]
+    width, head_dim = dimensions.hidden, dimensions.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (33, width)}
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+
+    for n in range(dimensions.layers):
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"layers.{n}.self_attn.{part}", width, width)
+        norm(f"layers.{n}.self_attn_layer_norm")
+        norm(f"layers.{n}.final_layer_norm")
+        linear(f"layers.{n}.fc1", 4 * width, width)
+        linear(f"layers.{n}.fc2", width, 4 * width)
+    norm("emb_layer_norm_after")
+    norm("lm_head.layer_norm")
+    linear("lm_head.dense", width, width)
+    shapes["lm_head.bias"] = (33,)
+    linear("contact_head.regression", 1, dimensions.layers * dimensions.heads)
+
+    dtype = STORED_AS.get(size, torch.float32)
+    tensors = {}
+    for name, shape in shapes.items():
+        scale = shape[1] ** -0.5 if len(shape) == 2 else 0.05
+        centre = 1.0 if name.endswith(("norm.weight", "norm_after.weight")) else 0.0
+        tensors[name] = (centre + scale * torch.randn(shape, device=device)).to(dtype)
+    frequencies = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    for n in range(dimensions.layers):
+        tensors[f"layers.{n}.self_attn.rot_emb.inv_freq"] = frequencies.to(dtype).clone()
+    return tensors
+
+
+def write_converted(path: Path, size: str, tensors: dict[str, torch.Tensor]) -> Path:
+    """A converted checkpoint, as the workflow's model step would leave it."""
+    info = CheckpointInfo(f"random {size}", "", "", "", SIZES[size])
+    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    save_file(on_host, path, metadata={"format": FORMAT, "checkpoint": json.dumps(asdict(info))})
+    return path
+
+
+def write_fair_esm(path: Path, size: str, tensors: dict[str, torch.Tensor]) -> Path:
+    """The same as a fair-esm `.pt` with its `-contact-regression.pt` beside it."""
+    dimensions = SIZES[size]
+    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    regression = {name: on_host.pop(name) for name in list(on_host) if name.startswith("contact_head")}
+    on_host["lm_head.weight"] = on_host["embed_tokens.weight"]
+    settings = argparse.Namespace(
+        encoder_layers=dimensions.layers,
+        encoder_embed_dim=dimensions.hidden,
+        encoder_attention_heads=dimensions.heads,
+        token_dropout=True,
+    )
+    state = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in on_host.items()}
+    torch.save({"cfg": {"model": settings}, "model": state}, path)
+    torch.save({"model": regression}, path.with_name(f"{path.stem}-contact-regression.pt"))
+    return path
+
+
+def sequences(kind: str, residues: int, seed: int = 0) -> list[str]:
+    """Random sequences of about `residues` residues in all.
+
+    `proteome`: lognormal lengths of mean 342 and at most 1022. `viral`: uniform lengths of 60 to 166.
+    """
+    rng = np.random.default_rng(seed)
+    count = max(8, residues // (342 if kind == "proteome" else 113))
+    if kind == "proteome":
+        sigma = 0.7
+        lengths = rng.lognormal(np.log(342) - sigma**2 / 2, sigma, count).clip(20, 1022).astype(int)
+    else:
+        lengths = rng.integers(60, 167, count)
+    letters = np.frombuffer(b"LAGVSERTIDPKQNFYMHWC", dtype=np.uint8)
+    return [letters[rng.integers(0, 20, n)].tobytes().decode() for n in lengths]
+
+
+def model_flops(size: str, lengths: list[int]) -> float:
+    """Floating-point operations of one forward pass: matrix products and attention, cls and eos included.
+
+    24 D² a token and layer for the products (Kaplan et al., 2020, table 1), 4 n D for attention in a sequence of n.
+    """
+    dimensions = SIZES[size]
+    width = dimensions.hidden
+    tokens = np.array(lengths, dtype=np.float64) + 2
+    return float(dimensions.layers * (24 * width**2 * tokens + 4 * width * tokens**2).sum())

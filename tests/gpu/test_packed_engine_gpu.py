@@ -1,0 +1,201 @@
+"""The packed engine on a GPU: against itself in fp32 on the CPU, and as a citizen of a card that others share."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from esmflow import transformer
+from esmflow.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
+from esmflow.checkpoints import FORMAT, CheckpointInfo, ModelDimensions
+from esmflow.engine import Outputs
+from esmflow.model import PackedEngine, auto_token_budget
+from esmflow.packing import pack_sequences
+
+kernels = pytest.importorskip("esmflow.kernels") if torch.cuda.is_available() else None
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+GOLDEN = Path(__file__).parents[1] / "data" / "golden_esm2_8m.npz"
+# layers, width, heads: head sizes 16, 24, 32, 64 and 128.
+SHAPES = [(3, 64, 4), (3, 96, 4), (2, 128, 4), (2, 256, 4), (2, 256, 2)]
+
+
+def write_random_checkpoint(path: Path, layers: int, hidden: int, heads: int) -> Path:
+    """A converted checkpoint with random weights, and every head."""
+    generator = torch.Generator().manual_seed(layers * hidden + heads)
+
+    def random(*shape: int, around: float = 0.0, scale: float = 0.05) -> torch.Tensor:
+        return around + scale * torch.randn(*shape, generator=generator)
+
+    tensors = {"embed_tokens.weight": random(33, hidden, scale=1.0)}
+    for n in range(layers):
+        layer = f"layers.{n}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            tensors[f"{layer}.self_attn.{part}.weight"] = random(hidden, hidden, scale=hidden**-0.5)
+            tensors[f"{layer}.self_attn.{part}.bias"] = random(hidden)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            tensors[f"{layer}.{norm}.weight"] = random(hidden, around=1.0)
+            tensors[f"{layer}.{norm}.bias"] = random(hidden)
+        tensors[f"{layer}.self_attn.rot_emb.inv_freq"] = 10000.0 ** -(
+            torch.arange(0, hidden // heads, 2) / (hidden // heads)
+        )
+        tensors[f"{layer}.fc1.weight"] = random(4 * hidden, hidden, scale=hidden**-0.5)
+        tensors[f"{layer}.fc1.bias"] = random(4 * hidden)
+        tensors[f"{layer}.fc2.weight"] = random(hidden, 4 * hidden, scale=hidden**-0.5)
+        tensors[f"{layer}.fc2.bias"] = random(hidden)
+    for norm in ("emb_layer_norm_after", "lm_head.layer_norm"):
+        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = random(hidden, around=1.0), random(hidden)
+    tensors["lm_head.dense.weight"] = random(hidden, hidden, scale=hidden**-0.5)
+    tensors["lm_head.dense.bias"], tensors["lm_head.bias"] = random(hidden), random(33)
+    tensors["contact_head.regression.weight"] = random(1, layers * heads, scale=1.0)
+    tensors["contact_head.regression.bias"] = random(1)
+    info = CheckpointInfo("random", "", "", "", ModelDimensions(layers, hidden, heads, True, True))
+    save_file(tensors, path, metadata={"format": FORMAT, "checkpoint": json.dumps(asdict(info))})
+    return path
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=[f"head {d // h}" for _, d, h in SHAPES])
+def random_checkpoint(request, tmp_path_factory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "random.safetensors", *request.param)
+
+
+def random_sequences(seed: int, count: int, longest: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(list("LAGVSERTIDPKQNFYMHWCXBUZO"), n)) for n in rng.integers(1, longest, count)]
+
+
+def embed(engine: PackedEngine, sequences: list[str]) -> dict[str, np.ndarray]:
+    return engine.fetch(engine.launch(engine.prepare(sequences)))
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+EVERYTHING = ("mean", "bos", "per_residue", "contacts", "logits")
+
+
+def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
+    sequences = random_sequences(1, 20, 300)
+    outputs = Outputs((0, 1, 2), EVERYTHING)
+    expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
+    found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cuda"), sequences)
+    for name, array in found.items():
+        assert relative_error(array, expected[name]) < (1e-4 if name == "contacts" else 1e-5), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bit_precision_is_near_fp32(random_checkpoint, precision):
+    sequences = random_sequences(2, 20, 300)
+    outputs = Outputs((0, 1, 2), EVERYTHING)
+    expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
+    found = embed(PackedEngine.load(random_checkpoint, outputs, precision, "cuda"), sequences)
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        assert relative_error(array, expected[name]) < 0.02, name
+
+
+@pytest.mark.parametrize("back_end", [triton_attention, varlen_attention])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
+def test_every_fast_attention_is_plain_attention(head_dim, dtype, back_end):
+    torch.manual_seed(head_dim)
+    pack = pack_sequences(["M" * n for n in (1000, 400, 126, 127, 128, 62, 33, 1)], quantum=16896)
+    qkv, bias = torch.randn(len(pack.tokens), 3, 5, head_dim).to(dtype), torch.randn(10 * head_dim)
+    rotation = Rotation.of(10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim), pack.longest)
+    expected = sdpa_attention(qkv.float(), bias, rotation, pack)
+    on_gpu = Rotation(rotation.cos.cuda(), rotation.sin.cuda())
+    found = back_end()(qkv.cuda(), bias.cuda(), on_gpu, pack.to(torch.device("cuda"))).cpu().float()
+    assert relative_error(found.numpy(), expected.numpy()) < (6e-3 if dtype == torch.bfloat16 else 8e-4)
+
+
+@pytest.mark.parametrize("width", [320, 480, 640, 1280, 2560, 5120])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_fast_layer_norm_is_plain_layer_norm(width, dtype):
+    x = torch.randn(300, width, device="cuda").bfloat16()
+    vectors = torch.randn(3, width, device="cuda")
+    expected = transformer.normalise(x, *vectors, 1e-5, torch.float32)
+    found = kernels.normalise(x, *vectors, 1e-5, dtype)
+    assert found.dtype == dtype
+    assert relative_error(found.float().cpu().numpy(), expected.cpu().numpy()) < (
+        3e-3 if dtype != torch.float32 else 1e-6
+    )
+
+
+def test_the_kernels_are_in_use(random_checkpoint, caplog):
+    engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "auto", "cuda")
+    assert engine.precision == "bf16"
+    assert engine.method == "packed-gelu-tanh"
+    assert engine.model.operations.normalise is kernels.normalise
+    assert not caplog.records
+
+
+def test_pytorchs_own_operations_give_the_same_vectors(random_checkpoint):
+    sequences = random_sequences(3, 20, 300)
+    outputs = Outputs((1, 2), ("mean",))
+    fast = embed(PackedEngine.load(random_checkpoint, outputs, "bf16", "cuda"), sequences)
+    plain = embed(PackedEngine.load(random_checkpoint, outputs, "bf16", "cuda", fast_kernels=False), sequences)
+    for name in fast:
+        assert cosines(fast[name], plain[name]).min() > 0.9999
+
+
+def test_bf16_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_checkpoint):
+    sequences = np.load(GOLDEN)["sequences"].tolist()
+    outputs = Outputs((6,), ("mean", "per_residue"))
+    exact = embed(PackedEngine.load(real_checkpoint, outputs, "fp32", "cuda"), sequences)
+    found = embed(PackedEngine.load(real_checkpoint, outputs, "bf16", "cuda"), sequences)
+    assert cosines(found["mean_layer6"], exact["mean_layer6"]).min() >= 0.9998
+    per_residue = cosines(found["per_residue_layer6"], exact["per_residue_layer6"])
+    assert per_residue.min() >= 0.998
+    late = np.concatenate([np.arange(len(s)) > 900 for s in sequences])
+    assert per_residue[late].min() >= per_residue[~late].min()
+
+
+def test_any_packing_gives_the_same_vectors_in_bf16(real_checkpoint):
+    sequences = np.load(GOLDEN)["sequences"].tolist()
+    engine = PackedEngine.load(real_checkpoint, Outputs((6,), ("mean",)), "bf16", "cuda")
+    together = embed(engine, sequences)["mean_layer6"]
+    alone = np.concatenate([embed(engine, [s])["mean_layer6"] for s in sequences])
+    assert cosines(alone, together).min() >= 0.9999
+
+
+def test_packs_in_flight_do_not_disturb_each_other(random_checkpoint):
+    engine = PackedEngine.load(random_checkpoint, Outputs((1, 2), EVERYTHING), "bf16", "cuda")
+    packs = [random_sequences(seed, 15, 200) for seed in range(6)]
+    one_by_one = [embed(engine, pack) for pack in packs]
+    launched = [engine.launch(engine.prepare(pack)) for pack in packs]
+    for result, expected in zip(launched, one_by_one, strict=True):
+        found = engine.fetch(result)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_out_of_memory_is_raised_and_leaves_the_engine_usable(random_checkpoint):
+    engine = PackedEngine.load(random_checkpoint, Outputs((2,), ("mean",)), "bf16", "cuda")
+    before = embed(engine, ["MKV"])
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + (1 << 26)) / total))
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            embed(engine, ["M" * 1000] * 400)
+        after = embed(engine, ["MKV"])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.array_equal(before["mean_layer2"], after["mean_layer2"])
+
+
+def test_the_automatic_budget_fits(random_checkpoint):
+    dimensions = ModelDimensions(33, 1280, 20, False, False)
+    budget = auto_token_budget(dimensions, "bf16", "cuda")
+    free, _ = torch.cuda.mem_get_info()
+    assert 1024 <= budget <= free / (1280 * 24)
