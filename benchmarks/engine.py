@@ -32,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "wor
 
 import peers  # noqa: E402
 import synthetic  # noqa: E402
+from job import measure_job  # noqa: E402
 
 from esmflow.engine import Outputs  # noqa: E402
 from esmflow.model import PackedEngine, auto_token_budget  # noqa: E402
@@ -64,6 +65,7 @@ CASES = (
     Case("150M", "proteome", 6_000_000, transformers=True),
     Case("8M", "proteome", 40_000_000, peer_share=0.15, transformers=True),
 )
+NAMES = " ".join(case.name for case in CASES)
 SMOKE = (Case("smoke", "viral", 3_000, peer_share=1.0, fair_esm=True, transformers=True, per_residue=True),)
 
 
@@ -152,13 +154,13 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
 
     if case.fair_esm:
         embed = peers.fair_esm_autocast(checkpoint, device)
-        figures["fair-esm, autocast, 3072"] = peers.residues_per_second(embed, few, device)
+        figures["fair-esm, autocast, 3072"] = peers.residues_per_second(embed, few, device, warm_up=1)
         del embed
         release(device)
     if case.transformers and has_transformers():
         with_budget = peers.transformers_sdpa(case.size, device)
         for padded in PADDED_BUDGETS:
-            speed = peers.residues_per_second(with_budget(padded), few, device)
+            speed = peers.residues_per_second(with_budget(padded), few, device, warm_up=1)
             figures[f"transformers, SDPA, {padded}"] = speed
         del with_budget
         release(device)
@@ -199,6 +201,20 @@ def measure_startup(size: str, folder: Path, device: str) -> dict[str, float]:
     return figures
 
 
+def measure_one_job(case: Case, folder: Path, device: str, seconds: float) -> dict[str, float]:
+    """The embed job of a case's model on about so many seconds of work, and the engine alone on the same card."""
+    checkpoint = folder / f"{case.size}.safetensors"
+    if not checkpoint.exists():
+        synthetic.write_converted(checkpoint, case.size, synthetic.random_tensors(case.size, device))
+    engine = PackedEngine.load(checkpoint, Outputs((synthetic.SIZES[case.size].layers,), ("mean",)), "auto", device)
+    embed = embed_means(engine, engine.default_token_budget())
+    alone = peers.residues_per_second(embed, synthetic.sequences(case.kind, case.residues), device)
+    del engine, embed
+    release(device)
+    sequences = synthetic.sequences(case.kind, max(case.residues, int(alone * seconds)), seed=2)
+    return {"engine alone": alone, **measure_job(case.size, checkpoint, sequences, folder / "job", device)}
+
+
 def ratios(results: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:
     """The table's lines: case, what is divided by what, ratio."""
     lines = []
@@ -206,6 +222,9 @@ def ratios(results: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]
         if name == "startup":
             ours, theirs = figures["packed, first pack"], figures["fair-esm, model loaded"]
             lines.append((name, "seconds to first pack over fair-esm's loader", ours / theirs))
+            continue
+        if name == "job":
+            lines.append((name, "whole job over the engine alone", figures["whole job"] / figures["engine alone"]))
             continue
         packed = figures["packed"]
         if "fair-esm, autocast, 3072" in figures:
@@ -240,20 +259,21 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def unit_of(case: str, what: str) -> str:
+    """The unit of one figure."""
+    if case == "startup" or "seconds" in what:
+        return "s"
+    if "FLOP/s" in what:
+        return "TFLOP/s"
+    return "tokens" if "tokens" in what else "aa/s"
+
+
 def as_markdown(where: dict[str, str], results: dict[str, dict[str, float]]) -> str:
     """The table as printed and committed."""
     lines = [", ".join(f"{k} {v}" for k, v in where.items()), "", "| case | what | figure |", "|---|---|---|"]
     for name, figures in results.items():
         for what, figure in figures.items():
-            unit = (
-                "s"
-                if name == "startup"
-                else "TFLOP/s"
-                if "FLOP/s" in what
-                else "tokens"
-                if "tokens" in what
-                else "aa/s"
-            )
+            unit = unit_of(name, what)
             shown = (
                 f"{figure / 1e12:.1f}" if unit == "TFLOP/s" else f"{figure:.1f}" if unit == "s" else f"{figure:,.0f}"
             )
@@ -267,7 +287,8 @@ def main() -> None:
     """Runs the cases asked for; prints the table and writes the figures where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a toy model, on a CPU too")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="some of: startup " + " ".join(c.name for c in CASES))
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="some of: job startup " + NAMES)
+    parser.add_argument("--seconds", type=float, default=60, help="work of the job, in seconds of the engine alone")
     parser.add_argument("--budget", type=int, help="tokens per pack; chosen by the engine if left out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -275,7 +296,7 @@ def main() -> None:
     if device == "cpu" and not options.smoke:
         parser.error("no GPU here: use --smoke")
     cases = SMOKE if options.smoke else CASES
-    wanted = options.only or [*(case.name for case in cases), "startup"]
+    wanted = options.only or [*(case.name for case in cases), "job", "startup"]
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -285,6 +306,8 @@ def main() -> None:
                 synthetic.write_converted(checkpoint, case.size, synthetic.random_tensors(case.size, device))
             results[case.name] = measure(case, checkpoint, device, options.budget)
             print(case.name, {k: round(v) for k, v in results[case.name].items()}, file=sys.stderr, flush=True)
+        if "job" in wanted:
+            results["job"] = measure_one_job(cases[0], folder, device, options.seconds)
         if "startup" in wanted:
             results["startup"] = measure_startup("smoke" if options.smoke else "3B", folder, device)
     where = surroundings(device)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from esmflow.checkpoints import FORMAT, CheckpointInfo, ModelDimensions
+from esmflow.checkpoints import ModelDimensions, write_checkpoint
 
 SIZES = {
     "8M": ModelDimensions(6, 320, 20, True, True),
@@ -65,9 +62,8 @@ def random_tensors(size: str, device: str) -> dict[str, torch.Tensor]:
 
 def write_converted(path: Path, size: str, tensors: dict[str, torch.Tensor]) -> Path:
     """A converted checkpoint, as the workflow's model step would leave it."""
-    info = CheckpointInfo(f"random {size}", "", "", "", SIZES[size])
     on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
-    save_file(on_host, path, metadata={"format": FORMAT, "checkpoint": json.dumps(asdict(info))})
+    write_checkpoint(path, on_host, name=f"random {size}", dimensions=SIZES[size])
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from esmflow.checkpoints import convert_checkpoint
+from esmflow.conversion import convert_checkpoint
 from esmflow.fasta import read_records, sequence_digest
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"

@@ -12,7 +12,8 @@ from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_
 
 from esmflow import checkpoint_sources
 from esmflow.checkpoint_sources import OFFICIAL_NAMES, find_checkpoint, is_path
-from esmflow.checkpoints import CheckpointError, convert_checkpoint
+from esmflow.checkpoints import CheckpointError
+from esmflow.conversion import convert_checkpoint
 
 NAME = "esm2_t6_8M_UR50D"
 

@@ -19,11 +19,11 @@ from esmflow import checkpoints
 from esmflow.checkpoints import (
     CheckpointError,
     ModelDimensions,
-    convert_checkpoint,
     load_tensors,
     read_checkpoint_info,
     verify_checkpoint,
 )
+from esmflow.conversion import convert_checkpoint
 from esmflow.files import file_sha256
 
 
@@ -419,7 +419,7 @@ CONVERT_AND_MEASURE = """
 import json, re, sys
 from pathlib import Path
 import torch, safetensors.torch
-from esmflow.checkpoints import convert_checkpoint
+from esmflow.conversion import convert_checkpoint
 
 def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))

@@ -12,7 +12,8 @@ import torch
 
 from esmflow import transformer
 from esmflow.attention import Rotation, sdpa_attention
-from esmflow.checkpoints import CheckpointError, convert_checkpoint
+from esmflow.checkpoints import CheckpointError
+from esmflow.conversion import convert_checkpoint
 from esmflow.engine import Outputs
 from esmflow.model import PackedEngine, auto_token_budget
 from esmflow.packing import pack_sequences

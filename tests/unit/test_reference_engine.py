@@ -19,7 +19,8 @@ from made_up import (
     write_hugging_face,
 )
 
-from esmflow.checkpoints import convert_checkpoint, load_tensors
+from esmflow.checkpoints import load_tensors
+from esmflow.conversion import convert_checkpoint
 from esmflow.engine import Outputs, resolve_layers
 from esmflow.extraction import extract_esm_features
 from esmflow.reference import ReferenceEngine, load_fair_esm, resolve_precision

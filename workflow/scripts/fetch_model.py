@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from esmflow.checkpoint_sources import find_checkpoint
-from esmflow.checkpoints import convert_checkpoint
+from esmflow.conversion import convert_checkpoint
 from esmflow.engine import check_heads, resolve_layers
 from esmflow.files import write_json
 from esmflow.steps import StepError, logged_step
