@@ -307,7 +307,7 @@ def main() -> None:
             results[case.name] = measure(case, checkpoint, device, options.budget)
             print(case.name, {k: round(v) for k, v in results[case.name].items()}, file=sys.stderr, flush=True)
         if "job" in wanted:
-            results["job"] = measure_one_job(cases[0], folder, device, options.seconds)
+            results["job"] = measure_one_job(cases[0], folder, device, 0 if options.smoke else options.seconds)
         if "startup" in wanted:
             results["startup"] = measure_startup("smoke" if options.smoke else "3B", folder, device)
     where = surroundings(device)

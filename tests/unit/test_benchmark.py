@@ -16,4 +16,4 @@ def test_the_benchmark_runs_on_any_machine_and_fills_its_table(tmp_path):
     assert content["where"]["torch"]
     assert content["figures"]["smoke-viral"]["packed"] > 0
     assert content["figures"]["startup"]["packed, first pack"] > 0
-    assert {line["case"] for line in content["ratios"]} == {"smoke-viral", "startup"}
+    assert {line["case"] for line in content["ratios"]} == {"smoke-viral", "job", "startup"}
