@@ -18,8 +18,8 @@ SHARD_RESIDUES = 1_000_000
 
 def write_shards(folder: Path, sequences: list[str], shard_residues: int = SHARD_RESIDUES) -> int:
     """Deals sequences to shards as planning does. Returns the number of shards."""
-    from esmflow.fasta import sequence_digest
-    from esmflow.planning import write_shard
+    from esmflow.digests import sequence_digest
+    from esmflow.shards import write_shard
 
     unique = sorted(set(sequences), key=len, reverse=True)
     shards = max(1, round(sum(map(len, unique)) / shard_residues))
@@ -55,7 +55,8 @@ def run_job(folder: Path, checkpoint: str, size: str, device: str) -> None:
     import synthetic
 
     from esmflow.checkpoints import read_checkpoint_info
-    from esmflow.embedding import EmbedSettings, embed_group
+    from esmflow.embed_worker import EmbedSettings
+    from esmflow.embedding import embed_group
     from esmflow.engines import ARITHMETIC
     from esmflow.fingerprint import Fingerprint
 

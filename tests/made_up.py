@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from esmflow.conversion import convert_checkpoint
-from esmflow.fasta import read_records, sequence_digest
+from esmflow.digests import sequence_digest
+from esmflow.fasta import read_records
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RARE_RESIDUES = "XBUZO"

@@ -11,9 +11,10 @@ import torch
 from esm.rotary_embedding import RotaryEmbedding
 from workflow_run import PROJECT, WorkflowRun
 
+from esmflow.digests import sequence_digest
 from esmflow.engine import Outputs
 from esmflow.extraction import extract_esm_features
-from esmflow.fasta import read_records, sequence_digest
+from esmflow.fasta import read_records
 from esmflow.gpu_slots import driver_gpus
 from esmflow.reference import ReferenceEngine
 

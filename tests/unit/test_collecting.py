@@ -17,16 +17,18 @@ from made_up import proteins, random_model, relative_error, write_converted
 from esmflow import planning, records
 from esmflow.checkpoints import ModelDimensions
 from esmflow.collecting import CollectError, CollectInputs, CollectOutputs, collect
+from esmflow.digests import sequence_digest
 from esmflow.engine import Outputs
 from esmflow.extraction import extract_esm_features
 from esmflow.failures import Failure, Reason, write_failures
-from esmflow.fasta import Record, ResiduePolicy, read_records, sequence_digest
+from esmflow.fasta import Record, ResiduePolicy, read_records
 from esmflow.files import read_json, write_json
 from esmflow.fingerprint import Fingerprint
-from esmflow.planning import CostModel, InputFile, list_shards, plan, read_shard
+from esmflow.planning import CostModel, InputFile, plan
 from esmflow.records import RecordTable
 from esmflow.reference import ReferenceEngine
-from esmflow.segments import SegmentError, Store, shard_name
+from esmflow.segments import SegmentError, Store
+from esmflow.shards import list_shards, read_shard, shard_name
 from esmflow.summary import summary_lines
 
 DIMENSIONS = ModelDimensions(layers=2, hidden=16, heads=2, has_lm_head=True, has_contact_head=True)

@@ -11,10 +11,10 @@ import torch
 from made_up import proteins, random_model, relative_error, with_digests, write_converted
 
 from esmflow import extraction
+from esmflow.digests import sequence_digest
 from esmflow.engine import Outputs
 from esmflow.extraction import extract_esm_features, is_out_of_memory
 from esmflow.failures import Reason
-from esmflow.fasta import sequence_digest
 from esmflow.reference import ReferenceEngine
 
 EVERYTHING = ("mean", "bos", "per_residue")
@@ -221,7 +221,7 @@ from pathlib import Path
 import numpy as np, torch
 from esmflow.engine import Outputs
 from esmflow.extraction import extract_esm_features
-from esmflow.fasta import sequence_digest
+from esmflow.digests import sequence_digest
 from esmflow.reference import ReferenceEngine
 
 torch.set_num_threads(1)

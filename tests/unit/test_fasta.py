@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from made_up import proteins, sample_proteins, write_fasta
 
+from esmflow.digests import sequence_digest
 from esmflow.failures import REMEDY, Reason
-from esmflow.fasta import ResiduePolicy, count_sequences, fasta_stem, read_records, sequence_digest
+from esmflow.fasta import ResiduePolicy, count_sequences, fasta_stem, read_records
 from esmflow.vocabulary import RESIDUE_TOKEN
 
 COMPRESS = {

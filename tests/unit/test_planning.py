@@ -15,16 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esmflow import planning
 from esmflow.checkpoints import ModelDimensions
-from esmflow.fasta import ResiduePolicy, read_records, sequence_digest
+from esmflow.digests import sequence_digest
+from esmflow.fasta import ResiduePolicy, read_records
 from esmflow.planning import (
     CostModel,
     InputFile,
     assign_files_round_robin,
-    list_shards,
     plan,
-    read_shard,
-    write_shard,
 )
+from esmflow.shards import list_shards, read_shard, write_shard
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
 ESM2_3B = ModelDimensions(36, 2560, 40, True, True)

@@ -23,7 +23,8 @@ from esmflow.checkpoints import load_tensors
 from esmflow.conversion import convert_checkpoint
 from esmflow.engine import Outputs, resolve_layers
 from esmflow.extraction import extract_esm_features
-from esmflow.reference import ReferenceEngine, load_fair_esm, resolve_precision
+from esmflow.precision import resolve_precision
+from esmflow.reference import ReferenceEngine, load_fair_esm
 
 CPU = torch.device("cpu")
 EVERYTHING = ("mean", "bos", "per_residue")

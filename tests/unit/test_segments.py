@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from esmflow import segments
+from esmflow.digests import sequence_digest
 from esmflow.failures import Failure, Reason
-from esmflow.fasta import sequence_digest
 from esmflow.fingerprint import Fingerprint
-from esmflow.segments import Segment, SegmentError, Store, shard_name
+from esmflow.segments import Segment, SegmentError, Store
+from esmflow.shards import shard_name
 
 FINGERPRINT = Fingerprint(
     checkpoint="c" * 32,

@@ -11,8 +11,7 @@ import pytest
 import torch
 from workflow_run import kill, wait_until
 
-from esmflow.planning import list_shards, read_shard
-from esmflow.segments import shard_name
+from esmflow.shards import list_shards, read_shard, shard_name
 from esmflow.vocabulary import RESIDUE_TOKEN
 
 GOOD = {f"good{n}": "MKVLAAGIVGLLLAQWERTYDE"[: 12 + n] for n in range(8)}

@@ -2,7 +2,8 @@
 
 import os
 
-from esmflow.embedding import EmbedSettings, embed_group
+from esmflow.embed_worker import EmbedSettings
+from esmflow.embedding import embed_group
 from esmflow.lifetime import ancestors_running, when_any_ends
 from esmflow.steps import logged_step, make_fingerprint, read_model_info
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from esmflow.digests import DIGEST_BYTES
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, read_failures
-from esmflow.fasta import DIGEST_BYTES
 from esmflow.files import read_json
 from esmflow.records import RECORD_SCHEMA
 from esmflow.segment_index import SegmentIndex, gather

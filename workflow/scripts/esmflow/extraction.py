@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from esmflow.digests import DIGEST_BYTES
 from esmflow.engine import Engine, row_offsets, rows_per_sequence
 from esmflow.failures import Failure, Reason
-from esmflow.fasta import DIGEST_BYTES
 from esmflow.segments import Segment
 from esmflow.windows import join_pieces, piece_outputs, window_starts
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import io
 import itertools
 import lzma
@@ -27,7 +26,6 @@ from esmflow.failures import Reason
 from esmflow.vocabulary import RESIDUES
 
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-DIGEST_BYTES = 16
 
 # A protein of this many residues that is spelled with nucleotide letters only is a nucleotide sequence.
 _NUCLEOTIDE_MIN_LENGTH = 60
@@ -69,11 +67,6 @@ class Record:
     length: int
     reason: Reason | None = None
     detail: str = ""
-
-
-def sequence_digest(sequence: str) -> bytes:
-    """The 16-byte BLAKE2b digest by which a sequence is known everywhere."""
-    return hashlib.blake2b(sequence.encode("ascii"), digest_size=DIGEST_BYTES).digest()
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:

@@ -15,7 +15,7 @@ from esmflow.checkpoints import ModelDimensions, read_checkpoint_info
 from esmflow.contacts import ContactAttention
 from esmflow.engine import PER_LAYER, Outputs, check_heads
 from esmflow.packing import Pack, fill_packs, full_size, pack_sequences
-from esmflow.reference import resolve_precision
+from esmflow.precision import resolve_precision
 from esmflow.transformer import Esm2, fastest_operations, logits, plain_operations
 from esmflow.weights import load_weights
 

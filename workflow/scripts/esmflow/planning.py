@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 
 from esmflow.checkpoints import ModelDimensions
-from esmflow.fasta import Record, ResiduePolicy, read_records, sequence_digest
-from esmflow.files import atomic_path
+from esmflow.digests import sequence_digest
+from esmflow.fasta import Record, ResiduePolicy, read_records
 from esmflow.records import RecordTable
+from esmflow.shards import list_shards, write_shard
 
 log = logging.getLogger(__name__)
 
@@ -201,21 +202,3 @@ class _Dealer:
             group = self._groups[number]
             write_shard(self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::shards])
             group.shards += 1
-
-
-def write_shard(path: Path, sequences: Iterable[tuple[bytes, str]]) -> None:
-    """Writes unique sequences as FASTA, their hexadecimal digests as ids."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="ascii") as handle:
-        handle.writelines(f">{digest.hex()}\n{sequence}\n" for digest, sequence in sequences)
-
-
-def read_shard(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, str]]:
-    """Reads what `write_shard` wrote: digest and residues."""
-    with open(path, encoding="ascii") as handle:
-        for header in handle:
-            yield bytes.fromhex(header[1:].strip()), next(handle).strip()
-
-
-def list_shards(folder: str | os.PathLike[str]) -> list[Path]:
-    """The shards of a group, in order; none for an empty group."""
-    return sorted(Path(folder).glob("shard-*.fasta"))

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow.fasta import DIGEST_BYTES, Record
+from esmflow.digests import DIGEST_BYTES
+from esmflow.fasta import Record
 from esmflow.files import atomic_path
 
 ROWS_PER_GROUP = 65_536

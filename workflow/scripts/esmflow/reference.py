@@ -8,7 +8,6 @@ share 513 angles, and pooled vectors of long proteins fall to a cosine of 0.7 ag
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ from esm.rotary_embedding import RotaryEmbedding
 
 from esmflow.checkpoints import load_tensors, read_checkpoint_info
 from esmflow.engine import Outputs
-
-log = logging.getLogger(__name__)
+from esmflow.precision import resolve_precision
 
 METHOD = "reference"
 TOKS_PER_BATCH = 2048
@@ -141,22 +139,6 @@ def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:
     for layer in model.layers:
         _keep_rotary_tables_in_fp32(layer.self_attn.rot_emb)
     return model.eval()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay as they are."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        log.info("precision auto: fp32, because this runs on a CPU")
-        return "fp32"
-    major, minor = torch.cuda.get_device_capability(device)
-    name = torch.cuda.get_device_name(device)
-    if (major, minor) >= (8, 0):
-        log.info("precision auto: bf16, because %s has compute capability %d.%d", name, major, minor)
-        return "bf16"
-    log.info("precision auto: fp32, because %s has compute capability %d.%d, below 8.0", name, major, minor)
-    return "fp32"
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esmflow.digests import DIGEST_BYTES
 from esmflow.engine import is_pooled
-from esmflow.fasta import DIGEST_BYTES
 from esmflow.segments import Segment, Store
 
 _OPEN_SEGMENTS = 256

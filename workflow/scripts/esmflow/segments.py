@@ -9,21 +9,20 @@ a segment stands for its whole shard. It is written to a temporary name and rena
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from esmflow.digests import DIGEST_BYTES
 from esmflow.engine import row_offsets
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
-from esmflow.fasta import DIGEST_BYTES
 from esmflow.files import atomic_path, write_json
 from esmflow.fingerprint import Fingerprint
 
@@ -53,14 +52,6 @@ class Segment:
     def offsets(self, name: str) -> np.ndarray:
         """Where each sequence's rows begin in an array: int64 `[N + 1]`."""
         return row_offsets(name, self.lengths)
-
-
-def shard_name(digests: Iterable[bytes]) -> str:
-    """The name of the segment that holds these sequences: a digest of theirs, so equal shards are one segment."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for digest in sorted(digests):
-        hasher.update(digest)
-    return hasher.hexdigest()
 
 
 class Store:
