@@ -54,7 +54,7 @@ def run_job(folder: Path, checkpoint: str, size: str, device: str) -> None:
     """What the workflow's embed step does for one group."""
     import synthetic
 
-    from esmflow.checkpoints import read_checkpoint_info
+    from esmflow.checkpoints import file_stamp, read_checkpoint_info
     from esmflow.embed_worker import EmbedSettings
     from esmflow.embedding import embed_group
     from esmflow.engines import ARITHMETIC
@@ -62,6 +62,7 @@ def run_job(folder: Path, checkpoint: str, size: str, device: str) -> None:
 
     settings = EmbedSettings(
         checkpoint=checkpoint,
+        checkpoint_stamp=file_stamp(checkpoint),
         fingerprint=Fingerprint(
             checkpoint=read_checkpoint_info(checkpoint).digest,
             layers=(synthetic.SIZES[size].layers,),

@@ -19,6 +19,8 @@ from esmflow import checkpoints
 from esmflow.checkpoints import (
     CheckpointError,
     ModelDimensions,
+    check_unchanged,
+    file_stamp,
     load_tensors,
     read_checkpoint_info,
     verify_checkpoint,
@@ -469,3 +471,21 @@ def test_the_description_survives_as_json(tmp_path, tensors):
     assert read_checkpoint_info(tmp_path / "a.safetensors") == info
     assert info.source == 'na"ïve.pt'
     assert info.source_sha256 == file_sha256(path)
+
+
+def test_a_file_that_was_touched_is_read_in_full_and_one_that_was_not_is_not(tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    info = convert_checkpoint(write_fair_esm(tmp_path / "esm2.pt", stored_tensors(model)), path, "made up")
+    stamp = file_stamp(path)
+    check_unchanged(path, info.digest, stamp)
+    with pytest.raises(CheckpointError, match="not the checkpoint that this run was planned with"):
+        check_unchanged(path, "0" * 32, stamp)
+
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not the ones that were converted"):
+        check_unchanged(path, info.digest, stamp)
+    # With its old time it passes for untouched: this is what makes a job's start cheap.
+    os.utime(path, ns=(stamp[1], stamp[1]))
+    check_unchanged(path, info.digest, stamp)

@@ -7,12 +7,12 @@ from esmflow.engine import Outputs
 from esmflow.files import write_json
 from esmflow.logs import join_logs
 from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.steps import logged_step, make_fingerprint, read_model
 
 
 def main(snakemake) -> None:
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
-    model = read_model_info(inputs.model)
+    model = read_model(inputs.model).info
     fingerprint = make_fingerprint(model, params.method)
     summary = collect(
         CollectInputs(inputs.records, inputs.plan, inputs.runs, inputs.failures),

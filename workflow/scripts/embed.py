@@ -5,13 +5,14 @@ import os
 from esmflow.embed_worker import EmbedSettings
 from esmflow.embedding import embed_group
 from esmflow.lifetime import ancestors_running, when_any_ends
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.steps import logged_step, make_fingerprint, read_model
 
 
 def main(snakemake) -> None:
     params = snakemake.params
     # A killed run must not leave jobs behind that hold GPUs.
     when_any_ends(ancestors_running("snakemake"), lambda: os._exit(1))
+    model = read_model(snakemake.input.model)
     embed_group(
         snakemake.wildcards.group,
         snakemake.input.shards,
@@ -19,7 +20,8 @@ def main(snakemake) -> None:
         snakemake.output.failures,
         EmbedSettings(
             checkpoint=snakemake.input.checkpoint,
-            fingerprint=make_fingerprint(read_model_info(snakemake.input.model), params.method),
+            checkpoint_stamp=model.stamp,
+            fingerprint=make_fingerprint(model.info, params.method),
             store=params.store,
             batch_tokens=None if params.batch_tokens == "auto" else params.batch_tokens,
             device=params.device,

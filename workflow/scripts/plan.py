@@ -6,12 +6,12 @@ from esmflow.fasta import ResiduePolicy
 from esmflow.files import write_json
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.steps import logged_step, make_fingerprint, read_model
 
 
 def main(snakemake) -> None:
     params = snakemake.params
-    model = read_model_info(snakemake.input.model)
+    model = read_model(snakemake.input.model).info
     fingerprint = make_fingerprint(model, params.method)
     summary = plan(
         [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],

@@ -104,6 +104,22 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
     return load_file(path, device=device)
 
 
+def file_stamp(path: str | os.PathLike[str]) -> list[int]:
+    """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: list[int]) -> None:
+    """Raises CheckpointError unless the checkpoint is whole and has the content `digest`.
+
+    A file that was not touched since `stamp` was taken is only looked at from outside; any other is read in full.
+    """
+    info = read_checkpoint_info(path) if file_stamp(path) == stamp else verify_checkpoint(path)
+    if info.digest != digest:
+        raise CheckpointError(f"{path}: not the checkpoint that this run was planned with; run again")
+
+
 def verify_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
     """Checks every byte of a converted checkpoint against the digest that it carries.
 

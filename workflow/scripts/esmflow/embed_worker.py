@@ -29,12 +29,14 @@ log = logging.getLogger(__name__)
 class EmbedSettings:
     """What an embed job needs to know besides its shards.
 
+    checkpoint_stamp: see `checkpoints.file_stamp`.
     batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
     attempt, last_attempt: counted from 1. On the last attempt shards that fail are recorded instead of raised.
     retry_failed: compute finished shards again if any of their sequences failed.
     """
 
     checkpoint: str
+    checkpoint_stamp: list[int]
     fingerprint: Fingerprint
     store: str
     batch_tokens: int | None

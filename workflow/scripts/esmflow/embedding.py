@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow import gpu_slots
-from esmflow.checkpoints import CheckpointError, verify_checkpoint
+from esmflow.checkpoints import check_unchanged
 from esmflow.embed_worker import EmbedSettings, ShardResult, embed_shards
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
@@ -56,7 +56,8 @@ def embed_group(
     failed: list[FailedFile] = []
     restarts = 0
     if waiting:
-        _check_checkpoint(settings)
+        # Before a slot is taken, which a job that cannot work should not keep from others.
+        check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
         candidates = gpu_slots.candidate_slots(settings.device, settings.cpu_slots)
         lease = gpu_slots.lease_slot(
             candidates,
@@ -111,12 +112,6 @@ def embed_group(
             "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
         },
     )
-
-
-def _check_checkpoint(settings: EmbedSettings) -> None:
-    """Raises CheckpointError unless the checkpoint is whole and the one that was planned with."""
-    if verify_checkpoint(settings.checkpoint).digest != settings.fingerprint.checkpoint:
-        raise CheckpointError(f"{settings.checkpoint}: not the checkpoint that this run was planned with; run again")
 
 
 def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:

@@ -29,7 +29,7 @@ class Progress:
             unit=" residues",
             unit_scale=True,
             disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
+            ncols=100,
             leave=False,
         )
 
