@@ -3,6 +3,7 @@ rule embed:
         shards="<results>/plan/shards/group-{group}",
         checkpoint="<results>/model/checkpoint.safetensors",
         model="<results>/model/model.json",
+        plan="<results>/plan/plan.json",
     output:
         run="<results>/embed/group-{group}/run.json",
         failures="<results>/embed/group-{group}/failures.tsv",

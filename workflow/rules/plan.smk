@@ -2,6 +2,7 @@ rule plan:
     input:
         fasta=get_fasta_files(),
         model="<results>/model/model.json",
+        checkpoint="<results>/model/checkpoint.safetensors",
     output:
         records="<results>/plan/records.parquet",
         plan="<results>/plan/plan.json",

@@ -7,12 +7,12 @@ from esmflow.engine import Outputs
 from esmflow.files import write_json
 from esmflow.logs import join_logs
 from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
 
 
 def main(snakemake) -> None:
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
-    model = read_model(inputs.model).info
+    model = read_model_info(inputs.model)
     fingerprint = make_fingerprint(model, params.method)
     summary = collect(
         CollectInputs(inputs.records, inputs.plan, inputs.runs, inputs.failures),

@@ -4,15 +4,16 @@ import os
 
 from esmflow.embed_worker import EmbedSettings
 from esmflow.embedding import embed_group
+from esmflow.files import read_json
 from esmflow.lifetime import ancestors_running, when_any_ends
-from esmflow.steps import logged_step, make_fingerprint, read_model
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
 
 
 def main(snakemake) -> None:
     params = snakemake.params
     # A killed run must not leave jobs behind that hold GPUs.
     when_any_ends(ancestors_running("snakemake"), lambda: os._exit(1))
-    model = read_model(snakemake.input.model)
+    model = read_model_info(snakemake.input.model)
     embed_group(
         snakemake.wildcards.group,
         snakemake.input.shards,
@@ -20,8 +21,8 @@ def main(snakemake) -> None:
         snakemake.output.failures,
         EmbedSettings(
             checkpoint=snakemake.input.checkpoint,
-            checkpoint_stamp=model.stamp,
-            fingerprint=make_fingerprint(model.info, params.method),
+            checkpoint_stamp=read_json(snakemake.input.plan)["checkpoint_stamp"],
+            fingerprint=make_fingerprint(model, params.method),
             store=params.store,
             batch_tokens=None if params.batch_tokens == "auto" else params.batch_tokens,
             device=params.device,

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from esmflow.checkpoint_sources import find_checkpoint
-from esmflow.checkpoints import file_stamp
 from esmflow.conversion import convert_checkpoint
 from esmflow.engine import check_heads, resolve_layers
 from esmflow.files import write_json
@@ -19,7 +18,7 @@ def main(snakemake) -> None:
         check_heads(snakemake.params.include, info.dimensions)
     except ValueError as error:
         raise StepError(str(error)) from error
-    write_json(snakemake.output.info, {**asdict(info), "stamp": file_stamp(snakemake.output.checkpoint)})
+    write_json(snakemake.output.info, asdict(info))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from esmflow.files import atomic_path, read_json
-from esmflow.steps import StepError, logged_step, read_model
+from esmflow.steps import StepError, logged_step, read_model_info
 from esmflow.summary import summary_lines
 
 
@@ -11,7 +11,7 @@ def main(snakemake) -> None:
     inputs = snakemake.input
     summary = read_json(inputs.summary)
     lines = summary_lines(
-        summary, read_model(inputs.model).info.name, inputs.embeddings, inputs.manifest, inputs.failures
+        summary, read_model_info(inputs.model).name, inputs.embeddings, inputs.manifest, inputs.failures
     )
     without = summary["records"] - summary["embedded"]
     if snakemake.params.failure_policy == "error" and without:

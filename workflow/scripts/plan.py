@@ -2,17 +2,21 @@
 
 from dataclasses import asdict
 
+from esmflow.checkpoints import check_unchanged, file_stamp
 from esmflow.fasta import ResiduePolicy
 from esmflow.files import write_json
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
 
 
 def main(snakemake) -> None:
     params = snakemake.params
-    model = read_model(snakemake.input.model).info
+    model = read_model_info(snakemake.input.model)
     fingerprint = make_fingerprint(model, params.method)
+    # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
+    stamp = file_stamp(snakemake.input.checkpoint)
+    check_unchanged(snakemake.input.checkpoint, model.digest, stamp=None)
     summary = plan(
         [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],
         snakemake.output.records,
@@ -27,7 +31,8 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         held=Store(params.store, fingerprint).held_digests(),
     )
-    write_json(snakemake.output.plan, {"fingerprint": fingerprint.digest(), **asdict(summary)})
+    found = {"fingerprint": fingerprint.digest(), "checkpoint_stamp": stamp, **asdict(summary)}
+    write_json(snakemake.output.plan, found)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,11 @@ def file_stamp(path: str | os.PathLike[str]) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: list[int]) -> None:
+def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: list[int] | None) -> None:
     """Raises CheckpointError unless the checkpoint is whole and has the content `digest`.
 
-    A file that was not touched since `stamp` was taken is only looked at from outside; any other is read in full.
+    A file that was not touched since `stamp` was taken is only looked at from outside; any other, or any without a
+    stamp, is read in full.
     """
     info = read_checkpoint_info(path) if file_stamp(path) == stamp else verify_checkpoint(path)
     if info.digest != digest:

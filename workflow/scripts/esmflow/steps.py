@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from esmflow.checkpoints import CheckpointInfo, ModelDimensions
@@ -38,19 +37,10 @@ def logged_step(log_file: str) -> Iterator[None]:
         sys.exit(1)
 
 
-@dataclass(frozen=True)
-class Model:
-    """`model.json`: what the converted checkpoint is, and the stamp of its file."""
-
-    info: CheckpointInfo
-    stamp: list[int]
-
-
-def read_model(path: str) -> Model:
+def read_model_info(path: str) -> CheckpointInfo:
     """Reads `model.json`, as the model step wrote it."""
     fields = read_json(path)
-    stamp = fields.pop("stamp")
-    return Model(CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])}), stamp)
+    return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
 
 
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
