@@ -17,12 +17,10 @@ SCRIPTS = PROJECT / "workflow" / "scripts"
 
 
 def pytest_collection_modifyitems(items):
-    reason = None
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            reason = reason or _why_no_gpu() or "no reason"
-            if reason != "no reason":
-                item.add_marker(pytest.mark.skip(reason=reason))
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and (reason := _why_no_gpu()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _why_no_gpu():

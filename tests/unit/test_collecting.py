@@ -54,15 +54,6 @@ MKVLAGEDRTKQNFYMHWCMKVLAGEDRTKQNFYMHWC
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models this small, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     model = random_model(DIMENSIONS.layers, DIMENSIONS.hidden, DIMENSIONS.heads)

@@ -20,15 +20,6 @@ from esmflow.reference import ReferenceEngine
 EVERYTHING = ("mean", "bos", "per_residue")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models this small, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_converted(tmp_path_factory.mktemp("checkpoint") / "a.safetensors", random_model(2, 32, 2))

@@ -30,15 +30,6 @@ CPU = torch.device("cpu")
 EVERYTHING = ("mean", "bos", "per_residue")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models this small, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def load(checkpoint, layers, include=EVERYTHING, precision="fp32") -> ReferenceEngine:
     return ReferenceEngine.load(str(checkpoint), Outputs(tuple(layers), include), precision, "cpu")
 
