@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 from itertools import combinations
 
 import psutil
@@ -117,3 +119,13 @@ def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_on
     assert committed.isdisjoint(group["segments_written"])
     assert {shard["segment"] for shard in group["shards"]} == set(group["segments_written"])
     assert run.summary()["embedded"] == 120
+
+
+def test_ctrl_c_ends_every_process_with_a_sentence(run_in_the_middle):
+    run, process = run_in_the_middle
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), 15, "the free slot")
+    printed = (run.folder / "snakemake.out").read_text()
+    assert "interrupted; what is finished is kept" in printed
+    assert "Traceback" not in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ def logged_step(log_file: str) -> Iterator[None]:
     except (EsmflowError, OSError) as error:
         log.error("%s", error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        log.warning("interrupted; what is finished is kept")
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
