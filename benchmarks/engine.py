@@ -51,7 +51,6 @@ class Case:
     fair_esm: bool = False
     transformers: bool = False
     per_residue: bool = False
-    fp16: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +58,7 @@ class Case:
 
 
 CASES = (
-    Case("3B", "proteome", 600_000, fair_esm=True, transformers=True, fp16=True),
+    Case("3B", "proteome", 600_000, fair_esm=True, transformers=True),
     Case("650M", "viral", 2_500_000, peer_share=0.08, fair_esm=True),
     Case("650M", "proteome", 2_000_000, transformers=True, per_residue=True),
     Case("150M", "proteome", 6_000_000, transformers=True),
@@ -146,7 +145,7 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
             figures["packed, per-residue fp16 to disk"] = peers.residues_per_second(embed, sequences, device)
     del engine
     release(device)
-    if case.fp16:
+    if device == "cuda":
         engine = PackedEngine.load(checkpoint, Outputs(last, ("mean",)), "fp16", device)
         figures["packed, fp16"] = peers.residues_per_second(embed_means(engine, budget), sequences, device)
         del engine

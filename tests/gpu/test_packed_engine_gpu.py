@@ -10,6 +10,7 @@ from esmflow import transformer
 from esmflow.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
 from esmflow.checkpoints import ModelDimensions, write_checkpoint
 from esmflow.engine import Outputs
+from esmflow.fasta import read_records
 from esmflow.model import PackedEngine, auto_token_budget
 from esmflow.packing import pack_sequences
 
@@ -18,7 +19,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
-GOLDEN = Path(__file__).parents[1] / "data" / "golden_esm2_8m.npz"
+PROJECT = Path(__file__).parents[2]
+GOLDEN = PROJECT / "tests" / "data" / "golden_esm2_8m.npz"
 # layers, width, heads: head sizes 16, 24, 32, 64 and 128.
 SHAPES = [(3, 64, 4), (3, 96, 4), (2, 128, 4), (2, 256, 4), (2, 256, 2)]
 
@@ -130,7 +132,7 @@ def test_the_fast_layer_norm_is_plain_layer_norm(width, dtype):
 
 def test_the_kernels_are_in_use(random_checkpoint, caplog):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "auto", "cuda")
-    assert engine.precision == "bf16"
+    assert engine.precision == "fp16"
     assert engine.method == "packed-gelu-tanh"
     assert engine.model.operations.normalise is kernels.normalise
     assert not caplog.records
@@ -145,23 +147,29 @@ def test_pytorchs_own_operations_give_the_same_vectors(random_checkpoint):
         assert cosines(fast[name], plain[name]).min() > 0.9999
 
 
-@pytest.mark.parametrize(("precision", "pooled", "residue"), [("bf16", 0.9998, 0.996), ("fp16", 0.9998, 0.998)])
+@pytest.mark.parametrize(("precision", "pooled", "residue"), [("auto", 0.9998, 0.998), ("bf16", 0.999, 0.985)])
 def test_16_bit_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_checkpoint, precision, pooled, residue):
-    """bf16 rounds to 8 bits: single residues of a few proteins fall below 0.998 with any order of operations."""
-    sequences = np.load(GOLDEN)["sequences"].tolist()
+    """bf16 rounds to 8 bits: its floors are lower with any order of operations, which is why it is not `auto`."""
+    sample = PROJECT / "tests/data/uniprot_sample_500.fasta.gz"
+    sequences = [record.sequence[:1022] for record in read_records(sample)]
+    assert len(sequences) == 500
     outputs = Outputs((6,), ("mean", "per_residue"))
     exact = embed(PackedEngine.load(real_checkpoint, outputs, "fp32", "cuda"), sequences)
     found = embed(PackedEngine.load(real_checkpoint, outputs, precision, "cuda"), sequences)
-    assert cosines(found["mean_layer6"], exact["mean_layer6"]).min() >= pooled
-    per_residue = cosines(found["per_residue_layer6"], exact["per_residue_layer6"])
-    assert per_residue.min() >= residue
+    pooled_cosines = cosines(found["mean_layer6"], exact["mean_layer6"])
+    residue_cosines = cosines(found["per_residue_layer6"], exact["per_residue_layer6"])
+    print(f"{precision}: pooled min {pooled_cosines.min():.6f}, mean {pooled_cosines.mean():.7f}")
+    print(f"{precision}: per residue min {residue_cosines.min():.5f}, mean {residue_cosines.mean():.6f}")
+    assert pooled_cosines.min() >= pooled
+    assert residue_cosines.min() >= residue
     late = np.concatenate([np.arange(len(s)) > 900 for s in sequences])
-    assert per_residue[late].min() >= per_residue[~late].min()
+    assert residue_cosines[late].min() >= residue_cosines[~late].min()
 
 
-def test_any_packing_gives_the_same_vectors_in_bf16(real_checkpoint):
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_any_packing_gives_the_same_vectors_in_16_bit(real_checkpoint, precision):
     sequences = np.load(GOLDEN)["sequences"].tolist()
-    engine = PackedEngine.load(real_checkpoint, Outputs((6,), ("mean",)), "bf16", "cuda")
+    engine = PackedEngine.load(real_checkpoint, Outputs((6,), ("mean",)), precision, "cuda")
     together = embed(engine, sequences)["mean_layer6"]
     alone = np.concatenate([embed(engine, [s])["mean_layer6"] for s in sequences])
     assert cosines(alone, together).min() >= 0.9999

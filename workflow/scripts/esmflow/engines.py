@@ -5,8 +5,10 @@ from __future__ import annotations
 from esmflow.engine import Engine, Outputs
 
 ARITHMETIC = {
-    "packed": "packs without padding; rotary positions in fp32; GELU by tanh in bf16 and fp16 on a GPU, else by erf",
-    "reference": "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32",
+    "packed": "packs without padding; rotary positions in fp32; GELU by tanh in bf16 and fp16 on a GPU, else by erf; "
+    "auto is fp16",
+    "reference": "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; "
+    "auto is bf16",
 }
 """How each engine computes, in words: part of the fingerprint, so a change of method is a change of fingerprint."""
 

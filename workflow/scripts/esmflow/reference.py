@@ -49,7 +49,7 @@ class ReferenceEngine:
         per_residue: `fp32` or `fp16`, the type of per-residue arrays.
         """
         target = torch.device(device)
-        resolved = resolve_precision(precision, target)
+        resolved = resolve_precision(precision, target, "bf16")
         return cls(load_fair_esm(checkpoint, target), outputs, resolved, target, per_residue)
 
     def default_token_budget(self) -> int:
