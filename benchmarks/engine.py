@@ -211,7 +211,7 @@ def measure_one_job(case: Case, folder: Path, device: str, seconds: float) -> di
     del engine, embed
     release(device)
     sequences = synthetic.sequences(case.kind, max(case.residues, int(alone * seconds)), seed=2)
-    return {"engine alone": alone, **measure_job(case.size, checkpoint, sequences, folder / "job", device)}
+    return {"engine alone": alone, **measure_job(checkpoint, sequences, folder / "job", device)}
 
 
 def ratios(results: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:

@@ -1,6 +1,6 @@
 """A whole embed job beside the engine alone: process start, import, checkpoint, shards, segments on disk.
 
-`job.py WORK CHECKPOINT SIZE DEVICE` runs the job of one shard group as the workflow does, and is timed from outside by
+`job.py WORK CHECKPOINT DEVICE` runs the job of one shard group as the workflow does, and is timed from outside by
 `measure_job`.
 """
 
@@ -30,11 +30,11 @@ def write_shards(folder: Path, sequences: list[str], shard_residues: int = SHARD
 
 
 def measure_job(
-    size: str, checkpoint: Path, sequences: list[str], folder: Path, device: str, shard_residues: int = SHARD_RESIDUES
+    checkpoint: Path, sequences: list[str], folder: Path, device: str, shard_residues: int = SHARD_RESIDUES
 ) -> dict[str, float]:
     """Residues per second of one embed job, from the start of its process to its last segment on disk."""
     write_shards(folder / "shards", sequences, shard_residues)
-    command = [sys.executable, __file__, str(folder), str(checkpoint), size, device]
+    command = [sys.executable, __file__, str(folder), str(checkpoint), device]
     started = time.time()
     subprocess.run(command, check=True)
     from esmflow.files import read_json
@@ -50,22 +50,21 @@ def measure_job(
     }
 
 
-def run_job(folder: Path, checkpoint: str, size: str, device: str) -> None:
-    """What the workflow's embed step does for one group."""
-    import synthetic
-
+def run_job(folder: Path, checkpoint: str, device: str) -> None:
+    """What the workflow's embed step does for one group, and like it without torch in this process."""
     from esmflow.checkpoints import file_stamp, read_checkpoint_info
     from esmflow.embed_worker import EmbedSettings
     from esmflow.embedding import embed_group
     from esmflow.engines import ARITHMETIC
     from esmflow.fingerprint import Fingerprint
 
+    info = read_checkpoint_info(checkpoint)
     settings = EmbedSettings(
         checkpoint=checkpoint,
         checkpoint_stamp=file_stamp(checkpoint),
         fingerprint=Fingerprint(
-            checkpoint=read_checkpoint_info(checkpoint).digest,
-            layers=(synthetic.SIZES[size].layers,),
+            checkpoint=info.digest,
+            layers=(info.dimensions.layers,),
             include=("mean",),
             per_residue_precision=None,
             engine="packed",
