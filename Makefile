@@ -1,13 +1,13 @@
 # make demo    sets everything up and embeds the bundled proteins
 # make test    sets everything up and runs the tests
-# make test-slurm   of these, those that start a Slurm of their own (about 90 seconds)
+# make test-slurm   only those that start a Slurm of their own
 # make check   lint, format and types
 # make lock    resolves requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm slurm check lock clean
+.PHONY: demo test test-slurm check lock clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -25,14 +25,6 @@ test: .venv/installed
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm
-
-# For CI: Debian's Slurm, if that can be had. Without it the tests that start one are skipped and say why.
-slurm:
-	@command -v slurmctld >/dev/null || test "$$(id -u)" -ne 0 || ! command -v apt-get >/dev/null || \
-	$(INSTALL_SLURM) >/dev/null || { apt-get update -qq && $(INSTALL_SLURM) >/dev/null; } || \
-	echo "Debian's Slurm could not be installed; the tests that need it will be skipped"
-
-INSTALL_SLURM := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm slurm-wlm-basic-plugins munge
 
 check: .venv/installed
 	$(BIN)/ruff check .

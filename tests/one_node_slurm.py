@@ -33,8 +33,8 @@ printf '{"what": "%s", "job": "%s", "comment": "%s", "gpus": "%s", "restarts": "
   WHAT "$SLURM_JOB_ID" "$SLURM_JOB_COMMENT" "$SLURM_JOB_GPUS" "$SLURM_JOB_RESTART_COUNT" "$(date +%s.%N)" >>LEDGER
 """
 
-# Inside a job the executor calls srun without any of the variables that begin with SLURM_, where to find this Slurm among
-# them: it expects every node to have the configuration in /etc/slurm.
+# Inside a job the executor calls srun without most variables that begin with SLURM_, where this Slurm is to be found
+# among them: it expects every node to have the configuration in /etc/slurm.
 _SRUN = """#!/bin/sh
 SLURM_CONF={folder}/slurm.conf exec {srun} "$@"
 """
