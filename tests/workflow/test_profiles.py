@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,25 @@ def test_no_key_of_a_profile_is_overridden_by_the_default_one(profile):
     default = content(PROJECT / "profiles" / "default")
     assert "resources" not in default
     assert default.keys().isdisjoint(content(profile).keys())
+
+
+def keys(profile: Path) -> set[str]:
+    """Every key of a profile, those inside blocks too; `embed` is a rule, not a key."""
+    found = set()
+    for key, value in content(profile).items():
+        found.add(key)
+        if isinstance(value, dict):
+            found |= value.keys()
+            found |= {inner for block in value.values() if isinstance(block, dict) for inner in block}
+    return found - {"embed"}
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_every_key_of_a_profile_is_explained_in_its_section(profile):
+    text = (PROJECT / "profiles" / "README.md").read_text()
+    section = text.partition(f"\n## {profile.name}\n")[2].partition("\n## ")[0]
+    missing = {key for key in keys(profile) if not re.search(rf"`[^`]*\b{re.escape(key)}\b[^`]*`", section)}
+    assert not missing
 
 
 @pytest.fixture
