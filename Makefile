@@ -1,12 +1,13 @@
 # make demo    sets everything up and embeds the bundled proteins
 # make test    sets everything up and runs the tests
+# make test-slurm   only those that start a Slurm of their own
 # make check   lint, format and types
 # make lock    resolves requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo test test-slurm check lock clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -21,6 +22,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest tests/slurm
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -85,13 +85,25 @@ class WorkflowRun:
 
     def groups(self) -> list[dict]:
         """Every group's `run.json`."""
-        return [json.loads(path.read_text()) for path in sorted(self.results.glob("embed/group-*/run.json"))]
+        return groups(self.results)
 
     def summary(self) -> dict:
         return json.loads((self.results / "summary.json").read_text())
 
     def segments(self) -> list[Path]:
         return sorted((self.results / "store").glob("*/*.safetensors"))
+
+
+def groups(results: Path) -> list[dict]:
+    """Every group's `run.json` under a results folder."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("embed/group-*/run.json"))]
+
+
+def demo_folder(folder: Path) -> Path:
+    """Makes the folder look like a clone of this repository, so that the demo's own command runs in it."""
+    for name in ("config", "profiles", "resources", "workflow"):
+        (folder / name).symlink_to(PROJECT / name)
+    return folder
 
 
 def wait_until(condition, seconds: float = 60.0, what: str = "the condition"):

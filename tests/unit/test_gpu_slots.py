@@ -95,6 +95,12 @@ def test_on_a_cpu_the_tokens_of_an_allocation_are_the_slots():
     assert [(slot.token, slot.device) for slot in slots] == [("2", "cpu"), ("3", "cpu")]
 
 
+@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "none"])
+def test_on_a_cpu_a_job_that_was_given_no_device_has_the_configured_slots(value):
+    slots = candidate_slots("cpu", 2, {"CUDA_VISIBLE_DEVICES": value}, driver_gpus)
+    assert [slot.token for slot in slots] == ["CPU-0", "CPU-1"]
+
+
 def test_two_names_of_one_gpu_are_one_lock():
     by_index, by_uuid = (
         candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": value}, lambda: [A, B])[0] for value in ("1", B.uuid)

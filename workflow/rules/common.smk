@@ -3,14 +3,18 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-WORKFLOW = Path(str(workflow.current_basedir)).parent
-sys.path.insert(0, str(WORKFLOW.joinpath("scripts")))
+SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
+if not SCRIPTS.is_dir():
+    # Deployed from a git host, file by file: the library is fetched to where Snakemake puts the scripts that import it.
+    files = Path(workflow.source_path("../scripts/esmflow.files")).read_text().split()
+    SCRIPTS = [Path(workflow.source_path(f"../scripts/{name}")) for name in files][0].parents[1]
+sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint_sources import is_path
 from esmflow.configuration import ConfigurationError, read_samples, validated
 
 try:
-    config = validated(config, WORKFLOW.joinpath("schemas", "config.schema.yaml"))
+    config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
     INPUTS = read_samples(config["samples"], config["formats"])
 except ConfigurationError as error:
     raise WorkflowError(str(error))

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 DEFAULT_LOCK_FOLDER = "/tmp/esmflow-slots"
 _POLL_SECONDS = 0.2
 _WAITING_LOG_SECONDS = 30.0
+_INDEX = re.compile(r"^\+?\d+$")
 _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
 
 
@@ -108,8 +109,9 @@ def candidate_slots(
 
     device: `cuda`, `cpu`, or `auto`: GPUs if the driver lists any, else CPU slots.
     With `CUDA_VISIBLE_DEVICES` set, its tokens up to the first invalid one, as CUDA reads it; unset, every GPU of the
-    driver by UUID (on a GPU in MIG mode, every instance). On a CPU the tokens of `CUDA_VISIBLE_DEVICES`, if it is set,
-    serve as names of slots, so that a scheduler's allocation is kept to there as well; otherwise there are `cpu_slots`.
+    driver by UUID (on a GPU in MIG mode, every instance). On a CPU the devices that `CUDA_VISIBLE_DEVICES` names serve
+    as names of slots, so that a scheduler's allocation is kept to there as well; if it names none (unset, empty, `-1`,
+    Slurm's `NoDevFiles`) there are `cpu_slots`.
     Raises SlotError when that leaves nothing.
     """
     value = environment.get("CUDA_VISIBLE_DEVICES")
@@ -122,7 +124,8 @@ def candidate_slots(
             "(resources: gpu=1), unset the variable, or set device: cpu"
         )
     if not gpus:
-        tokens = _unique(token.strip() for token in (value or "").split(","))
+        named = (token.strip() for token in (value or "").split(","))
+        tokens = _unique(token for token in named if _INDEX.match(token) or _UUID.match(token))
         return [Slot(token, None, "CPU", "cpu") for token in tokens or [f"CPU-{n}" for n in range(cpu_slots)]]
     if value is None:
         usable = [instance for gpu in gpus for instance in (gpu.mig_instances or (gpu,))]
@@ -148,7 +151,7 @@ def _visible_slots(value: str, gpus: list[Gpu]) -> list[Slot]:
 
 def _resolve(token: str, gpus: list[Gpu]) -> Gpu | None:
     """The GPU or MIG instance that a token names: an index, a UUID, or the unambiguous beginning of a UUID."""
-    if re.fullmatch(r"\+?\d+", token):
+    if _INDEX.match(token):
         index = int(token)
         if index >= len(gpus):
             return None
