@@ -1,7 +1,7 @@
 """Tells enzymes from other proteins, by their composition and by their embeddings, on the same splits.
 
-A logistic regression on standardised features, its strength of regularisation chosen within the training part. No two of
-the proteins are related (see README.md), so a split at random has no relative of a test protein in its training part.
+A logistic regression on standardised features, its regularisation chosen within the training part. No two proteins are
+related (see README.md), so that no test protein of a split at random has a relative in its training part.
 """
 
 import csv
@@ -70,7 +70,10 @@ def summary_lines(scores: dict[str, np.ndarray], labels: np.ndarray) -> list[str
     """The figures for a person: each mean with its spread over the splits, and what embeddings add."""
     counts = ", ".join(f"{(labels == label).sum()} {label}" for label in np.unique(labels))
     splits = len(scores[BASELINE])
-    lines = [f"{len(labels)} proteins, no two related: {counts}", f"balanced accuracy over {splits} splits, ± their spread"]
+    lines = [
+        f"{len(labels)} proteins, no two related: {counts}",
+        f"balanced accuracy over {splits} splits, ± their spread",
+    ]
     lines += [f"  {name:<24}{found.mean():.3f} ± {found.std(ddof=1):.3f}" for name, found in scores.items()]
     for name, found in scores.items():
         if name.startswith("mean_layer"):

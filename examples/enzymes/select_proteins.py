@@ -1,5 +1,6 @@
-"""Made proteins.fasta and labels.tsv; kept to show how. Needs MMseqs2 (14-7e284) and its examples, as Debian packs them:
+"""Made proteins.fasta and labels.tsv; kept to show how.
 
+Needs MMseqs2 (14-7e284) and its examples as Debian packs them, and `workflow/scripts` in PYTHONPATH:
 python examples/enzymes/select_proteins.py /usr/share/doc/mmseqs2/example-data/DB.fasta.gz examples/enzymes
 """
 
@@ -11,9 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from esmflow.fasta import Record, read_records
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from esmflow.fasta import Record, read_records
 
 # Lengths that both classes have in plenty, so that length says little.
 SHORTEST, LONGEST = 100, 400
@@ -61,7 +63,7 @@ def candidates(path: str) -> Iterator[tuple[Record, str]]:
 
 
 def related(records: list[Record]) -> Iterator[tuple[int, int]]:
-    """Pairs that MMseqs2 finds related, at its most sensitive, with an E-value of at most 0.1, or that have one name."""
+    """Pairs that MMseqs2 finds related, with an E-value of at most 0.1, at its most sensitive; or of one name."""
     first_of_name: dict[str, int] = {}
     for number, record in enumerate(records):
         yield number, first_of_name.setdefault(name_of(record.description).lower(), number)
