@@ -24,7 +24,7 @@ _FENCE = re.compile(r"^ *```([\w-]*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOT
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. line: of its first line of code. need, shown_by: what the mark above it says, if there is one."""
+    """One fenced block. line: of its first line of code. need, shown_by: what the mark above it says, if any."""
 
     document: str
     line: int
@@ -32,6 +32,12 @@ class Block:
     code: str
     need: str = ""
     shown_by: str = ""
+
+    @property
+    def make_targets(self) -> list[str]:
+        """The targets, if the block is nothing but calls of `make`."""
+        found = [re.fullmatch(r"make ([\w-]+) *(#.*)?", line) for line in self.code.splitlines() if line.strip()]
+        return [match[1] for match in found if match] if all(found) else []
 
     def __str__(self) -> str:
         return f"{self.document}:{self.line}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from clone import PROJECT, make_clone
+from clone import PROJECT, make_clone, make_recipe
 from documents import LANGUAGES, NEEDS, RUNNABLE, Block, blocks
 from made_up import random_model, stored_tensors, write_fair_esm
 
@@ -18,12 +18,14 @@ from esmflow.configuration import validated
 
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 KEYS = yaml.safe_load(SCHEMA.read_text())["properties"]
-OF_RUNNABLE_LANGUAGE = list(blocks(*RUNNABLE))
+MARKED = [block for block in blocks(*RUNNABLE) if block.need or block.shown_by]
+TO_RUN = [block for block in blocks(*RUNNABLE) if block not in MARKED and not block.make_targets]
+MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.make_targets})
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """With a model under the default's name in torch hub's cache: 36 layers as well, but 32 wide and of random weights."""
+    """With a model of the default's name in torch hub's cache: 36 layers too, but 32 wide, with random weights."""
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
     return {**os.environ, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
@@ -52,22 +54,35 @@ def clone(tmp_path_factory, environment, short_proteins) -> Path:
 def run(language: str, code: str, clone: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
     command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, cwd=clone, env=environment, text=True, timeout=240, **pipes)
+    return subprocess.run(command, cwd=clone, env=environment, text=True, **pipes)
 
 
-@pytest.mark.parametrize("block", [b for b in OF_RUNNABLE_LANGUAGE if not (b.need or b.shown_by)], ids=str)
+@pytest.mark.parametrize("block", TO_RUN, ids=str)
 def test_a_documented_block_runs_as_it_is_written(block: Block, clone, environment):
     ran = run(block.language, block.code, clone, environment)
     assert ran.returncode == 0, f"{block}\n{block.code}\n{ran.stdout}"
 
 
-@pytest.mark.parametrize("block", [b for b in OF_RUNNABLE_LANGUAGE if b.need or b.shown_by], ids=str)
+@pytest.mark.parametrize("block", MARKED, ids=str)
 def test_a_block_that_is_not_run_says_what_it_needs_or_which_test_shows_it(block: Block):
     if block.need:
         assert block.need in NEEDS
     else:
         file, _, test = block.shown_by.partition("::")
         assert f"def {test}" in (PROJECT / file).read_text()
+
+
+@pytest.mark.parametrize("target", MAKE_TARGETS)
+def test_a_documented_target_is_one_of_the_makefile(target, clone):
+    """Running them would install the environment and start these tests once more; what they run is tested elsewhere."""
+    subprocess.run(["make", "--dry-run", target], cwd=clone, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("target", ["demo", "example"])
+def test_the_run_behind_a_target_can_be_planned(target, clone, environment):
+    planned = run("bash", f"{make_recipe(clone, target)} --dry-run", clone, environment)
+    assert planned.returncode == 0, planned.stdout
+    assert "embed" in planned.stdout
 
 
 @pytest.mark.parametrize("block", list(blocks("yaml")), ids=str)

@@ -12,21 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clone import PROJECT, make_clone
+from clone import PROJECT, make_clone, make_recipe
 
 EXAMPLE = PROJECT / "examples" / "enzymes"
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory, real_model_folder) -> Path:
-    """The results of the command that `make example` runs, with the model that the repository's figures are of."""
+    """The results of what `make example` runs."""
     clone = make_clone(tmp_path_factory.mktemp("example") / "clone")
-    recipe = re.search(
-        r"^example:.*\n.*\n\t(\$\(BIN\)/snakemake .*)$", (PROJECT / "Makefile").read_text(), re.MULTILINE
-    )
-    command = recipe.group(1).replace("$(BIN)", ".venv/bin").replace('"$$model"', str(real_model_folder))
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, shell=True, cwd=clone, env=one_thread, capture_output=True, text=True)
+    ran = subprocess.run(
+        make_recipe(clone, "example"), shell=True, cwd=clone, env=one_thread, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return clone / "results" / "example"
 
