@@ -1,13 +1,14 @@
-# make demo    sets everything up and embeds the bundled proteins
-# make test    sets everything up and runs the tests
+# make demo         sets everything up and embeds the bundled proteins
+# make example      the same with labelled proteins, and learns from their embeddings
+# make test         sets everything up and runs the tests
 # make test-slurm   only those that start a Slurm of their own
-# make check   lint, format and types
-# make lock    resolves requirements.lock anew
+# make check        lint, format and types
+# make lock         resolves requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm check lock clean
+.PHONY: demo example test test-slurm check lock clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -20,6 +21,10 @@ demo: .venv/installed
 	rm -f results/demo/summary.txt && \
 	$(BIN)/snakemake --cores 2 --resources gpu=2 --quiet rules host reason --configfile config/demo/config.yaml --config model="$$model"
 
+example: .venv/installed
+	@model=$$($(BIN)/python workflow/scripts/fetch_small_model.py) && \
+	$(BIN)/snakemake --cores 2 --resources gpu=2 --quiet rules host reason --snakefile examples/enzymes/Snakefile --config model="$$model"
+
 test: .venv/installed
 	$(BIN)/python -m pytest
 
@@ -29,7 +34,7 @@ test-slurm: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakefmt --check workflow examples
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
