@@ -1,0 +1,28 @@
+"""Produces the report of the run: one page, and its figures for Snakemake's own report."""
+
+from esmflow.reporting import write_report
+from esmflow.run_files import RunFiles
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
+
+
+def main(snakemake) -> None:
+    inputs, outputs, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
+    model = read_model_info(inputs.model)
+    certificate = inputs.get("certificate") or None
+    files = RunFiles.read(
+        manifest=inputs.manifest,
+        embeddings=inputs.embeddings,
+        checkpoint=inputs.checkpoint,
+        model=model,
+        fingerprint=make_fingerprint(model, params.method),
+        store=params.store,
+        summary=inputs.summary,
+        runs=inputs.runs,
+        certificate=certificate,
+    )
+    write_report(files, outputs.pop("page"), outputs, params.templates)
+
+
+if __name__ == "__main__":
+    with logged_step(snakemake.log[0]):
+        main(snakemake)
