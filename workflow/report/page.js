@@ -52,8 +52,8 @@
       Plotly.react(place, data, layout, {
         responsive: !width,
         displaylogo: false,
-        displayModeBar: touch ? false : "hover",
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+        displayModeBar: !touch,
+        modeBarButtons: [data[0].type === "sankey" ? ["toImage"] : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
       });
     }
   }

@@ -8,7 +8,6 @@ from esmflow.steps import logged_step, make_fingerprint, read_model_info
 def main(snakemake) -> None:
     inputs, outputs, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
     model = read_model_info(inputs.model)
-    certificate = inputs.get("certificate") or None
     files = RunFiles.read(
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
@@ -18,9 +17,9 @@ def main(snakemake) -> None:
         store=params.store,
         summary=inputs.summary,
         runs=inputs.runs,
-        certificate=certificate,
+        certificate=inputs.certificate[0] if inputs.certificate else None,
     )
-    write_report(files, outputs.pop("page"), outputs, params.templates)
+    write_report(files, outputs.pop("page"), outputs)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ def axis(grid: bool = False, title: str = "", **more: Any) -> dict[str, Any]:
         "showgrid": grid,
         "linecolor": colour("line"),
         "zerolinecolor": colour("line"),
-        "tickfont": {"color": colour("quiet")},
-        "title": {"text": title, "font": {"color": colour("quiet")}},
+        "tickfont": {"color": colour("quiet"), "size": 12},
+        "title": {"text": title, "font": {"color": colour("quiet"), "size": 13}},
         **more,
     }
 

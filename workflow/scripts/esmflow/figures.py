@@ -121,11 +121,11 @@ def lengths_figure(counts: ManifestCounts, max_residues: int | None) -> go.Figur
             yref="paper",
             text=f"max_residues {max_residues:,}",
             showarrow=False,
-            yanchor="bottom",
+            yanchor="top",
             xanchor="right",
         )
     figure.update_layout(barmode="stack", bargap=0)
-    return styled(figure, height=340, x=ticks, y={"title": "records", "rangemode": "tozero"})
+    return styled(figure, height=340, x=ticks, y={"title": "records", "rangemode": "tozero", "tickformat": ","})
 
 
 def _length_edges(shortest: int, longest: int, logarithmic: bool) -> np.ndarray:

@@ -13,7 +13,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 LONGEST = 100_000
-_COLUMNS = ("file", "record", "id", "length", "digest", "status", "reason", "detail", "truncated", "windowed", "precision")
+_COLUMNS = (
+    "file",
+    "record",
+    "id",
+    "length",
+    "digest",
+    "status",
+    "reason",
+    "detail",
+    "truncated",
+    "windowed",
+    "precision",
+)
 _ROW_BITS = 40
 
 
@@ -42,8 +54,8 @@ class SampledRecord:
 class ManifestCounts:
     """What became of the records.
 
-    files: for each input file, in input order, records by status. precisions, reasons: records by reason; first: the first few of
-    each. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the records of each length in
+    files: for each input file, in input order, records by status. precisions, reasons: records by these; first: the
+    first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the records of each length in
     residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
     computed, reused: sequences embedded by this run and taken from the store; failed: sequences, not records.
     """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from esmflow.embedding_map import FEWEST, embedding_map, map_array
@@ -160,7 +161,7 @@ def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
     """How long the records are, and which were cut."""
     if not counts.lengths:
         return Section(note="There are no records.")
-    total = sum(counts.lengths.values())
+    total = np.sum(list(counts.lengths.values()), axis=0)
     present = total.nonzero()[0]
     middle = int((total.cumsum() >= total.sum() / 2).argmax())
     cut = [f"{int(counts.lengths[k].sum()):,} were {k}" for k in ("truncated", "windowed") if k in counts.lengths]
@@ -204,7 +205,17 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     cards = any(slot["device"] == "cuda" for _, slot in files.slots())
     note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
     note += "a card's memory at most." if cards else "memory at most."
-    columns = ("group", "sequences", "residues", "residues/s", "GiB", "model load, s", "tokens per batch", "written", "reused")
+    columns = (
+        "group",
+        "sequences",
+        "residues",
+        "residues/s",
+        "GiB",
+        "model load, s",
+        "tokens per batch",
+        "written",
+        "reused",
+    )
     rows = [
         (
             run["group"],
@@ -252,7 +263,9 @@ def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
     mapped = embedding_map(files.store, counts.sample, array)
     embedded = files.summary["embedded"]
     of_what = f"all {embedded:,}" if len(counts.sample) == embedded else f"{len(counts.sample):,} of {embedded:,}"
-    note = f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."
+    note = (
+        f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."
+    )
     note = note[0].upper() + note[1:]
     return Section(note=note, figure=map_figure(mapped, counts.sample, list(counts.files)))
 

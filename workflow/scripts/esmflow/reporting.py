@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -21,43 +20,50 @@ from esmflow.static_figures import static_figure, static_message
 
 log = logging.getLogger(__name__)
 
+TEMPLATES = Path(__file__).resolve().parents[2] / "report"
+
 _STATUS_COLOURS = {"embedded": "green", "rejected": "orange", "failed": "vermillion"}
 
 
-def write_report(files: RunFiles, page: str, figures: Mapping[str, str], templates: str | os.PathLike[str]) -> None:
+def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder: Path = TEMPLATES) -> None:
     """Writes the page and, for Snakemake's own report, figures as SVG.
 
-    figures: where the figure of a section goes, by the section's key. templates: the folder of the page's template,
-    style and script, and of each section's caption. A section that cannot be made says so in its place, and the log
-    has the error: what the run computed must not be lost for a drawing.
+    figures: where the figure of a section goes, by the section's key. folder: where the page's template, style and
+    script are, and each section's caption. A section that cannot be made says so in its place, and the log has the
+    error: what the run computed must not be lost for a drawing.
     """
-    folder = Path(templates)
     counts = count_manifest(files.manifest, files.written_segments, embedded=files.summary["embedded"])
     sections = {key: _made(title, make, files, counts) for key, title, make in SECTIONS}
     for key, path in figures.items():
         with atomic_path(path) as temporary:
-            temporary.write_text(_static(sections[key], folder), encoding="utf-8")
+            temporary.write_text(_static(key, sections[key], folder), encoding="utf-8")
     with atomic_path(page) as temporary:
         temporary.write_text(_page(files, counts, sections, folder), encoding="utf-8")
     log.info("report of %d records in %s", counts.total, page)
 
 
 def _made(
-    title: str,
-    make: Callable[[RunFiles, ManifestCounts], Section],
-    files: RunFiles,
-    counts: ManifestCounts,
+    title: str, make: Callable[[RunFiles, ManifestCounts], Section], files: RunFiles, counts: ManifestCounts
 ) -> Section:
     try:
         return make(files, counts)
     except Exception as error:
-        log.exception("the report's section %s could not be made", title)
-        return Section(note=f"This could not be shown ({type(error).__name__}: {error}); report.log has the details.")
+        return Section(note=_excuse(title, error))
 
 
-def _static(section: Section, folder: Path) -> str:
+def _static(title: str, section: Section, folder: Path) -> str:
     style = (folder / "page.css").read_text(encoding="utf-8")
-    return static_figure(section.figure, style) if section.figure else static_message(section.note)
+    if section.figure is None:
+        return static_message(section.note, style)
+    try:
+        return static_figure(section.figure, style)
+    except Exception as error:
+        return static_message(_excuse(title, error), style)
+
+
+def _excuse(title: str, error: Exception) -> str:
+    log.error("the report's section %s could not be made", title, exc_info=error)
+    return f"This could not be shown ({type(error).__name__}: {error}); the report's log has the details."
 
 
 def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Section], folder: Path) -> str:
@@ -73,7 +79,6 @@ def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Sectio
             "caption": (folder / f"{key}.rst").read_text(encoding="utf-8").strip(),
             "content": sections[key],
             "figure": _embedded(sections[key].figure),
-            "height": sections[key].figure.layout.height if sections[key].figure else None,
         }
         for key, title, _ in SECTIONS
     ]

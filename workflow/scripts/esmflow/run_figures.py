@@ -53,7 +53,7 @@ def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
             )
     figure.update_layout(barmode="overlay")
     y = {"categoryorder": "array", "categoryarray": slots, "automargin": True}
-    return styled(figure, height=130 + 44 * len(slots), x={"type": "date"}, y=y, grid="x")
+    return styled(figure, height=110 + 44 * len(slots), x={"type": "date"}, y=y, grid="x")
 
 
 def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -83,7 +83,7 @@ def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
         xaxis2=axis(title="group", type="category", anchor="y2", matches="x"),
         yaxis2=axis(grid=True, title="memory, GiB", domain=[0, 0.36], rangemode="tozero"),
     )
-    y = {"domain": [0.56, 1], "title": "residues/s", "rangemode": "tozero"}
+    y = {"domain": [0.56, 1], "title": "residues/s", "rangemode": "tozero", "tickformat": ","}
     return styled(figure, height=420, x={"type": "category", "showticklabels": False}, y=y)
 
 
@@ -132,8 +132,8 @@ def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Seq
         ("other files", ~np.isin(of_file, named), "grey"),
         *((short_path(file), of_file == file, shades[file]) for file in named),
     ]:
-        members = np.flatnonzero(mask)
-        if len(members):
+        members = np.flatnonzero(mask).tolist()
+        if members:
             figure.add_scatter(
                 x=mapped.points[members, 0],
                 y=mapped.points[members, 1],
