@@ -5,6 +5,7 @@ rule report:
         summary="<results>/summary.json",
         checkpoint="<results>/model/checkpoint.safetensors",
         model="<results>/model/model.json",
+        plan="<results>/plan/plan.json",
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
         certificate=get_certificate(),
     output:
@@ -62,7 +63,6 @@ rule report:
     conda:
         "../../environment.yml"
     params:
-        method=get_method(),
         store=get_store(),
     script:
         "../scripts/report.py"

@@ -2,19 +2,18 @@
 
 from esmflow.reporting import write_report
 from esmflow.run_files import RunFiles
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.steps import logged_step, read_model_info
 
 
 def main(snakemake) -> None:
-    inputs, outputs, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
-    model = read_model_info(inputs.model)
+    inputs, outputs = snakemake.input, dict(snakemake.output.items())
     files = RunFiles.read(
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
         checkpoint=inputs.checkpoint,
-        model=model,
-        fingerprint=make_fingerprint(model, params.method),
-        store=params.store,
+        model=read_model_info(inputs.model),
+        plan=inputs.plan,
+        store=snakemake.params.store,
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,

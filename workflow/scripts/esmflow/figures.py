@@ -131,11 +131,9 @@ def lengths_figure(counts: ManifestCounts, max_residues: int | None) -> go.Figur
 def _length_edges(shortest: int, longest: int, logarithmic: bool) -> np.ndarray:
     """About forty bins of whole lengths: bin i holds `edges[i]` to `edges[i + 1] - 1` residues."""
     if logarithmic:
-        edges = np.round(np.geomspace(shortest, longest + 1, 41))
-    else:
-        edges = np.arange(shortest, longest + 2, max(1, -(-(longest + 1 - shortest) // 40)))
-        edges = np.append(edges, longest + 1) if edges[-1] <= longest else edges
-    return np.unique(edges.astype(np.int64))
+        return np.unique(np.round(np.geomspace(shortest, longest + 1, 41)).astype(np.int64))
+    step = -(-(longest + 1 - shortest) // 40)
+    return np.append(np.arange(shortest, longest + 1, step), longest + 1)
 
 
 def disk_figure(sizes: Mapping[str, int]) -> go.Figure:

@@ -55,8 +55,8 @@ class ManifestCounts:
     """What became of the records.
 
     files: for each input file, in input order, records by status. precisions, reasons: records by these; first: the
-    first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the records of each length in
-    residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
+    first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the
+    records of each length in residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
     computed, reused: sequences embedded by this run and taken from the store; failed: sequences, not records.
     """
 

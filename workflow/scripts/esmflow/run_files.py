@@ -37,13 +37,15 @@ class RunFiles:
         embeddings: str,
         checkpoint: str,
         model: CheckpointInfo,
-        fingerprint: Fingerprint,
+        plan: str,
         store: str,
         summary: str,
         runs: Sequence[str],
         certificate: str | None,
     ) -> RunFiles:
         """Reads the small ones. Raises OSError if one is missing."""
+        digest = read_json(plan)["fingerprint"]
+        fingerprint = read_fingerprint(Path(store, digest))
         return cls(
             results=os.path.dirname(manifest),
             manifest=manifest,
@@ -78,6 +80,12 @@ class RunFiles:
         }
         sizes = {name: sum(_sizes(path)) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
+
+
+def read_fingerprint(folder: Path) -> Fingerprint:
+    """What the segments in a folder of a store were computed with, as the run wrote it down."""
+    fields = read_json(folder / "fingerprint.json")
+    return Fingerprint(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _sizes(path: Path) -> Iterator[int]:
