@@ -5,6 +5,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches;
   const PAPER_WIDTH = 660;
+  const NARROW = 520;
   const MANY_POINTS = 3000;
 
   const webgl = (() => {
@@ -29,17 +30,27 @@
   }
 
   function fitted(figure, width) {
-    const points = figure.data.reduce((sum, trace) => sum + (trace.text?.length ?? 0), 0);
-    for (const trace of figure.data) {
+    const { data, layout } = figure;
+    const points = data.reduce((sum, trace) => sum + (trace.type === "scatter" ? trace.text?.length ?? 0 : 0), 0);
+    for (const trace of data) {
       if (trace.type === "scatter" && webgl && points > MANY_POINTS) trace.type = "scattergl";
-      if (trace.type === "sankey" && width < 520) {
-        trace.node.pad = 18;
-        trace.textfont = { size: 11 };
-      }
     }
-    if (width < 520) figure.layout.font.size = 11;
+    if (width < NARROW) {
+      layout.font.size = 11;
+      // Here a legend has a line for each of its entries.
+      const lines = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+      layout.margin.t += 17 * Math.max(lines - 1, 0);
+      layout.height += 17 * lines;
+      if (data[0].type === "sankey") {
+        data[0].textfont = { size: 9.5 };
+        // Lower, so as not to meet the words of the last column.
+        data[0].node.label = data[0].node.label.map((text) => text.replace(/^(?=Computed|Reused)/, "<br><br><br>"));
+        Object.assign(layout.margin, { l: 0, r: 0 });
+      }
+      if (layout.xaxis) Object.assign(layout.xaxis, { nticks: 4, tickangle: 0 });
+    }
     // A finger that moves over a figure scrolls the page.
-    if (touch) figure.layout.dragmode = false;
+    if (touch) layout.dragmode = false;
     return figure;
   }
 
@@ -48,8 +59,11 @@
     for (const place of figures) {
       const figure = JSON.parse(document.getElementById(`data-${place.dataset.figure}`).textContent);
       const { data, layout } = fitted(inColour(figure, style), width ?? place.clientWidth);
+      place.style.height = `${layout.height}px`;
       if (width) layout.width = width;
-      Plotly.react(place, data, layout, {
+      // Drawn from nothing: a flow that changes would still be moving when the page is printed.
+      Plotly.purge(place);
+      Plotly.newPlot(place, data, layout, {
         responsive: !width,
         displaylogo: false,
         displayModeBar: !touch,

@@ -55,15 +55,23 @@ def styled(
     figure: go.Figure, height: int, x: dict[str, Any] | None = None, y: dict[str, Any] | None = None, grid: str = "y"
 ) -> go.Figure:
     """What all figures share."""
+    legend = any(trace.name and trace.showlegend is not False for trace in figure.data)
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 8, "r": 16, "t": 34, "b": 8},
+        margin={"l": 8, "r": 16, "t": 34 if legend else 18, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": colour("ink")},
         hoverlabel={"bgcolor": colour("card"), "bordercolor": colour("line"), "font": {"color": colour("ink")}},
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "traceorder": "normal"},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 1,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
         xaxis=axis(grid == "x", **(x or {})),
         yaxis=axis(grid == "y", **(y or {})),
     )

@@ -31,7 +31,7 @@ def flow_figure(counts: ManifestCounts) -> go.Figure:
     repeats = embedded + failed - sequences
     nodes = {
         "records": ("Records", counts.total, "grey"),
-        "unique": ("Unique sequences", sequences, "sky"),
+        "unique": ("Unique", sequences, "sky"),
         "repeats": ("Duplicates", repeats, "purple"),
         "computed": ("Computed", counts.computed, "blue"),
         "reused": ("Reused", counts.reused, "yellow"),
@@ -57,19 +57,20 @@ def flow_figure(counts: ManifestCounts) -> go.Figure:
         go.Sankey(
             arrangement="snap",
             node={
-                "label": [f"{nodes[name][0]} {nodes[name][1]:,}" for name in shown],
+                "label": [f"{nodes[name][0]}<br>{nodes[name][1]:,}" for name in shown],
                 "color": [colour(nodes[name][2]) for name in shown],
-                "pad": 28,
+                "pad": 36,
                 "thickness": 14,
                 "line": {"width": 0},
-                "hovertemplate": "%{label}<extra></extra>",
+                "customdata": [nodes[name][0] for name in shown],
+                "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
             },
             link={
                 "source": [shown.index(source) for source, _, _ in links],
                 "target": [shown.index(target) for _, target, _ in links],
                 "value": [number for _, _, number in links],
                 "color": [colour(f"{nodes[target][2]}-soft") for _, target, _ in links],
-                "hovertemplate": "%{source.label} → %{target.label}: %{value:,}<extra></extra>",
+                "hovertemplate": "%{source.customdata} → %{target.customdata}: %{value:,}<extra></extra>",
             },
         )
     )
@@ -82,7 +83,7 @@ def reasons_figure(counts: ManifestCounts) -> go.Figure:
     numbers = [counts.reasons[reason] for reason in reasons]
     names = [reason.replace("_", " ") for reason in reasons]
     figure = go.Figure(level_bars(names, numbers, [f"{n:,}" for n in numbers], "vermillion", "%{y}: %{text} records"))
-    return styled(figure, height=80 + 40 * len(reasons), x={"showticklabels": False, "showgrid": False})
+    return styled(figure, height=80 + 40 * len(reasons), x={"showticklabels": False}, grid="none")
 
 
 def lengths_figure(counts: ManifestCounts, max_residues: int | None) -> go.Figure:
@@ -141,4 +142,4 @@ def disk_figure(sizes: Mapping[str, int]) -> go.Figure:
     names = sorted(sizes, key=lambda name: sizes[name])
     texts = [bytes_in_words(sizes[name]) for name in names]
     figure = go.Figure(level_bars(names, [sizes[name] for name in names], texts, "sky", "%{y}: %{text}"))
-    return styled(figure, height=80 + 40 * len(names), x={"showticklabels": False, "showgrid": False})
+    return styled(figure, height=80 + 40 * len(names), x={"showticklabels": False}, grid="none")

@@ -97,16 +97,16 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Checkpoint", model.digest),
         ("Outputs", f"{', '.join(files.summary['arrays'])} as {', '.join(files.summary['formats'])}"),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
-        ("Engine", f"{method.engine}: {method.arithmetic}"),
+        ("Engine", f"{method.engine}, method version {method.method_version}: {method.arithmetic}"),
         ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
         ("Invalid residues", method.invalid_residues.replace("_", " ")),
-        ("Fingerprint", f"{method.digest()}, method version {method.method_version}"),
+        ("Fingerprint", files.store.fingerprint),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
         ("Hardware", _devices(files) if files.slots() else "no slot was needed"),
         ("Hosts", ", ".join(sorted({run["host"] for run in runs}))),
     ]
     if runs:
-        facts.append(("Time", f"{_clock(min(r['started'] for r in runs))} to {_clock(max(r['ended'] for r in runs))}"))
+        facts.append(("Time", _span(min(run["started"] for run in runs), max(run["ended"] for run in runs))))
     again = [f"group {run['group']}, attempt {run['attempt']}" for run in runs if run["attempt"] > 1]
     if again:
         facts.append(("Tried again", ", ".join(again)))
@@ -118,7 +118,7 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
     embedded, failed = counts.records("embedded"), counts.records("failed")
     repeats = embedded + failed - counts.computed - counts.reused - counts.failed
     note = (
-        f"{counts.total:,} records: {counts.records('rejected'):,} were rejected, {repeats:,} repeat a sequence. "
+        f"Of {counts.total:,} records {counts.records('rejected'):,} were rejected and {repeats:,} are duplicates. "
         f"Of {counts.computed + counts.reused + counts.failed:,} unique sequences {counts.computed:,} were computed, "
         f"{counts.reused:,} taken from the store, {counts.failed:,} failed."
     )
@@ -313,6 +313,11 @@ def _percent(share: float) -> str:
     if 0.999 < share < 1:
         return f"{int(share * 10000) / 100:.2f}%"
     return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
+
+
+def _span(started: float, ended: float) -> str:
+    first, last = _clock(started), _clock(ended)
+    return f"{first} to {last[11:] if last[:10] == first[:10] else last}"
 
 
 def _clock(seconds: float) -> str:

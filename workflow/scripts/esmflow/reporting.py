@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Sectio
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.tests["digest"] = re.compile("[0-9a-f]{32}").fullmatch
     environment.tests["number_like"] = lambda cell: str(cell)[:1].isdigit() and len(str(cell)) < 25
     shown = [
         {

@@ -46,7 +46,7 @@ def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                textfont={"color": "#ffffff"},
+                textfont={"color": colour("card")},
                 customdata=[(piece.group, escape(piece.what), f"{piece.seconds:,.2f}") for piece in of_kind],
                 hovertemplate=f"group %{{customdata[0]}}, {kind} %{{customdata[2]}} s<br>%{{customdata[1]}}"
                 "<extra></extra>",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esmflow.static_figures import Drawing
 
-_BOX, _PAD, _EDGE = 14, 26, 16
+_BOX, _PAD, _EDGE = 14, 36, 16
 
 
 def draw_flow(drawing: Drawing, trace: Mapping[str, Any], width: float) -> None:
@@ -53,7 +53,9 @@ def draw_flow(drawing: Drawing, trace: Mapping[str, Any], width: float) -> None:
         drawing.box(x, y, _BOX, max(scale * amounts[node], 1.5), colours[node])
         last = columns[node] == max(columns)
         middle = y + max(scale * amounts[node], 1.5) / 2 + 4
-        drawing.text(x - 6 if last else x + _BOX + 6, middle, labels[node], "end" if last else "start")
+        for line, text in enumerate(labels[node].split("<br>")):
+            at = middle - 7 + 14 * line
+            drawing.text(x - 6 if last else x + _BOX + 6, at, text, "end" if last else "start")
 
 
 def _columns(nodes: int, links: list[tuple[int, int, float, str]]) -> list[int]:
