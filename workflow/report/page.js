@@ -8,13 +8,13 @@
   const NARROW = 520;
   const MANY_POINTS = 3000;
 
-  const webgl = (() => {
+  function hasWebgl() {
     try {
       return Boolean(document.createElement("canvas").getContext("webgl"));
     } catch {
       return false;
     }
-  })();
+  }
 
   // `var(--blue)` becomes what the page means by it now.
   function inColour(value, style) {
@@ -32,8 +32,8 @@
   function fitted(figure, width) {
     const { data, layout } = figure;
     const points = data.reduce((sum, trace) => sum + (trace.type === "scatter" ? trace.text?.length ?? 0 : 0), 0);
-    for (const trace of data) {
-      if (trace.type === "scatter" && webgl && points > MANY_POINTS) trace.type = "scattergl";
+    if (points > MANY_POINTS && hasWebgl()) {
+      for (const trace of data) trace.type = "scattergl";
     }
     if (width < NARROW) {
       layout.font.size = 11;

@@ -20,15 +20,6 @@ def colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def bytes_in_words(size: float) -> str:
-    """Such as `1.4 GB`, in powers of ten."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
-
-
 def short_path(path: str, letters: int = 40) -> str:
     """The end of a path that fits a legend."""
     name = path.rpartition("/")[2]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from esmflow.figure_style import bytes_in_words, colour, level_bars, styled
+from esmflow.figure_style import colour, level_bars, styled
 from esmflow.manifest_counts import LONGEST, ManifestCounts
+from esmflow.words import bytes_in_words
 
 _LENGTHS = {
     "whole": ("embedded whole", "blue"),

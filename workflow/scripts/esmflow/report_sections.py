@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,12 +13,12 @@ import plotly.graph_objects as go
 
 from esmflow.embedding_map import FEWEST, embedding_map, map_array
 from esmflow.failures import REMEDY, Reason
-from esmflow.figure_style import bytes_in_words
 from esmflow.figures import disk_figure, flow_figure, lengths_figure, reasons_figure
 from esmflow.manifest_counts import LONGEST, ManifestCounts
 from esmflow.run_figures import GIB, certificate_figure, map_figure, speed_figure, timeline_figure
 from esmflow.run_files import RunFiles
 from esmflow.slot_timeline import kind_seconds, slot_name, slot_pieces
+from esmflow.words import bytes_in_words, clock, duration, percent, plural, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
@@ -59,8 +58,8 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
     summary, slots = files.summary, files.slots()
     share = summary["embedded"] / summary["records"] if summary["records"] else 1.0
     numbers = [
-        ("Records", f"{summary['records']:,}", _plural(len(counts.files), "input file")),
-        ("Embedded", f"{summary['embedded']:,}", f"{_percent(share)} of the records"),
+        ("Records", f"{summary['records']:,}", plural(len(counts.files), "input file")),
+        ("Embedded", f"{summary['embedded']:,}", f"{percent(share)} of the records"),
         (
             "Without embedding",
             f"{summary['rejected'] + summary['failed']:,}",
@@ -68,9 +67,9 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
         ),
     ]
     if summary["residues_per_second"]:
-        computed = f"{_plural(summary['computed_sequences'], 'sequence')} in {duration(summary['seconds'])}"
+        computed = f"{plural(summary['computed_sequences'], 'sequence')} in {duration(summary['seconds'])}"
         numbers.append(("Residues per second", f"{summary['residues_per_second']:,.0f}", computed))
-        jobs = _plural(sum(bool(run["workers"]) for run in files.runs), "job")
+        jobs = plural(sum(bool(run["workers"]) for run in files.runs), "job")
         numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {_devices(files)}"))
     else:
         numbers.append(("Computed", "0", "everything was in the store"))
@@ -78,7 +77,7 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
         numbers.append(("Certificate", "none", "verification was off"))
     else:
         verdict = "passed" if files.certificate["passed"] else "not passed"
-        numbers.append(("Certificate", verdict, f"{_plural(len(files.certificate['sequences']), 'sequence')} checked"))
+        numbers.append(("Certificate", verdict, f"{plural(len(files.certificate['sequences']), 'sequence')} checked"))
     return numbers
 
 
@@ -106,7 +105,7 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Hosts", ", ".join(sorted({run["host"] for run in runs}))),
     ]
     if runs:
-        facts.append(("Time", _span(min(run["started"] for run in runs), max(run["ended"] for run in runs))))
+        facts.append(("Time", span(min(run["started"] for run in runs), max(run["ended"] for run in runs))))
     again = [f"group {run['group']}, attempt {run['attempt']}" for run in runs if run["attempt"] > 1]
     if again:
         facts.append(("Tried again", ", ".join(again)))
@@ -146,14 +145,14 @@ def failures(files: RunFiles, counts: ManifestCounts) -> Section:
         shown = f", the first {len(first)}" if number > len(first) else ""
         tables.append(
             Table(
-                f"{reason.replace('_', ' ')}: {_plural(number, 'record')}{shown}",
+                f"{reason.replace('_', ' ')}: {plural(number, 'record')}{shown}",
                 ("file", "record", "id", "detail"),
                 [(entry.file, f"{entry.record:,}", entry.id, entry.detail) for entry in first],
                 note=f"What to do: {REMEDY[Reason(reason)]}.",
                 folded=len(counts.reasons) > 4,
             )
         )
-    note = f"{_plural(counts.reasons.total(), 'record')} without an embedding; all of them are in failures.tsv."
+    note = f"{plural(counts.reasons.total(), 'record')} without an embedding; all of them are in failures.tsv."
     return Section(note=note, figure=reasons_figure(counts), tables=tables)
 
 
@@ -177,14 +176,14 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
     if not pieces:
         return Section(note="No slot was leased: everything was in the store.")
     seconds = kind_seconds(pieces)
-    shares = ", ".join(f"{_percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
+    shares = ", ".join(f"{percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
     rows = [
         (
             run["group"],
             slot_name(run["host"], worker["slot"]),
             worker["slot"]["name"],
             worker["slot"]["uuid"] or "",
-            _clock(worker["leased"]),
+            clock(worker["leased"]),
             duration(worker["released"] - worker["leased"]),
         )
         for run in files.runs
@@ -240,7 +239,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
         return Section(note="Verification was off: no embedding was computed again.")
     outputs = found["outputs"]
     verdict = "Passed" if found["passed"] else "NOT PASSED: do not use these embeddings"
-    note = f"{verdict}. {_plural(len(found['sequences']), 'sequence')} computed again with {found['verified_with']}."
+    note = f"{verdict}. {plural(len(found['sequences']), 'sequence')} computed again with {found['verified_with']}."
     columns = ("output", "sequences", "lowest cosine", "median cosine", "largest relative error")
     rows = [
         (name, o["sequences"], f"{o['cosine_min']:.7f}", f"{o['cosine_median']:.7f}", f"{o['relative_error_max']:.1e}")
@@ -278,6 +277,11 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
     return Section(note=note, figure=disk_figure(sizes))
 
 
+def _devices(files: RunFiles) -> str:
+    names = Counter(str(slot["name"]) for _, slot in files.slots())
+    return ", ".join(f"{number} × {name}" for name, number in names.items()) or "no device"
+
+
 SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] = [
     ("method", "What ran", what_ran),
     ("flow", "Records in and out", records_flow),
@@ -289,36 +293,3 @@ SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] =
     ("map", "Map of the embeddings", map_of_embeddings),
     ("disk", "Disk", disk),
 ]
-
-
-def duration(seconds: float) -> str:
-    """Such as `38 s`, `12 min` or `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _devices(files: RunFiles) -> str:
-    names = Counter(str(slot["name"]) for _, slot in files.slots())
-    return ", ".join(f"{number} × {name}" for name, number in names.items()) or "no device"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _percent(share: float) -> str:
-    """Never 100% of what is not all, never 0% of something."""
-    if 0.999 < share < 1:
-        return f"{int(share * 10000) / 100:.2f}%"
-    return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
-
-
-def _span(started: float, ended: float) -> str:
-    first, last = _clock(started), _clock(ended)
-    return f"{first} to {last[11:] if last[:10] == first[:10] else last}"
-
-
-def _clock(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -84,8 +84,8 @@ class RunFiles:
 
 def read_fingerprint(folder: Path) -> Fingerprint:
     """What the segments in a folder of a store were computed with, as the run wrote it down."""
-    fields = read_json(folder / "fingerprint.json")
-    return Fingerprint(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    fields: dict[str, Any] = read_json(folder / "fingerprint.json")
+    return Fingerprint(**fields | {name: tuple(fields[name]) for name in ("layers", "include")})
 
 
 def _sizes(path: Path) -> Iterator[int]:
