@@ -83,6 +83,11 @@ def axis(grid: bool = False, title: str = "", **more: Any) -> dict[str, Any]:
     }
 
 
+def power_of_ten(power: int) -> str:
+    """Such as `10⁻⁵`."""
+    return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def short_number(value: float) -> str:
     """Three digits, or all of a large number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -240,9 +240,15 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     outputs = found["outputs"]
     verdict = "Passed" if found["passed"] else "NOT PASSED: do not use these embeddings"
     note = f"{verdict}. {plural(len(found['sequences']), 'sequence')} computed again with {found['verified_with']}."
-    columns = ("output", "sequences", "lowest cosine", "median cosine", "largest relative error")
+    columns = ("output", "sequences", "largest 1 − cosine", "median", "largest relative error")
     rows = [
-        (name, o["sequences"], f"{o['cosine_min']:.7f}", f"{o['cosine_median']:.7f}", f"{o['relative_error_max']:.1e}")
+        (
+            name,
+            o["sequences"],
+            f"{1 - o['cosine_min']:.1e}",
+            f"{1 - o['cosine_median']:.1e}",
+            f"{o['relative_error_max']:.1e}",
+        )
         for name, o in outputs.items()
     ]
     tables = [Table("By output", columns, rows, folded=False)] if rows else []

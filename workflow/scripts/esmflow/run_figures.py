@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from esmflow.embedding_map import EmbeddingMap
-from esmflow.figure_style import PALETTE, axis, colour, cut, short_number, short_path, styled
+from esmflow.figure_style import PALETTE, axis, colour, cut, power_of_ten, short_number, short_path, styled
 from esmflow.manifest_counts import SampledRecord
 from esmflow.slot_timeline import COMPUTE, IDLE, LOAD, WRITE, Piece
 
@@ -90,19 +90,20 @@ def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
 def certificate_figure(certificate: Mapping[str, Any]) -> go.Figure:
     """How far each sampled embedding is from the one that was computed again: one minus the cosine, by length."""
     figure = go.Figure()
-    # A cosine in double precision says no more than this.
-    smallest = 1e-9
+    # Double precision says no more than this.
+    smallest = 1e-15
     names = sorted({name for entry in certificate["sequences"] for name in entry["outputs"]})
     for name, shade in zip(names, PALETTE * len(names)):
         entries = [entry for entry in certificate["sequences"] if name in entry["outputs"]]
-        cosines = [entry["outputs"][name]["cosine"] for entry in entries]
+        distances = np.maximum([1 - entry["outputs"][name]["cosine"] for entry in entries], smallest)
         figure.add_scatter(
             x=[entry["length"] for entry in entries],
-            y=np.log10(np.maximum(1 - np.array(cosines), smallest)),
+            y=np.log10(distances),
             mode="markers",
             name=name,
+            showlegend=len(names) > 1,
             marker={"color": colour(shade), "size": 7, "opacity": 0.8},
-            text=[f"{escape(cut(entry['id']))}<br>cosine {value:.7f}" for entry, value in zip(entries, cosines)],
+            text=[f"{escape(cut(entry['id']))}<br>cosine 1 − {value:.1e}" for entry, value in zip(entries, distances)],
             hovertemplate="%{text}<extra></extra>",
         )
     limits = certificate.get("limits") or {}
@@ -114,8 +115,8 @@ def certificate_figure(certificate: Mapping[str, Any]) -> go.Figure:
             figure.add_annotation(
                 x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=text, showarrow=False
             )
-    powers = list(range(-9, 1))
-    ticks = {"tickvals": powers, "ticktext": [f"{10.0**power:g}" for power in powers], "title": "1 − cosine"}
+    powers = list(range(-15, 1))
+    ticks = {"tickvals": powers, "ticktext": [power_of_ten(power) for power in powers], "title": "1 − cosine"}
     return styled(figure, height=320, x={"title": "residues", "rangemode": "tozero"}, y=ticks)
 
 
