@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from esmflow.failures import REMEDY, Reason
+from esmflow.report_sections import SECTIONS
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load((PROJECT / "workflow/schemas/config.schema.yaml").read_text())
@@ -35,6 +36,14 @@ def test_every_key_is_explained_with_its_default(key, rule):
 def test_every_reason_is_explained_and_has_a_remedy(reason):
     assert f"`{reason.value}`" in (PROJECT / "README.md").read_text()
     assert REMEDY[reason]
+
+
+@pytest.mark.parametrize("key", [key for key, *_ in SECTIONS])
+def test_every_section_of_the_report_has_a_caption_in_plain_words(key):
+    caption = (PROJECT / "workflow/report" / f"{key}.rst").read_text()
+    assert caption.endswith(".\n")
+    # It is shown as it is on the page, and taken as reStructuredText by Snakemake.
+    assert not set(caption) & set("`*_{}<>|") - set("_")
 
 
 def test_files_named_in_the_documentation_exist():

@@ -33,6 +33,7 @@ rule finish:
         embeddings="<results>/embeddings",
         manifest="<results>/manifest.parquet",
         failures="<results>/failures.tsv",
+        report="<results>/report.html",
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
     output:
         "<results>/summary.txt",

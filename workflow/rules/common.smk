@@ -65,6 +65,11 @@ def get_method():
     }
 
 
+def get_certificate():
+    """The certificate as an input file, if the run gets one."""
+    return []
+
+
 def get_logs_to_join():
     embed_logs = [f"{LOGS}/embed/group-{group}.log" for group in GROUPS]
     return [f"{LOGS}/model.log", f"{LOGS}/plan.log", *embed_logs]

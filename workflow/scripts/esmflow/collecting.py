@@ -265,4 +265,5 @@ def _summary(
         "groups_with_failures": [run["group"] for run in runs if run["failed_sequences"]],
         "formats": list(formats),
         "arrays": list(arrays),
+        "versions": versions(),
     }

@@ -58,7 +58,7 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker reports of one finished shard. Times are seconds since 1970."""
+    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end."""
 
     segment: str
     sequences: int
@@ -68,6 +68,7 @@ class ShardResult:
     precision: str
     started: float
     ended: float
+    write_seconds: float
     model_load_seconds: float
     peak_memory_bytes: int
     worker: int
@@ -114,7 +115,9 @@ def embed_shards(file_subset: FileSubset, device_id: int, *, slot: Slot, setting
         budget = extraction.token_budget
         segment = extraction.segment
         name = shard_name(digest for digest, _ in sequences)
+        computed = time.time()
         store.write(name, segment)
+        ended = time.time()
         peak = torch.cuda.max_memory_allocated() if slot.device == "cuda" else _peak_host_memory()
         file_subset.done(
             file,
@@ -126,7 +129,8 @@ def embed_shards(file_subset: FileSubset, device_id: int, *, slot: Slot, setting
                 token_budget=budget,
                 precision=engine.precision,
                 started=started,
-                ended=time.time(),
+                ended=ended,
+                write_seconds=ended - computed,
                 model_load_seconds=load_seconds,
                 peak_memory_bytes=peak,
                 worker=os.getpid(),

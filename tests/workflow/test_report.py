@@ -1,0 +1,158 @@
+"""The report of a run, opened as a person would open it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from browser import open_page
+from workflow_run import WorkflowRun
+
+from esmflow.report_sections import SECTIONS
+
+# Ids without white space, as FASTA has them, that do something where they are not escaped.
+HOSTILE = [
+    "<script>document.title='broken'</script>",
+    "</script><script>document.title='broken'</script>",
+    "<img/src=x/onerror=document.title='broken'>",
+    "<!--<b>{{7*191}}&amp;\"'`${7*191}",
+]
+DRAWN = {
+    "flow": "sankey-node",
+    "failures": 'class="point"',
+    "lengths": 'class="point"',
+    "timeline": 'class="point"',
+    "speed": 'class="point"',
+    "map": 'class="point"',
+    "disk": 'class="point"',
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun:
+    run = WorkflowRun(tmp_path_factory.mktemp("report"), real_model_folder, groups=2, max_residues=100)
+    good, bad = run.folder / "good.faa", run.folder / "hostile&amp;.faa"
+    good.write_text("".join(f">{h}\n{s[:150]}\n" for h, s in short_proteins[:12]))
+    named = [f">{id} {id}\n{s[:60]}\n" for id, (_, s) in zip(HOSTILE, short_proteins[12:])]
+    rejected = [f">{id} {id}\nMKJ{number}\n" for number, id in enumerate(HOSTILE)]
+    bad.write_text("".join([*named, *rejected, f">copy\n{short_proteins[0][1][:150]}\n"]))
+    run.write_samples({"good": good, "hostile": bad})
+    run.printed = run.succeed()
+    return run
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    return open_page(run.results / "report.html")
+
+
+def sections(dom: str) -> dict[str, str]:
+    parts = re.split(r'<section id="(\w+)"', dom)[1:]
+    return dict(zip(parts[::2], parts[1::2]))
+
+
+def words(html: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<script.*?</script>", "", html, flags=re.S))).split())
+
+
+def test_every_section_has_content_and_the_console_stays_empty(opened):
+    assert opened.console == []
+    shown = sections(opened.dom)
+    assert list(shown) == [key for key, *_ in SECTIONS]
+    for key, html in shown.items():
+        assert len(words(html)) > 100, key
+        assert "could not be shown" not in html
+        assert DRAWN.get(key, "") in html, key
+
+
+def test_the_numbers_are_those_of_the_run(run, opened):
+    text = words(opened.dom)
+    assert "17 of 21 records have an embedding" in text
+    assert "4 rejected, 0 failed" in text
+    assert "Of 21 records 4 were rejected and 1 are duplicates. Of 16 unique sequences 16 were computed" in text
+    assert "invalid residue: 4 records" in text
+    shown = sections(opened.dom)
+    for group in run.groups():
+        assert f'<td class="number">{group["residues"]:,}</td>' in shown["speed"]
+    fingerprint = json.loads((run.results / "plan" / "plan.json").read_text())["fingerprint"]
+    assert fingerprint in shown["method"]
+    assert run.summary()["versions"]["torch"] in shown["method"]
+    assert "CPU-0" in shown["timeline"]
+    # One point for each embedded record, coloured by its file.
+    assert shown["map"].count('class="point"') == 17
+
+
+def test_ids_are_shown_as_they_are_and_do_nothing(run, opened):
+    assert "<title>esmflow: 17 of 21 records have an embedding</title>" in opened.dom
+    rejected = words(sections(opened.dom)["failures"])
+    assert all(id in rejected for id in HOSTILE)
+    assert "1337" not in words(opened.dom)
+    assert "<img" not in opened.dom
+    page = (run.results / "report.html").read_text()
+    assert page.count("document.title='broken'") == 0
+
+
+def test_the_page_needs_nothing_but_itself(run):
+    addresses = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: addresses.extend(
+        value for name, value in attributes if name in ("src", "href", "srcset", "action", "style")
+    )
+    parser.feed((run.results / "report.html").read_text())
+    assert len(addresses) > len(SECTIONS)
+    for address in addresses:
+        assert "//" not in address
+        assert address.startswith(("#", "data:", "height:", "flex-grow:")), address
+
+
+def test_dark_mode_reaches_the_figures(run, opened):
+    dark = open_page(run.results / "report.html", "--blink-settings=preferredColorScheme=0")
+    assert dark.console == []
+    ink = "fill: rgb(231, 235, 239)"
+    assert ink in sections(dark.dom)["speed"]
+    assert ink not in sections(opened.dom)["speed"]
+
+
+def test_nothing_is_wider_than_a_phone(run, tmp_path):
+    shutil.copy(run.results / "report.html", tmp_path / "report.html")
+    (tmp_path / "phone.html").write_text(
+        '<iframe id="phone" src="report.html" style="width: 360px; border: 0"></iframe><p id="widths"></p>'
+        "<script>phone.onload = () => setTimeout(() => { const page = phone.contentDocument;"
+        "const wide = [...page.querySelectorAll('.main-svg')].map((svg) => svg.getBoundingClientRect().right);"
+        "widths.textContent = JSON.stringify([page.documentElement.scrollWidth, wide.length, Math.max(...wide)]); },"
+        "2000)</script>"
+    )
+    dom = open_page(tmp_path / "phone.html", "--allow-file-access-from-files", "--hide-scrollbars").dom
+    width, figures, right = json.loads(re.search(r'<p id="widths">(.*?)</p>', dom)[1])
+    assert width <= 360
+    assert figures >= len(DRAWN)
+    assert right <= 360
+
+
+def test_snakemakes_own_report_has_the_figures_with_captions(run):
+    target = run.folder / "snakemake-report.html"
+    run.succeed("--report", str(target))
+    page = target.read_text()
+    for key in (*DRAWN, "certificate"):
+        picture = run.results / "report" / f"{key}.svg"
+        assert base64.b64encode(picture.read_bytes()).decode() in page, key
+        assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert "Records with equal sequences share one" in page
+
+
+def test_a_figure_that_cannot_be_drawn_loses_nothing_else(run):
+    for segment in run.segments():
+        segment.write_bytes(b"damaged")
+    before = (run.results / "manifest.parquet").read_bytes()
+    run.succeed("--forcerun", "report")
+    shown = sections((run.results / "report.html").read_text())
+    assert "could not be shown" in words(shown["map"])
+    assert all("could not be shown" not in html for key, html in shown.items() if key != "map")
+    assert (run.results / "manifest.parquet").read_bytes() == before
+    assert "SegmentError" in (run.folder / "logs" / "report.log").read_text()

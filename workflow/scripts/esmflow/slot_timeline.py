@@ -1,0 +1,108 @@
+"""What each GPU slot did when, from the groups' `run.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Beyond this many pieces a figure is neither quick nor readable: shards of one lease are then drawn as one.
+MOST_PIECES = 2000
+
+LOAD, COMPUTE, WRITE, IDLE = "load", "compute", "write", "idle"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a slot did for a while. Times are seconds since 1970; `what` is for a person."""
+
+    slot: str
+    group: str
+    kind: str
+    started: float
+    ended: float
+    what: str
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+
+def slot_name(host: str, slot: Mapping[str, Any]) -> str:
+    """A slot as a figure names it: what tells it from every other, in few letters."""
+    name = str(slot["token"])
+    if slot.get("device") == "cuda" and name.isdecimal():
+        name = f"GPU {name}"
+    if len(name) > 14:
+        name = f"{name[:12]}…"
+    return f"{name} on {host}"
+
+
+def slot_pieces(runs: Iterable[Mapping[str, Any]]) -> list[Piece]:
+    """Cuts every lease into load (from the lease to the first shard), compute, write and idle, in order of time."""
+    leases = [(run, worker, _shards_of(run, worker)) for run in runs for worker in run["workers"]]
+    detailed = 3 * sum(len(shards) for _, _, shards in leases) <= MOST_PIECES
+    pieces: list[Piece] = []
+    for run, worker, shards in leases:
+        pieces += _lease_pieces(run, worker, shards if detailed else _merged(shards))
+    return sorted(pieces, key=lambda piece: (piece.started, piece.slot))
+
+
+def _shards_of(run: Mapping[str, Any], worker: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The shards that one worker of a job finished, in order of time."""
+    shards = run["shards"]
+    if len(run["workers"]) > 1:
+        number = run["workers"].index(worker)
+        # A worker that died has another process id than the one that went on in its place.
+        processes = set(worker.get("processes") or [worker.get("process")])
+        shards = [s for s in shards if s.get("device") == worker.get("device", number) or s["worker"] in processes]
+    return sorted(shards, key=lambda shard: shard["started"])
+
+
+def _merged(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not shards:
+        return []
+    whole = {key: sum(shard[key] for shard in shards) for key in ("sequences", "residues")}
+    written = sum(shard.get("write_seconds", 0.0) for shard in shards)
+    return [
+        {
+            **shards[0],
+            **whole,
+            "shard": f"{len(shards):,} shards",
+            "ended": shards[-1]["ended"],
+            "write_seconds": written,
+        }
+    ]
+
+
+def _lease_pieces(run: Mapping[str, Any], worker: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[Piece]:
+    slot = slot_name(run["host"], worker["slot"])
+
+    def piece(kind: str, started: float, ended: float, what: str) -> Piece:
+        return Piece(slot, run["group"], kind, started, ended, what)
+
+    if not shards:
+        return [piece(IDLE, worker["leased"], worker["released"], "no shard was finished")]
+    loaded = worker.get("model_load_seconds") or shards[0]["model_load_seconds"]
+    load = f"starting the worker; {loaded:.1f} s of it reading the model"
+    pieces = [piece(LOAD, worker["leased"], shards[0]["started"], load)]
+    before = shards[0]["started"]
+    for shard in shards:
+        pieces.append(piece(IDLE, before, shard["started"], "between shards"))
+        computed = shard["ended"] - shard.get("write_seconds", 0.0)
+        work = (
+            f"{shard['shard'].removesuffix('.fasta')}: {shard['sequences']:,} sequences, {shard['residues']:,} residues"
+        )
+        pieces.append(piece(COMPUTE, shard["started"], computed, work))
+        pieces.append(piece(WRITE, computed, shard["ended"], f"{shard['shard'].removesuffix('.fasta')} to the store"))
+        before = shard["ended"]
+    pieces.append(piece(IDLE, before, worker["released"], "the worker ends"))
+    return [p for p in pieces if p.seconds > 0]
+
+
+def kind_seconds(pieces: Iterable[Piece]) -> dict[str, float]:
+    """Seconds that slots spent on each kind of work, all slots together."""
+    totals = dict.fromkeys((LOAD, COMPUTE, WRITE, IDLE), 0.0)
+    for piece in pieces:
+        totals[piece.kind] += piece.seconds
+    return totals

@@ -1,0 +1,45 @@
+"""Numbers, sizes and times as a person reads them."""
+
+from __future__ import annotations
+
+import datetime
+
+
+def bytes_in_words(size: float) -> str:
+    """Such as `1.4 GB`, in powers of ten."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Such as `38 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """A count of things."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def percent(share: float) -> str:
+    """Never 100% of what is not all, never 0% of something."""
+    if 0.999 < share < 1:
+        return f"{int(share * 10000) / 100:.2f}%"
+    return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
+
+
+def span(started: float, ended: float) -> str:
+    """From when to when; the day once, if it is one."""
+    first, last = clock(started), clock(ended)
+    return f"{first} to {last[11:] if last[:10] == first[:10] else last}"
+
+
+def clock(seconds: float) -> str:
+    """A time, given in seconds since 1970, in the zone of this machine."""
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -1,0 +1,26 @@
+"""Produces the report of the run: one page, and its figures for Snakemake's own report."""
+
+from esmflow.reporting import write_report
+from esmflow.run_files import RunFiles
+from esmflow.steps import logged_step, read_model_info
+
+
+def main(snakemake) -> None:
+    inputs, outputs = snakemake.input, dict(snakemake.output.items())
+    files = RunFiles.read(
+        manifest=inputs.manifest,
+        embeddings=inputs.embeddings,
+        checkpoint=inputs.checkpoint,
+        model=read_model_info(inputs.model),
+        plan=inputs.plan,
+        store=snakemake.params.store,
+        summary=inputs.summary,
+        runs=inputs.runs,
+        certificate=inputs.certificate[0] if inputs.certificate else None,
+    )
+    write_report(files, outputs.pop("page"), outputs)
+
+
+if __name__ == "__main__":
+    with logged_step(snakemake.log[0]):
+        main(snakemake)
