@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 from collections.abc import Sequence
@@ -13,17 +12,21 @@ from typing import TypeVar
 import numpy as np
 
 from esmflow.checkpoints import ModelDimensions
-from esmflow.digests import sequence_digest
-from esmflow.fasta import Record, ResiduePolicy, read_records
+from esmflow.dealing import Dealer, GroupPlan
+from esmflow.digests import sequence_digests
+from esmflow.fasta import RecordBlock, ResiduePolicy, read_blocks
 from esmflow.records import RecordTable
-from esmflow.shards import list_shards, write_shard
 
 log = logging.getLogger(__name__)
 
 # Sequences wait in memory until this many residues have been read; each such window is dealt as a whole.
 WINDOW_RESIDUES = 200_000_000
 
+# Rejected records that are written to the log; the table has them all.
+_REJECTIONS_LOGGED = 1000
+
 File = TypeVar("File")
+Residues = TypeVar("Residues", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,16 @@ class CostModel:
     dimensions: ModelDimensions
     max_residues: int | None = None
 
-    def cost(self, residues: int) -> float:
-        """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos."""
+    def cost(self, residues: Residues) -> Residues:
+        """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos.
+
+        Takes one number or an array of them.
+        """
         if self.max_residues is not None:
-            residues = min(residues, self.max_residues)
+            residues = np.minimum(residues, self.max_residues)
         tokens = residues + 2
         width = self.dimensions.hidden
         return self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)
-
-
-@dataclass
-class GroupPlan:
-    """What one shard group was dealt."""
-
-    shards: int = 0
-    sequences: int = 0
-    residues: int = 0
-    cost: float = 0.0
 
 
 @dataclass
@@ -100,37 +96,33 @@ def plan(
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
     """
-    summary = PlanSummary(groups=[GroupPlan() for _ in group_folders])
-    dealer = _Dealer(summary.groups, [Path(folder) for folder in group_folders], cost_model, shard_residues)
-    held_in = {row.tobytes(): name for name, digests in (held or {}).items() for row in digests}
-    used_segments: set[str] = set()
-    seen: set[bytes] = set()
+    summary = PlanSummary()
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
         for file in files
     }
-    with RecordTable(records_path) as table:
+    dealer = Dealer(
+        [Path(folder) for folder in group_folders],
+        cost_model.cost,
+        shard_residues=shard_residues,
+        # A group's share of a window should fill at least one shard, however many groups there are.
+        window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
+        held=held or {},
+    )
+    with RecordTable(records_path) as table, dealer:
         for file in inputs:
             group = group_of_file[file.path] if assignment == "round_robin" else None
-            for record in read_records(file.path, policy):
-                summary.records += 1
-                digest = None if record.reason else sequence_digest(record.sequence)
-                table.add(file.sample, record, digest)
-                if digest is None:
-                    summary.rejected += 1
-                    log.info("rejected %s", _describe(record))
-                elif digest in seen:
-                    summary.duplicates += 1
-                elif digest in held_in:
-                    seen.add(digest)
-                    summary.held += 1
-                    used_segments.add(held_in[digest])
-                else:
-                    seen.add(digest)
-                    dealer.take(digest, record.sequence, group)
-    dealer.deal()
-    summary.held_segments = sorted(used_segments)
+            for block in read_blocks(file.path, policy):
+                digests = sequence_digests(block.sequences)
+                table.add_block(file.sample, block, digests)
+                _log_rejected(block, summary.rejected)
+                summary.records += len(block)
+                summary.rejected += len(block.reasons)
+                valid, sequences = block.valid()
+                dealer.take(digests[valid], sequences, group)
+    summary.duplicates, summary.held = dealer.duplicates, dealer.held
+    summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
@@ -139,66 +131,11 @@ def plan(
     return summary
 
 
-def _describe(record: Record) -> str:
-    return f"{record.file}, record {record.position} ({record.id or 'no id'}): {record.reason}: {record.detail}"
-
-
-class _Dealer:
-    """Holds a window of sequences and deals it to groups and shards when it is full."""
-
-    def __init__(
-        self, groups: list[GroupPlan], folders: list[Path], cost_model: CostModel, shard_residues: int
-    ) -> None:
-        self._groups = groups
-        self._folders = folders
-        self._cost = cost_model.cost
-        self._shard_residues = shard_residues
-        # A group's share of a window should fill at least one shard, however many groups there are.
-        self._window_residues = max(WINDOW_RESIDUES, shard_residues * len(groups))
-        self._window: list[tuple[bytes, str, int | None]] = []
-        self._residues = 0
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left_over in list_shards(folder):
-                left_over.unlink()
-
-    def take(self, digest: bytes, sequence: str, group: int | None) -> None:
-        """Adds a sequence; `group` is set when the assignment is fixed."""
-        self._window.append((digest, sequence, group))
-        self._residues += len(sequence)
-        if self._residues >= self._window_residues:
-            self.deal()
-
-    def deal(self) -> None:
-        """Deals the window, dearest sequences first, each to the group with the least cost so far."""
-        # The digest settles ties, so a plan does not depend on the order of the input.
-        self._window.sort(key=lambda item: (-len(item[1]), item[0]))
-        shares: list[list[tuple[bytes, str]]] = [[] for _ in self._groups]
-        loads = [(group.cost, number) for number, group in enumerate(self._groups)]
-        heapq.heapify(loads)
-        for digest, sequence, fixed in self._window:
-            cost = self._cost(len(sequence))
-            if fixed is None:
-                load, number = loads[0]
-                heapq.heapreplace(loads, (load + cost, number))
-            else:
-                number = fixed
-            group = self._groups[number]
-            group.cost += cost
-            group.sequences += 1
-            group.residues += len(sequence)
-            shares[number].append((digest, sequence))
-        self._window.clear()
-        self._residues = 0
-        for number, share in enumerate(shares):
-            self._write_shards(number, share)
-
-    def _write_shards(self, number: int, share: list[tuple[bytes, str]]) -> None:
-        """Cuts a group's share into shards that each see the same mix of lengths."""
-        if not share:
-            return
-        shards = -(-sum(len(sequence) for _, sequence in share) // self._shard_residues)
-        for first in range(min(shards, len(share))):
-            group = self._groups[number]
-            write_shard(self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::shards])
-            group.shards += 1
+def _log_rejected(block: RecordBlock, before: int) -> None:
+    """Logs the rejected records of a block, of which `before` others have been rejected before it."""
+    for index in sorted(block.reasons)[: max(0, _REJECTIONS_LOGGED - before)]:
+        record = block.record(index)
+        where = f"{record.file}, record {record.position} ({record.id or 'no id'})"
+        log.info("rejected %s: %s: %s", where, record.reason, record.detail)
+    if before <= _REJECTIONS_LOGGED < before + len(block.reasons):
+        log.info("further rejected records are not logged; the manifest lists all")
