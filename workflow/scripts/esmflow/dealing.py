@@ -53,8 +53,6 @@ class _Window:
 
     def keep(self, rows: np.ndarray) -> _Window:
         """Some of the sequences, given by their row numbers."""
-        if len(rows) == len(self):
-            return self
         residues = self.sequences().take(pa.array(rows)).buffers()[2] or pa.py_buffer(b"")
         return _Window(self.digests[rows], residues, self.lengths[rows], self.groups[rows])
 
@@ -106,20 +104,19 @@ class Dealer:
         finally:
             self._writer.shutdown()
 
-    def take(self, digests: np.ndarray, sequences: list[bytes], group: int | None) -> None:
-        """Adds sequences with their digests, uint8 `[N, 16]`; `group` is set when the assignment is fixed."""
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    def take(self, digests: np.ndarray, residues: bytes, lengths: np.ndarray, group: int | None) -> None:
+        """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if the assignment is fixed."""
         ends = np.cumsum(lengths)
-        start = 0
-        while start < len(sequences):
-            taken = int(ends[start - 1]) if start else 0
+        start, taken = 0, 0
+        while start < len(lengths):
             room = self._window_residues - len(self._residues)
             end = int(np.searchsorted(ends, taken + room)) + 1
-            self._residues += b"".join(sequences[start:end])
+            upto = int(ends[min(end, len(ends)) - 1])
+            self._residues += residues[taken:upto]
             self._digests.append(digests[start:end])
             self._lengths.append(lengths[start:end])
             self._fixed.append(np.full(len(lengths[start:end]), -1 if group is None else group, np.int32))
-            start = end
+            start, taken = end, upto
             if len(self._residues) >= self._window_residues:
                 self._settle()
 
@@ -144,18 +141,17 @@ class Dealer:
         segments = self._held.find(came[first])
         self.held += int((segments >= 0).sum())
         self.held_segments.update(self._segment_names[n] for n in np.unique(segments[segments >= 0]))
-        new = np.sort(first[segments < 0]) + self._settled
-        window = window.keep(np.concatenate((np.arange(self._settled), new)))
-        if last or len(window.residues) >= _FULL * self._window_residues:
-            self._deal(window)
+        rows = np.concatenate((np.arange(self._settled), first[segments < 0] + self._settled))
+        if last or window.lengths[rows].sum() >= _FULL * self._window_residues:
+            self._deal(window, rows)
             self._start_window()
         else:
-            self._start_window(window)
+            self._start_window(window.keep(rows))
 
-    def _deal(self, window: _Window) -> None:
-        """Deals a window, dearest sequences first, each to the group with the least cost so far."""
+    def _deal(self, window: _Window, rows: np.ndarray) -> None:
+        """Deals these sequences of a window, dearest first, each to the group with the least cost so far."""
         # The digest settles ties, so a plan does not depend on the order of the input.
-        order = first_of_each(window.digests)
+        order = rows[first_of_each(window.digests[rows])]
         order = order[np.argsort(-window.lengths[order], kind="stable")]
         costs = self._cost(window.lengths[order])
         groups = window.groups[order]

@@ -24,9 +24,10 @@ __all__ = [
     "read_records",
 ]  # fmt: skip
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 19
 
 _NEXT_HEADER = b"\n>"
+_LINE_END, _HEADER = _NEXT_HEADER
 # Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
 _PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
 
@@ -54,48 +55,50 @@ class Record:
 class RecordBlock:
     """Records of one file that follow one another, by columns; what each means is said in `Record`.
 
-    first_position: the position of the first; lengths: int64 `[N]`; sequences: ASCII; reasons and details by index, where
-    there are any.
+    first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
+    lengths: int64 `[N]`, those of rejected ones too. reasons and details: by index, where there are any.
     """
 
     file: str
     first_position: int
     ids: pa.StringArray
     descriptions: pa.StringArray
-    sequences: list[bytes]
+    residues: bytes
     lengths: np.ndarray
     reasons: dict[int, Reason] = field(default_factory=dict)
     details: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.lengths)
 
-    def valid(self) -> tuple[np.ndarray, list[bytes]]:
-        """Which records are not rejected, bool `[N]`, and their sequences."""
+    def valid(self) -> np.ndarray:
+        """Which records are not rejected: bool `[N]`."""
         valid = np.ones(len(self), bool)
-        if not self.reasons:
-            return valid, self.sequences
         valid[list(self.reasons)] = False
-        return valid, [sequence for i, sequence in enumerate(self.sequences) if i not in self.reasons]
+        return valid
 
-    def record(self, index: int) -> Record:
-        """One of the records."""
-        return Record(
-            self.file,
-            self.first_position + index,
-            self.ids[index].as_py(),
-            self.descriptions[index].as_py(),
-            self.sequences[index].decode("ascii"),
-            int(self.lengths[index]),
-            self.reasons.get(index),
-            self.details.get(index, ""),
-        )
+    def rejected(self) -> Iterator[Record]:
+        """The records that are rejected, one by one."""
+        for i, reason in sorted(self.reasons.items()):
+            title = (self.ids[i].as_py(), self.descriptions[i].as_py())
+            yield Record(
+                self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i]
+            )
+
+    def records(self) -> Iterator[Record]:
+        """The records one by one."""
+        ends = np.cumsum(np.where(self.valid(), self.lengths, 0)).tolist()
+        columns = (self.ids.to_pylist(), self.descriptions.to_pylist(), self.lengths.tolist(), [0, *ends], ends)
+        for i, (identifier, description, length, start, end) in enumerate(zip(*columns)):
+            sequence = self.residues[start:end].decode("ascii")
+            about = (self.reasons.get(i), self.details.get(i, ""))
+            yield Record(self.file, self.first_position + i, identifier, description, sequence, length, *about)
 
 
 def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlock:
     """A rejected row about a file as a whole, as a block of its own."""
     nothing = pa.array([""], pa.string())
-    return RecordBlock(file, position, nothing, nothing, [b""], np.zeros(1, np.int64), {0: reason}, {0: detail})
+    return RecordBlock(file, position, nothing, nothing, b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:
@@ -116,7 +119,7 @@ def count_sequences(path: str | os.PathLike[str]) -> int:
 def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[Record]:
     """Yields every record of a FASTA file in order, one by one; see `read_blocks`."""
     for block in read_blocks(path, policy):
-        yield from map(block.record, range(len(block)))
+        yield from block.records()
 
 
 def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[RecordBlock]:
@@ -134,13 +137,9 @@ def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePol
         for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
             if position == 0 and preamble:
                 yield _preamble_row(file, preamble[0])
-            titles, bodies = _split(text)
-            ids, descriptions = _split_titles(titles)
-            found = normalise(bodies, policy)
-            yield RecordBlock(
-                *(file, position + 1, ids, descriptions, found.sequences, found.lengths, found.reasons, found.details)
-            )
-            position += len(bodies)
+            block = _read_block(file, position + 1, text, policy)
+            yield block
+            position += len(block)
     except DAMAGE as error:
         if position == 0 and preamble:
             yield _preamble_row(file, preamble[0])
@@ -191,7 +190,9 @@ def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 # One record can be longer than a block.
                 searched = max(0, len(text) - 1)
                 if cut >= 0:
-                    yield bytes(text[: cut + 1])
+                    with memoryview(text) as view:
+                        whole = bytes(view[: cut + 1])
+                    yield whole
                     del text[: cut + 1]
                     searched = 0
     except DAMAGE:
@@ -203,27 +204,34 @@ def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(text)
 
 
-def _split(text: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Titles, and the lines below each, of a block of whole records."""
-    records = text[1:].split(_NEXT_HEADER)
-    ends = [record.find(b"\n") for record in records]
-    if -1 in ends:
-        # Headers without a line below them.
-        records = [record if end >= 0 else record + b"\n" for record, end in zip(records, ends)]
-        ends = [record.find(b"\n") for record in records]
-    return (
-        [record[:end] for record, end in zip(records, ends)],
-        [record[end:] for record, end in zip(records, ends)],
+def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePolicy) -> RecordBlock:
+    """A block of whole records that begins with a header."""
+    letters = np.frombuffer(text, np.uint8)
+    line_ends = np.flatnonzero(letters == _LINE_END)
+    next_lines = line_ends[: np.searchsorted(line_ends, len(text) - 1)] + 1
+    above_header = np.flatnonzero(letters[next_lines] == _HEADER)
+    starts = np.concatenate(([0], next_lines[above_header]))
+    # A header ends at the first line end from there on, or at the end of the text.
+    title_ends = np.append(line_ends, len(text))[np.concatenate(([0], above_header + 1))]
+    titles = [text[start:end] for start, end in zip((starts + 1).tolist(), title_ends.tolist())]
+    ids, descriptions = _split_titles(titles)
+    ends = np.append(starts[1:], len(text))
+    found = normalise(text, title_ends, ends, line_ends, policy)
+    return RecordBlock(
+        file, first_position, ids, descriptions, found.residues, found.lengths, found.reasons, found.details
     )
 
 
 def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
     """Ids, which end at the first white space, and descriptions, which are the rest."""
-    if b"\n".join(titles).translate(None, _PLAIN_TITLE):
+    joined = b"".join(titles)
+    if joined.translate(None, _PLAIN_TITLE):
         pairs = [(*_printable(title).split(maxsplit=1), "", "")[:2] for title in titles]
         return pa.array([i for i, _ in pairs], pa.string()), pa.array([d for _, d in pairs], pa.string())
-    trimmed = pc.ascii_trim_whitespace(pa.array(titles, pa.binary()).cast(pa.string()))
-    parts = pc.ascii_split_whitespace(trimmed, max_splits=1)
+    offsets = np.zeros(len(titles) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, titles), np.int32, len(titles)), out=offsets[1:])
+    plain = pa.StringArray.from_buffers(len(titles), pa.py_buffer(offsets), pa.py_buffer(joined))
+    parts = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(plain), max_splits=1)
     has_description = np.diff(parts.offsets.to_numpy()) == 2
     rest = pc.list_element(pc.if_else(has_description, parts, pa.scalar(["", ""], pa.list_(pa.string()))), 1)
     return pc.list_element(parts, 0), rest

@@ -44,74 +44,99 @@ class ResiduePolicy:
 class Normalised:
     """Sequences after normalisation, in the order they came.
 
-    sequences: upper-case residues, without white space and without a trailing stop; empty if rejected.
-    lengths: residues of each, int64 `[N]`, those of rejected ones too. reasons, details: by index, of those that are
-    rejected, and details also of those that were changed to be kept.
+    residues: all of them end to end: upper-case residues, without white space and without trailing stops; nothing of
+    rejected ones. lengths: residues of each, int64 `[N]`, those of rejected ones too. reasons, details: by index, of those
+    that are rejected, and details also of those that were changed to be kept.
     """
 
-    sequences: list[bytes]
+    residues: bytes
     lengths: np.ndarray
     reasons: dict[int, Reason]
     details: dict[int, str]
 
 
-def normalise(bodies: list[bytes], policy: ResiduePolicy) -> Normalised:
-    """Normalises sequences as they are written: lines with `\\n` ends, in UTF-8 where they are not ASCII."""
+def normalise(
+    text: bytes, starts: np.ndarray, ends: np.ndarray, line_ends: np.ndarray, policy: ResiduePolicy
+) -> Normalised:
+    """Normalises the sequences that are written in `text` from `starts` to `ends`, int64 `[N]`.
+
+    In UTF-8 where they are not ASCII. line_ends: where every `\\n` of the text is, in ascending order.
+    """
     # Most of them are plain residues: whatever can be, is done to all of them at once, and only where that finds
-    # something else is a record looked at by itself.
-    sequences = [body.replace(b"\n", b"") for body in bodies]
-    joined = b"".join(sequences)
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    # something else is a sequence looked at by itself.
+    view = memoryview(text)
+    residues = b"".join([view[start:end] for start, end in zip(starts.tolist(), ends.tolist())]).replace(b"\n", b"")
+    lengths = ends - starts - (np.searchsorted(line_ends, ends) - np.searchsorted(line_ends, starts))
+    kept = lengths.copy()
+    changed: dict[int, bytes] = {}
     reasons: dict[int, Reason] = {}
     details: dict[int, str] = {}
-    if foreign := len(joined.translate(None, _RESIDUE_BYTES)):
-        for i in _with_foreign_bytes(joined, lengths, foreign):
-            residues = sequences[i].translate(_UPPER, _SPACE).rstrip(b"*")
-            if residues.translate(None, _RESIDUE_BYTES):
-                residues, lengths[i], reason, details[i] = _normalise_text(bodies[i], policy)
+
+    def reject(index: int, reason: Reason, detail: str) -> None:
+        changed[index], reasons[index], details[index] = b"", reason, detail
+
+    first = np.cumsum(lengths) - lengths
+    if foreign := len(residues.translate(None, _RESIDUE_BYTES)):
+        for i in _with_foreign_bytes(residues, lengths, foreign):
+            sequence = residues[first[i] : first[i] + lengths[i]].translate(_UPPER, _SPACE).rstrip(b"*")
+            if sequence.translate(None, _RESIDUE_BYTES):
+                sequence, lengths[i], reason, details[i] = _normalise_text(text[starts[i] : ends[i]], policy)
                 if reason:
                     reasons[i] = reason
             else:
-                lengths[i] = len(residues)
-            sequences[i] = residues
-        joined = b"".join(sequences)
+                lengths[i] = len(sequence)
+            changed[i] = sequence
+        residues, kept = _with_changes(residues, kept, changed)
+        changed.clear()
 
     for i in np.flatnonzero(lengths == 0).tolist():
-        reasons[i], details[i] = Reason.EMPTY_SEQUENCE, "no residues"
+        reject(i, Reason.EMPTY_SEQUENCE, "no residues")
     if policy.nucleotides == "reject":
-        for i in _nucleotides(sequences, joined):
-            reasons[i] = Reason.NUCLEOTIDE_SEQUENCE
-            details[i] = f"{lengths[i]} letters, all of them A, C, G, T, U or N"
-            sequences[i] = b""
+        for i in _nucleotides(residues, kept):
+            reject(i, Reason.NUCLEOTIDE_SEQUENCE, f"{lengths[i]} letters, all of them A, C, G, T, U or N")
     if policy.max_residues is not None:
         for i in np.flatnonzero(lengths > policy.max_residues).tolist():
             if i not in reasons:
-                reasons[i] = Reason.TOO_LONG
-                details[i] = f"{lengths[i]} residues; the limit is {policy.max_residues}"
-                sequences[i] = b""
-    return Normalised(sequences, lengths, reasons, {i: detail for i, detail in details.items() if detail})
+                reject(i, Reason.TOO_LONG, f"{lengths[i]} residues; the limit is {policy.max_residues}")
+    if changed:
+        residues, _ = _with_changes(residues, kept, changed)
+    return Normalised(residues, lengths, reasons, {i: detail for i, detail in details.items() if detail})
 
 
-def _with_foreign_bytes(joined: bytes, lengths: np.ndarray, foreign: int) -> Iterable[int]:
-    """Which sequences hold a byte that is no residue; all of them where looking would take longer."""
-    if foreign > len(lengths) // 4:
+def _with_foreign_bytes(residues: bytes, lengths: np.ndarray, foreign: int) -> Iterable[int]:
+    """Which sequences hold a byte that is no residue; all of them where there are many such bytes."""
+    if foreign > len(residues) // 8:
         return range(len(lengths))
-    positions = np.flatnonzero(np.frombuffer(joined.translate(_MARK_FOREIGN), np.uint8) == _FOREIGN)
-    return np.unique(np.searchsorted(np.cumsum(lengths), positions, side="right")).tolist()
+    positions = np.flatnonzero(np.frombuffer(residues.translate(_MARK_FOREIGN), np.uint8) == _FOREIGN)
+    # In ascending order, so repeats are neighbours.
+    found = np.searchsorted(np.cumsum(lengths), positions, side="right")
+    return found[np.concatenate(([True], found[1:] != found[:-1]))].tolist()
 
 
-def _nucleotides(sequences: list[bytes], joined: bytes) -> list[int]:
+def _with_changes(residues: bytes, lengths: np.ndarray, changed: dict[int, bytes]) -> tuple[bytes, np.ndarray]:
+    """The residues of all sequences, and how many each has, when some sequences are replaced."""
+    ends = np.cumsum(lengths)
+    lengths = lengths.copy()
+    pieces, done = [], 0
+    for i in sorted(changed):
+        pieces += [residues[done : ends[i] - lengths[i]], changed[i]]
+        done = ends[i]
+        lengths[i] = len(changed[i])
+    return b"".join([*pieces, residues[done:]]), lengths
+
+
+def _nucleotides(residues: bytes, lengths: np.ndarray) -> list[int]:
     """Which sequences are long enough and spelled with nucleotide letters only."""
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    residues = np.frombuffer(joined, np.uint8)
-    starts = np.cumsum(lengths) - lengths
+    letters = np.frombuffer(residues, np.uint8)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
     candidates = np.flatnonzero(lengths >= _NUCLEOTIDE_MIN_LENGTH)
     # Few proteins get past their first letters.
     for offset in range(_NUCLEOTIDE_MIN_LENGTH):
         if not len(candidates):
             break
-        candidates = candidates[_IS_NUCLEOTIDE[residues[starts[candidates] + offset]]]
-    return [i for i in candidates.tolist() if not sequences[i].translate(None, _NUCLEOTIDES)]
+        candidates = candidates[_IS_NUCLEOTIDE[letters[starts[candidates] + offset]]]
+    return [i for i in candidates.tolist() if not residues[starts[i] : ends[i]].translate(None, _NUCLEOTIDES)]
 
 
 def _normalise_text(body: bytes, policy: ResiduePolicy) -> tuple[bytes, int, Reason | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -114,13 +115,13 @@ def plan(
         for file in inputs:
             group = group_of_file[file.path] if assignment == "round_robin" else None
             for block in read_blocks(file.path, policy):
-                digests = sequence_digests(block.sequences)
+                lengths = block.lengths[block.valid()]
+                digests = sequence_digests(block.residues, lengths)
                 table.add_block(file.sample, block, digests)
                 _log_rejected(block, summary.rejected)
                 summary.records += len(block)
                 summary.rejected += len(block.reasons)
-                valid, sequences = block.valid()
-                dealer.take(digests[valid], sequences, group)
+                dealer.take(digests, block.residues, lengths, group)
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
@@ -133,9 +134,9 @@ def plan(
 
 def _log_rejected(block: RecordBlock, before: int) -> None:
     """Logs the rejected records of a block, of which `before` others have been rejected before it."""
-    for index in sorted(block.reasons)[: max(0, _REJECTIONS_LOGGED - before)]:
-        record = block.record(index)
+    room = max(0, _REJECTIONS_LOGGED - before)
+    for record in itertools.islice(block.rejected(), room):
         where = f"{record.file}, record {record.position} ({record.id or 'no id'})"
         log.info("rejected %s: %s: %s", where, record.reason, record.detail)
-    if before <= _REJECTIONS_LOGGED < before + len(block.reasons):
-        log.info("further rejected records are not logged; the manifest lists all")
+    if 0 < room < len(block.reasons):
+        log.info("further rejected records are not logged here; the manifest has them all")

@@ -74,24 +74,26 @@ class RecordTable:
             record.position,
             pa.array([record.id]),
             pa.array([record.description]),
-            [record.sequence.encode()],
+            record.sequence.encode(),
             np.array([record.length]),
             {0: record.reason} if record.reason else {},
             {0: record.detail} if record.detail else {},
         )
-        self.add_block(sample, block, np.frombuffer(digest or bytes(DIGEST_BYTES), np.uint8).reshape(1, DIGEST_BYTES))
+        self.add_block(sample, block, np.frombuffer(digest or b"", np.uint8).reshape(-1, DIGEST_BYTES))
 
     def add_block(self, sample: str, block: RecordBlock, digests: np.ndarray) -> None:
-        """Adds a block of records with their digests, uint8 `[N, 16]`; those of rejected records are left out."""
+        """Adds a block of records with the digests, uint8 `[K, 16]`, of those that are not rejected."""
         rows = len(block)
-        rejected = np.zeros(rows, bool)
+        valid = block.valid()
         reasons = np.zeros(rows, np.int32)
         details = [""] * rows
         for i, reason in block.reasons.items():
-            rejected[i], reasons[i] = True, _REASON_NUMBER[reason]
+            reasons[i] = _REASON_NUMBER[reason]
         for i, detail in block.details.items():
             details[i] = detail
-        known = pa.array(~rejected).buffers()[1]
+        all_digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
+        all_digests[valid] = digests
+        buffers = [pa.array(valid).buffers()[1], pa.py_buffer(all_digests)]
         self._waiting.append(
             pa.RecordBatch.from_arrays(
                 [
@@ -101,8 +103,8 @@ class RecordTable:
                     block.ids,
                     block.descriptions,
                     pa.array(block.lengths),
-                    pa.Array.from_buffers(pa.binary(DIGEST_BYTES), rows, [known, pa.py_buffer(digests)]),
-                    pa.DictionaryArray.from_arrays(pa.array(reasons, mask=~rejected), _REASONS),
+                    pa.Array.from_buffers(pa.binary(DIGEST_BYTES), rows, buffers),
+                    pa.DictionaryArray.from_arrays(pa.array(reasons, mask=valid), _REASONS),
                     pa.array(details),
                 ],
                 schema=RECORD_SCHEMA,

@@ -18,7 +18,7 @@ COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 # What a damaged or mislabelled compressed file raises while it is read.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
 _ARROW_CHUNK_BYTES = 8192
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
