@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow.digests import DIGEST_BYTES, DigestTable, first_of_each
+from esmflow.extent import Extent
 from esmflow.shards import list_shards, write_shard_columns
 
 # A window out of which repeats were taken is filled up again unless this much of it is left.
@@ -60,7 +61,7 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
 
-    `held` gives the digests (uint8 `[N, 16]`) of each segment in the store. Sequences wait until `window_residues` have
+    `held` gives the digests (uint8 `[N, 16]`) of each segment in the store; what is dealt is added to `to_embed`. Sequences wait until `window_residues` have
     come; memory grows with that, and by 20 bytes for each different sequence. Shards are written in a thread of its own.
     Use it in a `with` block, whose end deals what is left.
     """
@@ -73,6 +74,7 @@ class Dealer:
         shard_residues: int,
         window_residues: int,
         held: Mapping[str, np.ndarray],
+        to_embed: Extent,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
         self.duplicates = 0
@@ -83,6 +85,7 @@ class Dealer:
         self._shard_residues = shard_residues
         self._window_residues = window_residues
         self._segment_names = list(held)
+        self._to_embed = to_embed
         self._held = DigestTable.of(held.values())
         self._seen = DigestTable()
         self._writer = ThreadPoolExecutor(1)
@@ -153,6 +156,7 @@ class Dealer:
         # The digest settles ties, so a plan does not depend on the order of the input.
         order = rows[first_of_each(window.digests[rows])]
         order = order[np.argsort(-window.lengths[order], kind="stable")]
+        self._to_embed.add(window.lengths[order])
         costs = self._cost(window.lengths[order])
         groups = window.groups[order]
         if np.any(groups < 0):

@@ -15,6 +15,7 @@ import numpy as np
 from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
 from esmflow.digests import sequence_digests
+from esmflow.extent import Extent
 from esmflow.fasta import RecordBlock, ResiduePolicy, read_blocks
 from esmflow.records import RecordTable
 
@@ -63,7 +64,11 @@ class CostModel:
 
 @dataclass
 class PlanSummary:
-    """What planning found: counts of records and the groups' shares."""
+    """What planning found: counts of records and the groups' shares.
+
+    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of all
+    records' ids, and of all their texts: id, description, file and sample.
+    """
 
     records: int = 0
     rejected: int = 0
@@ -71,6 +76,10 @@ class PlanSummary:
     held: int = 0
     held_segments: list[str] = field(default_factory=list)
     groups: list[GroupPlan] = field(default_factory=list)
+    valid: Extent = field(default_factory=Extent)
+    to_embed: Extent = field(default_factory=Extent)
+    id_bytes: int = 0
+    text_bytes: int = 0
 
 
 def assign_files_round_robin(files: Sequence[File], groups: int) -> list[list[File]]:
@@ -90,6 +99,7 @@ def plan(
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
     held: dict[str, np.ndarray] | None = None,
+    truncated_at: int | None = None,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
@@ -97,7 +107,7 @@ def plan(
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
     """
-    summary = PlanSummary()
+    summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
@@ -110,6 +120,7 @@ def plan(
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
         held=held or {},
+        to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
         for file in inputs:
@@ -121,6 +132,10 @@ def plan(
                 _log_rejected(block, summary.rejected)
                 summary.records += len(block)
                 summary.rejected += len(block.reasons)
+                summary.valid.add(lengths)
+                summary.id_bytes += block.ids.nbytes
+                texts = block.ids.nbytes + block.descriptions.nbytes
+                summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
                 dealer.take(digests, block.residues, lengths, group)
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
