@@ -226,7 +226,7 @@ def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
     """Ids, which end at the first white space, and descriptions, which are the rest."""
     joined = b"".join(titles)
     if joined.translate(None, _PLAIN_TITLE):
-        pairs = [(*_printable(title).split(maxsplit=1), "", "")[:2] for title in titles]
+        pairs = [(*printable(title).split(maxsplit=1), "", "")[:2] for title in titles]
         return pa.array([i for i, _ in pairs], pa.string()), pa.array([d for _, d in pairs], pa.string())
     offsets = np.zeros(len(titles) + 1, np.int32)
     np.cumsum(np.fromiter(map(len, titles), np.int32, len(titles)), out=offsets[1:])
@@ -237,8 +237,8 @@ def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
     return pc.list_element(parts, 0), rest
 
 
-def _printable(title: bytes) -> str:
-    """The title with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
+def printable(title: bytes) -> str:
+    """A text with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
     # Two steps, as text is decoded in two: an escape for each byte that is not UTF-8, whatever surrounds it.
     text = title.decode("utf-8", "surrogateescape").rstrip()
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")

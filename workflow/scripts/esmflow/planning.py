@@ -16,7 +16,8 @@ from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
 from esmflow.digests import sequence_digests
 from esmflow.extent import Extent
-from esmflow.fasta import RecordBlock, ResiduePolicy, read_blocks
+from esmflow.fasta import RecordBlock, ResiduePolicy
+from esmflow.inputs import read_input
 from esmflow.records import RecordTable
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ Residues = TypeVar("Residues", int, np.ndarray)
 
 @dataclass(frozen=True)
 class InputFile:
-    """One FASTA file of the sample sheet."""
+    """One file of the sample sheet: FASTA or a table."""
 
     sample: str
     path: str
@@ -125,7 +126,7 @@ def plan(
     with RecordTable(records_path) as table, dealer:
         for file in inputs:
             group = group_of_file[file.path] if assignment == "round_robin" else None
-            for block in read_blocks(file.path, policy):
+            for block in read_input(file.path, policy):
                 lengths = block.lengths[block.valid()]
                 digests = sequence_digests(block.residues, lengths)
                 table.add_block(file.sample, block, digests)
