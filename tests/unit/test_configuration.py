@@ -312,7 +312,7 @@ def test_a_line_that_is_not_filled_in_is_refused_by_its_number(sheet, line):
 
 
 def test_a_fasta_file_that_does_not_exist_is_named(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\ny\tnone.fasta\nz\tsub\n")
+    path = sheet("sample\tfasta\nx\ta.fasta\ny\tnone.fasta\nz\tnor.fasta\n")
     assert sheet_refusal(path) == "samples.tsv: fasta: none.fasta does not exist (and 1 more); correct the path"
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
 import pytest
 from workflow_run import WorkflowRun
 
-FILES = 5000
-SECONDS = 10.0
+FILES = 20_000
+SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,14 @@ def many_files(tmp_path) -> WorkflowRun:
     return run
 
 
-def test_a_dry_run_of_5000_files_without_torch_shows_every_job_within_10_seconds(python_without_torch, many_files):
+def test_a_dry_run_of_20000_files_without_torch_shows_every_job_within_20_seconds_of_work(python_without_torch, many_files):
     command = [str(python_without_torch), *many_files.command("--dry-run", cores=4, gpus=4)[1:]]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     shown = subprocess.run(command, cwd=many_files.folder, env=environment, capture_output=True, text=True)
-    seconds = time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Time on a core, not on the clock, which depends on what else the machine does.
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert shown.returncode == 0, shown.stdout + shown.stderr
     counts = dict(re.findall(r"^(model|plan|embed|collect|finish|all|total) +(\d+)$", shown.stdout, re.MULTILINE))
     assert counts == {"model": "1", "plan": "1", "embed": "7", "collect": "1", "finish": "1", "all": "1", "total": "12"}

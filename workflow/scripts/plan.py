@@ -1,13 +1,15 @@
 """Produces the table of records and the shards of each group."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from esmflow.checkpoints import check_unchanged, file_stamp
+from esmflow.disk_forecast import check_disks, forecast
 from esmflow.fasta import ResiduePolicy
 from esmflow.files import write_json
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.steps import logged_step, make_fingerprint, read_model_info, tell
 
 
 def main(snakemake) -> None:
@@ -30,8 +32,19 @@ def main(snakemake) -> None:
         assignment=params.assignment,
         shard_residues=params.shard_residues,
         held=Store(params.store, fingerprint).held_digests(),
+        truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
     )
-    found = {"fingerprint": fingerprint.digest(), "checkpoint_stamp": stamp, **asdict(summary)}
+    # From the configuration and not from params: other formats are no reason to plan again.
+    expected = forecast(summary, fingerprint, model.dimensions, snakemake.config["formats"])
+    tell(expected.sentence())
+    if snakemake.config["disk_check"]:
+        check_disks(expected, params.store, Path(snakemake.output.plan).parents[1])
+    found = {
+        "fingerprint": fingerprint.digest(),
+        "checkpoint_stamp": stamp,
+        **asdict(summary),
+        "disk_forecast": asdict(expected),
+    }
     write_json(snakemake.output.plan, found)
 
 

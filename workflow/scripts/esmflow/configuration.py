@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import glob
 import os
 import re
 from collections import Counter
@@ -21,7 +20,9 @@ from esmflow.engine import resolve_layers
 from esmflow.errors import EsmflowError
 from esmflow.fasta import fasta_stem
 from esmflow.files import read_json
+from esmflow.inputs import InputError, expand, is_glob
 from esmflow.planning import InputFile
+from esmflow.sequence_tables import TableError, check_columns, is_table
 from esmflow.windows import window_starts
 
 
@@ -114,11 +115,12 @@ def number_of_layers(model: str) -> int | None:
 def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
     """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
 
-    In a sheet too, `fasta` may be a glob. Raises ConfigurationError for a sheet that is missing or malformed, a FASTA
-    file that does not exist, a sample or a file that is listed twice, and two files that would write one output.
+    In a sheet too, `fasta` may be a folder or a glob. Raises ConfigurationError for a sheet that is missing or malformed, a
+    file that does not exist, a table without its columns, a sample or a file that is listed twice, and two files that
+    would write one output.
     """
-    if _is_glob(samples):
-        files = [InputFile(fasta_stem(path), path) for path in _matches(samples, "samples")]
+    if is_glob(samples):
+        files = [InputFile(fasta_stem(path), path) for path in _expand(samples, "samples")]
     else:
         files = _read_sheet(samples)
     paths = [os.path.normpath(file.path) for file in files]
@@ -127,6 +129,12 @@ def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ConfigurationError(f"{samples}: fasta: {missing[0]} does not exist{more}; correct the path")
+    for file in files:
+        if is_table(file.path):
+            try:
+                check_columns(file.path)
+            except TableError as error:
+                raise ConfigurationError(f"{samples}: fasta: {error}") from error
     if "pt" in formats:
         _refuse_repeats(
             [fasta_stem(file.path) for file in files],
@@ -163,22 +171,17 @@ def _read_sheet(path: str) -> list[InputFile]:
     for number, sample, fasta in lines:
         if not sample or not fasta:
             raise ConfigurationError(f"{path}, line {number}: sample and fasta must both be filled in")
-        matches = _matches(fasta, f"{path}, line {number}: fasta") if _is_glob(fasta) else [fasta]
-        files += [InputFile(sample, match) for match in matches]
+        files += [InputFile(sample, file) for file in _expand(fasta, f"{path}, line {number}: fasta")]
     names = [sample for _, sample, _ in lines]
     _refuse_repeats(names, "{samples}: sample {name} is listed twice; give each its own name", path)
     return files
 
 
-def _is_glob(path: str) -> bool:
-    return any(character in path for character in "*?[") and not os.path.exists(path)
-
-
-def _matches(pattern: str, where: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))
-    if not found:
-        raise ConfigurationError(f"{where}: {pattern} matches no file")
-    return found
+def _expand(place: str, where: str) -> list[str]:
+    try:
+        return expand(place)
+    except InputError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _refuse_repeats(names: Sequence[str], message: str, samples: str) -> None:

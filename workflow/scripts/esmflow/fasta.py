@@ -1,53 +1,35 @@
 """Read protein FASTA files as people have them, and normalise their records.
 
-Parsing is Biopython's; this module opens the file (plain, gz, bz2, xz, zst), deals with what is around the records, and
-says for every record either its normalised residues or why it is rejected.
+This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does so
+a block of records at a time: ten million proteins are too many to take one by one.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import itertools
-import lzma
 import os
 import string
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
-from Bio.SeqIO.FastaIO import SimpleFastaParser
+import pyarrow.compute as pc
 
 from esmflow.failures import Reason
-from esmflow.vocabulary import RESIDUES
+from esmflow.normalisation import ResiduePolicy, normalise
+from esmflow.streams import COMPRESSED_SUFFIXES, DAMAGE, text_chunks, without_compression
 
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+__all__ = [
+    "COMPRESSED_SUFFIXES", "Record", "RecordBlock", "ResiduePolicy", "count_sequences", "fasta_stem", "read_blocks",
+    "read_records",
+]  # fmt: skip
 
-# A protein of this many residues that is spelled with nucleotide letters only is a nucleotide sequence.
-_NUCLEOTIDE_MIN_LENGTH = 60
-_NUCLEOTIDE_LETTERS = str.maketrans("", "", "ACGTUN")
-_VALID_LETTERS = str.maketrans("", "", RESIDUES)
-# ASCII only: str.upper would turn letters of other alphabets into residues.
-_UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
-# What a damaged or mislabelled compressed file raises while it is read.
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+BLOCK_BYTES = 1 << 19
 
-
-@dataclass(frozen=True)
-class ResiduePolicy:
-    """What to do with residues and lengths that ESM-2 has no token or no room for.
-
-    invalid: `reject` or `replace_with_x`. nucleotides: `reject` or `keep`.
-    max_residues: longer records are rejected; None keeps them.
-    """
-
-    invalid: str = "reject"
-    nucleotides: str = "reject"
-    max_residues: int | None = None
+_NEXT_HEADER = b"\n>"
+_LINE_END, _HEADER = _NEXT_HEADER
+# Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
+_PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +51,78 @@ class Record:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class RecordBlock:
+    """Records of one file that follow one another, by columns; what each means is said in `Record`.
+
+    first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
+    lengths: int64 `[N]`, those of rejected ones too. reasons and details: by index, where there are any.
+    """
+
+    file: str
+    first_position: int
+    ids: pa.StringArray
+    descriptions: pa.StringArray
+    residues: bytes
+    lengths: np.ndarray
+    reasons: dict[int, Reason] = field(default_factory=dict)
+    details: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def valid(self) -> np.ndarray:
+        """Which records are not rejected: bool `[N]`."""
+        valid = np.ones(len(self), bool)
+        valid[list(self.reasons)] = False
+        return valid
+
+    def rejected(self) -> Iterator[Record]:
+        """The records that are rejected, one by one."""
+        for i, reason in sorted(self.reasons.items()):
+            title = (self.ids[i].as_py(), self.descriptions[i].as_py())
+            yield Record(
+                self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i]
+            )
+
+    def records(self) -> Iterator[Record]:
+        """The records one by one."""
+        ends = np.cumsum(np.where(self.valid(), self.lengths, 0)).tolist()
+        columns = (self.ids.to_pylist(), self.descriptions.to_pylist(), self.lengths.tolist(), [0, *ends], ends)
+        for i, (identifier, description, length, start, end) in enumerate(zip(*columns)):
+            sequence = self.residues[start:end].decode("ascii")
+            about = (self.reasons.get(i), self.details.get(i, ""))
+            yield Record(self.file, self.first_position + i, identifier, description, sequence, length, *about)
+
+
+def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlock:
+    """A rejected row about a file as a whole, as a block of its own."""
+    nothing = pa.array([""], pa.string())
+    return RecordBlock(file, position, nothing, nothing, b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+
+
 def fasta_stem(path: str | os.PathLike[str]) -> str:
     """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`."""
-    name = Path(path).name
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
+    name = without_compression(path)
     return name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name
 
 
 def count_sequences(path: str | os.PathLike[str]) -> int:
     """How many records a FASTA file holds, rejected ones included."""
-    with _open_text(path) as handle:
-        return sum(1 for line in handle if line.startswith(">"))
+    count, last = 0, b"\n"
+    for chunk in text_chunks(path):
+        count += (last + chunk).count(_NEXT_HEADER)
+        last = chunk[-1:] or last
+    return count
 
 
 def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[Record]:
+    """Yields every record of a FASTA file in order, one by one; see `read_blocks`."""
+    for block in read_blocks(path, policy):
+        yield from block.records()
+
+
+def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[RecordBlock]:
     """Yields every record of a FASTA file in order, streaming, each normalised or rejected with a reason.
 
     What is wrong with the file as a whole (empty, damaged, text above the first header) is yielded as a rejected record
@@ -91,100 +130,115 @@ def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePo
     exist or may not be opened raises OSError.
     """
     file = os.fspath(path)
+    open(file, "rb").close()
     position = 0
-    with _open_text(path) as handle:
-        lines = iter(handle)
-        try:
-            preamble, records = _split_preamble(lines)
-            if preamble:
-                detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
-                yield Record(file, 0, "", "", "", 0, Reason.TEXT_BEFORE_HEADER, detail)
-            # A record is complete only when the next one begins or the file ends whole, so one is held back: in a
-            # truncated file it is the one that was cut.
-            for title, sequence in SimpleFastaParser(records):
-                position += 1
-                yield _normalise(file, position, title, sequence, policy)
-        except _DAMAGE as error:
-            detail = f"{file} cannot be read past record {position}: {error}"
-            yield Record(file, position + 1, "", "", "", 0, Reason.UNREADABLE_FILE, detail)
-            return
-    if position == 0 and not preamble:
-        yield Record(file, 0, "", "", "", 0, Reason.EMPTY_FILE, f"{file} holds no record")
+    preamble: list[str] = []
+    try:
+        for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
+            if position == 0 and preamble:
+                yield _preamble_row(file, preamble[0])
+            block = _read_block(file, position + 1, text, policy)
+            yield block
+            position += len(block)
+    except DAMAGE as error:
+        if position == 0 and preamble:
+            yield _preamble_row(file, preamble[0])
+        detail = f"{file} cannot be read past record {position}: {error}"
+        yield file_row(file, position + 1, Reason.UNREADABLE_FILE, detail)
+        return
+    if position == 0:
+        if preamble:
+            yield _preamble_row(file, preamble[0])
+        else:
+            yield file_row(file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
-def _open_text(path: str | os.PathLike[str]) -> TextIO:
-    """Opens a file as text, decompressed by its suffix.
+def _preamble_row(file: str, preamble: str) -> RecordBlock:
+    detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
+    return file_row(file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
-    Bytes that are not UTF-8 (old headers) come as one lone surrogate each, a byte order mark is dropped, and every kind
-    of line end is understood.
+
+def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
+    """The chunks from the first header on. The first line above it that is not blank, if any, is put into `preamble`."""
+    line_end = b"\n"
+    for chunk in chunks:
+        # As if a line had ended before the file, whose first line may be a header.
+        start = (line_end + chunk).find(_NEXT_HEADER)
+        above = chunk if start < 0 else chunk[:start]
+        if not preamble and above:
+            lines = map(str.strip, above.decode("utf-8", "surrogateescape").split("\n"))
+            preamble += [line for line in lines if line][:1]
+        if start >= 0:
+            yield chunk[start:]
+            yield from chunks
+        line_end = chunk[-1:] or line_end
+
+
+def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cuts text that begins with a header into blocks of whole records, each beginning with a header.
+
+    A record is whole only when the next one begins or the file ends, so when reading fails the last one is not: it is
+    dropped before the error is raised on.
     """
-    name = os.fspath(path)
-    raw = open(path, "rb")
-    stream: io.BufferedIOBase = raw
-    if name.endswith(".gz"):
-        stream = gzip.GzipFile(fileobj=raw, mode="rb")
-    elif name.endswith(".bz2"):
-        stream = bz2.BZ2File(raw, "rb")
-    elif name.endswith(".xz"):
-        stream = lzma.LZMAFile(raw, "rb")
-    elif name.endswith(".zst"):
-        # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one.
-        stream = pa.CompressedInputStream(raw, "zstd")
-    return _ClosingBoth(stream, raw)
+    text = bytearray()
+    searched = 0
+    try:
+        for chunk in chunks:
+            text += chunk
+            if len(text) >= BLOCK_BYTES:
+                cut = text.rfind(_NEXT_HEADER, searched)
+                # One record can be longer than a block.
+                searched = max(0, len(text) - 1)
+                if cut >= 0:
+                    with memoryview(text) as view:
+                        whole = bytes(view[: cut + 1])
+                    yield whole
+                    del text[: cut + 1]
+                    searched = 0
+    except DAMAGE:
+        cut = text.rfind(_NEXT_HEADER)
+        if cut >= 0:
+            yield bytes(text[: cut + 1])
+        raise
+    if text:
+        yield bytes(text)
 
 
-class _ClosingBoth(io.TextIOWrapper):
-    """Text over a decompressor; gzip and its like leave the file below them open."""
-
-    def __init__(self, stream: io.BufferedIOBase, raw: io.BufferedReader) -> None:
-        super().__init__(stream, encoding="utf-8-sig", errors="surrogateescape", newline=None)  # type: ignore[arg-type]
-        self._raw_file = raw
-
-    def close(self) -> None:
-        super().close()
-        self._raw_file.close()
-
-
-def _split_preamble(lines: Iterator[str]) -> tuple[str, Iterable[str]]:
-    """The text above the first header, if any, and the lines from that header on."""
-    preamble = ""
-    for line in lines:
-        if line.startswith(">"):
-            return preamble, itertools.chain([line], lines)
-        if not preamble:
-            preamble = line.strip()
-    return preamble, iter(())
+def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePolicy) -> RecordBlock:
+    """A block of whole records that begins with a header."""
+    letters = np.frombuffer(text, np.uint8)
+    line_ends = np.flatnonzero(letters == _LINE_END)
+    next_lines = line_ends[: np.searchsorted(line_ends, len(text) - 1)] + 1
+    above_header = np.flatnonzero(letters[next_lines] == _HEADER)
+    starts = np.concatenate(([0], next_lines[above_header]))
+    # A header ends at the first line end from there on, or at the end of the text.
+    title_ends = np.append(line_ends, len(text))[np.concatenate(([0], above_header + 1))]
+    titles = [text[start:end] for start, end in zip((starts + 1).tolist(), title_ends.tolist())]
+    ids, descriptions = _split_titles(titles)
+    ends = np.append(starts[1:], len(text))
+    found = normalise(text, title_ends, ends, line_ends, policy)
+    return RecordBlock(
+        file, first_position, ids, descriptions, found.residues, found.lengths, found.reasons, found.details
+    )
 
 
-def _printable(title: str) -> str:
-    """The title with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
-    return title.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
+    """Ids, which end at the first white space, and descriptions, which are the rest."""
+    joined = b"".join(titles)
+    if joined.translate(None, _PLAIN_TITLE):
+        pairs = [(*printable(title).split(maxsplit=1), "", "")[:2] for title in titles]
+        return pa.array([i for i, _ in pairs], pa.string()), pa.array([d for _, d in pairs], pa.string())
+    offsets = np.zeros(len(titles) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, titles), np.int32, len(titles)), out=offsets[1:])
+    plain = pa.StringArray.from_buffers(len(titles), pa.py_buffer(offsets), pa.py_buffer(joined))
+    parts = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(plain), max_splits=1)
+    has_description = np.diff(parts.offsets.to_numpy()) == 2
+    rest = pc.list_element(pc.if_else(has_description, parts, pa.scalar(["", ""], pa.list_(pa.string()))), 1)
+    return pc.list_element(parts, 0), rest
 
 
-def _normalise(file: str, position: int, title: str, sequence: str, policy: ResiduePolicy) -> Record:
-    identifier, description = (*_printable(title).split(maxsplit=1), "", "")[:2]
-
-    def rejected(reason: Reason, detail: str) -> Record:
-        return Record(file, position, identifier, description, "", len(sequence), reason, detail)
-
-    sequence = sequence.translate(_UPPER_WITHOUT_SPACE).rstrip("*")
-    if not sequence:
-        return rejected(Reason.EMPTY_SEQUENCE, "no residues")
-    remark = ""
-    invalid = sequence.translate(_VALID_LETTERS)
-    if invalid:
-        if policy.invalid == "reject":
-            where = sequence.index(invalid[0]) + 1
-            more = f", and {len(invalid) - 1} more" if len(invalid) > 1 else ""
-            if "\ufeff" in invalid:
-                more += "; files with byte order marks were joined here, and what follows the mark is not read"
-            return rejected(Reason.INVALID_RESIDUE, f"{invalid[0]!r} at residue {where}{more}")
-        sequence = sequence.translate({ord(letter): "X" for letter in set(invalid)})
-        remark = f"{len(invalid)} residues replaced with X"
-    length = len(sequence)
-    spelled_as_nucleotides = length >= _NUCLEOTIDE_MIN_LENGTH and not sequence.translate(_NUCLEOTIDE_LETTERS)
-    if spelled_as_nucleotides and policy.nucleotides == "reject":
-        return rejected(Reason.NUCLEOTIDE_SEQUENCE, f"{length} letters, all of them A, C, G, T, U or N")
-    if policy.max_residues is not None and length > policy.max_residues:
-        return rejected(Reason.TOO_LONG, f"{length} residues; the limit is {policy.max_residues}")
-    return Record(file, position, identifier, description, sequence, length, None, remark)
+def printable(title: bytes) -> str:
+    """A text with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
+    # Two steps, as text is decoded in two: an escape for each byte that is not UTF-8, whatever surrounds it.
+    text = title.decode("utf-8", "surrogateescape").rstrip()
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow.digests import DIGEST_BYTES
-from esmflow.fasta import Record
+from esmflow.failures import Reason
+from esmflow.fasta import Record, RecordBlock
 from esmflow.files import atomic_path
 
 ROWS_PER_GROUP = 65_536
@@ -28,47 +32,105 @@ RECORD_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+# Of the others hardly a value comes twice.
+_DICTIONARIES = ["sample", "file", "reason", "detail"]
+_REASONS = pa.array([reason.value for reason in Reason])
+_REASON_NUMBER = {reason: number for number, reason in enumerate(Reason)}
 
 
 class RecordTable:
-    """Writes `records.parquet` row by row in bounded memory; the file appears whole when the block ends."""
+    """Writes `records.parquet` block by block in bounded memory; the file appears whole when the block ends.
+
+    Compression is done in a thread of its own.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._target = atomic_path(path)
-        self._rows: list[tuple[Any, ...]] = []
+        self._path = path
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> RecordTable:
-        self._writer = pq.ParquetWriter(self._target.__enter__(), RECORD_SCHEMA, compression="zstd")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._writer = stack.enter_context(
+                pq.ParquetWriter(temporary, RECORD_SCHEMA, compression="zstd", use_dictionary=_DICTIONARIES)
+            )
+            self._thread = stack.enter_context(ThreadPoolExecutor(1))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self._flush()
-            self._writer.close()
-        finally:
-            self._target.__exit__(*error)
+        with self._stack:
+            if error[0] is not None:
+                raise error[1]
+            self._flush(last=True)
+            self._wait()
 
     def add(self, sample: str, record: Record, digest: bytes | None) -> None:
         """Adds one record; `digest` is None for a rejected one."""
-        reason = record.reason.value if record.reason else None
-        self._rows.append(
-            (
-                sample,
-                record.file,
-                record.position,
-                record.id,
-                record.description,
-                record.length,
-                digest,
-                reason,
-                record.detail,
+        block = RecordBlock(
+            record.file,
+            record.position,
+            pa.array([record.id]),
+            pa.array([record.description]),
+            record.sequence.encode(),
+            np.array([record.length]),
+            {0: record.reason} if record.reason else {},
+            {0: record.detail} if record.detail else {},
+        )
+        self.add_block(sample, block, np.frombuffer(digest or b"", np.uint8).reshape(-1, DIGEST_BYTES))
+
+    def add_block(self, sample: str, block: RecordBlock, digests: np.ndarray) -> None:
+        """Adds a block of records with the digests, uint8 `[K, 16]`, of those that are not rejected."""
+        rows = len(block)
+        valid = block.valid()
+        reasons = np.zeros(rows, np.int32)
+        details = [""] * rows
+        for i, reason in block.reasons.items():
+            reasons[i] = _REASON_NUMBER[reason]
+        for i, detail in block.details.items():
+            details[i] = detail
+        all_digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
+        all_digests[valid] = digests
+        buffers = [pa.array(valid).buffers()[1], pa.py_buffer(all_digests)]
+        self._waiting.append(
+            pa.RecordBatch.from_arrays(
+                [
+                    _same(sample, rows),
+                    _same(block.file, rows),
+                    pa.array(np.arange(block.first_position, block.first_position + rows)),
+                    block.ids,
+                    block.descriptions,
+                    pa.array(block.lengths),
+                    pa.Array.from_buffers(pa.binary(DIGEST_BYTES), rows, buffers),
+                    pa.DictionaryArray.from_arrays(pa.array(reasons, mask=valid), _REASONS),
+                    pa.array(details),
+                ],
+                schema=RECORD_SCHEMA,
             )
         )
-        if len(self._rows) >= ROWS_PER_GROUP:
+        self._rows += rows
+        if self._rows >= ROWS_PER_GROUP:
             self._flush()
 
-    def _flush(self) -> None:
-        if self._rows:
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows), RECORD_SCHEMA)]
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=RECORD_SCHEMA))
-            self._rows.clear()
+    def _flush(self, last: bool = False) -> None:
+        """Hands whole row groups to the thread, and at the end what is left."""
+        self._wait()
+        table = pa.Table.from_batches(self._waiting, RECORD_SCHEMA)
+        rows = len(table) if last else len(table) - len(table) % ROWS_PER_GROUP
+        self._waiting = table.slice(rows).to_batches()
+        self._rows = len(table) - rows
+        if rows:
+            self._writing = self._thread.submit(self._write, table.slice(0, rows))
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, table: pa.Table) -> None:
+        self._writer.write_table(table.unify_dictionaries(), ROWS_PER_GROUP)
+
+
+def _same(value: str, rows: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([value]))

@@ -41,6 +41,12 @@ def logged_step(log_file: str) -> Iterator[None]:
         sys.exit(1)
 
 
+def tell(message: str) -> None:
+    """Logs something that the user should see on the terminal too, though it is no warning."""
+    log.info("%s", message)
+    print(f"esmflow: {message}", file=sys.stderr)
+
+
 def read_model_info(path: str) -> CheckpointInfo:
     """Reads `model.json`, as the model step wrote it."""
     fields = read_json(path)

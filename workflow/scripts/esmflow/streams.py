@@ -1,0 +1,80 @@
+"""Input files as bytes: decompressed by their suffix and read in chunks, with one kind of line end."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+# What a damaged or mislabelled compressed file raises while it is read.
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+_CHUNK_BYTES = 1 << 18
+# Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
+_ARROW_CHUNK_BYTES = 8192
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def without_compression(path: str | os.PathLike[str]) -> str:
+    """The file's name without its folder and its compression suffix: `a/b.faa.gz` gives `b.faa`."""
+    name = Path(path).name
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+@contextmanager
+def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
+    """Opens a file for reading, decompressed by its suffix. Raises OSError if it is not there or may not be read."""
+    name = os.fspath(path)
+    with open(path, "rb") as raw:
+        stream: io.BufferedIOBase = raw
+        if name.endswith(".gz"):
+            stream = gzip.GzipFile(fileobj=raw, mode="rb")
+        elif name.endswith(".bz2"):
+            stream = bz2.BZ2File(raw, "rb")
+        elif name.endswith(".xz"):
+            stream = lzma.LZMAFile(raw, "rb")
+        elif name.endswith(".zst"):
+            # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one.
+            stream = pa.CompressedInputStream(raw, "zstd")
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yields a file's content piece by piece: without a byte order mark, every line end (`\\r\\n`, `\\r`) as `\\n`.
+
+    Raises one of `DAMAGE` where the file cannot be read on; what came before has been yielded then.
+    """
+    size = _ARROW_CHUNK_BYTES if os.fspath(path).endswith(".zst") else _CHUNK_BYTES
+    with open_bytes(path) as stream:
+        start, held = b"", b""
+        at_start = True
+        while chunk := stream.read1(size):
+            if at_start:
+                start += chunk
+                if len(start) < len(_BYTE_ORDER_MARK):
+                    continue
+                chunk, at_start = start.removeprefix(_BYTE_ORDER_MARK), False
+            if held or b"\r" in chunk:
+                chunk = held + chunk
+                # The other half of a \r\n may be in the next chunk.
+                held = b"\r" if chunk.endswith(b"\r") else b""
+                chunk = chunk.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            yield chunk
+        if at_start:
+            yield start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if held:
+            yield b"\n"
