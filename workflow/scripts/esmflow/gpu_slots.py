@@ -27,6 +27,7 @@ _POLL_SECONDS = 0.2
 _WAITING_LOG_SECONDS = 30.0
 _INDEX = re.compile(r"^\+?\d+$")
 _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
+_INDEX = re.compile(r"^\+?\d+$")
 
 
 class SlotError(EsmflowError):
