@@ -5,9 +5,10 @@ from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
 if not SCRIPTS.is_dir():
-    # Deployed from a git host, file by file: the library is fetched to where Snakemake puts the scripts that import it.
-    files = Path(workflow.source_path("../scripts/esmflow.files")).read_text().split()
-    SCRIPTS = [Path(workflow.source_path(f"../scripts/{name}")) for name in files][0].parents[1]
+    # Deployed from a git host, file by file: fetch the library to where Snakemake puts the scripts that import it.
+    for name in Path(workflow.source_path("../library.files")).read_text().split():
+        workflow.source_path(f"../{name}")
+    SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint_sources import is_path
