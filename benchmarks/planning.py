@@ -122,7 +122,7 @@ def plan(files: list[str], folder: Path) -> dict:
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
     settings = {"formats": ["h5", "pt"], "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings))
+    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=4))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from esmflow.digests import sequence_digests
 from esmflow.failures import Reason
-from esmflow.normalisation import ResiduePolicy, normalise
+from esmflow.normalisation import Normalised, ResiduePolicy, normalise
 from esmflow.streams import COMPRESSED_SUFFIXES, DAMAGE, text_chunks, without_compression
 
 __all__ = [
@@ -56,7 +58,8 @@ class RecordBlock:
     """Records of one file that follow one another, by columns; what each means is said in `Record`.
 
     first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
-    lengths: int64 `[N]`, those of rejected ones too. reasons and details: by index, where there are any.
+    lengths: int64 `[N]`, those of rejected ones too. digests: uint8 `[K, 16]`, of those that are not rejected. reasons and
+    details: by index, where there are any.
     """
 
     file: str
@@ -65,8 +68,20 @@ class RecordBlock:
     descriptions: pa.StringArray
     residues: bytes
     lengths: np.ndarray
+    digests: np.ndarray
     reasons: dict[int, Reason] = field(default_factory=dict)
     details: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, file: str, first_position: int, ids: pa.StringArray, descriptions: pa.StringArray, found: Normalised
+    ) -> RecordBlock:
+        """A block of records out of their titles and what became of their sequences."""
+        valid = np.ones(len(found.lengths), bool)
+        valid[list(found.reasons)] = False
+        digests = sequence_digests(found.residues, found.lengths[valid])
+        about = (found.residues, found.lengths, digests, found.reasons, found.details)
+        return cls(file, first_position, ids, descriptions, *about)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,10 +110,16 @@ class RecordBlock:
             yield Record(self.file, self.first_position + i, identifier, description, sequence, length, *about)
 
 
+# Makes a block; may be run in another process.
+BlockTask = Callable[[], RecordBlock]
+
+
 def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlock:
     """A rejected row about a file as a whole, as a block of its own."""
     nothing = pa.array([""], pa.string())
-    return RecordBlock(file, position, nothing, nothing, b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+    return RecordBlock.of(
+        file, position, nothing, nothing, Normalised(b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+    )
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:
@@ -129,6 +150,11 @@ def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePol
     too, so that it is accounted for like any other; the records that could be read are kept. Only a file that does not
     exist or may not be opened raises OSError.
     """
+    return (task() for task in block_tasks(path, policy))
+
+
+def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
+    """Yields, for each block that `read_blocks` yields, the task that makes it; the file is read meanwhile."""
     file = os.fspath(path)
     open(file, "rb").close()
     position = 0
@@ -137,25 +163,24 @@ def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePol
         for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
             if position == 0 and preamble:
                 yield _preamble_row(file, preamble[0])
-            block = _read_block(file, position + 1, text, policy)
-            yield block
-            position += len(block)
+            yield partial(_read_block, file, position + 1, text, policy)
+            position += 1 + text.count(_NEXT_HEADER)
     except DAMAGE as error:
         if position == 0 and preamble:
             yield _preamble_row(file, preamble[0])
         detail = f"{file} cannot be read past record {position}: {error}"
-        yield file_row(file, position + 1, Reason.UNREADABLE_FILE, detail)
+        yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0:
         if preamble:
             yield _preamble_row(file, preamble[0])
         else:
-            yield file_row(file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
+            yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
-def _preamble_row(file: str, preamble: str) -> RecordBlock:
+def _preamble_row(file: str, preamble: str) -> BlockTask:
     detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
-    return file_row(file, 0, Reason.TEXT_BEFORE_HEADER, detail)
+    return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
 
 def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
@@ -217,9 +242,7 @@ def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePoli
     ids, descriptions = _split_titles(titles)
     ends = np.append(starts[1:], len(text))
     found = normalise(text, title_ends, ends, line_ends, policy)
-    return RecordBlock(
-        file, first_position, ids, descriptions, found.residues, found.lengths, found.reasons, found.details
-    )
+    return RecordBlock.of(file, first_position, ids, descriptions, found)
 
 
 def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
