@@ -388,7 +388,9 @@ def test_a_shard_in_columns_is_the_same_file(tmp_path):
     assert contents[0].endswith(contents[3])
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data.replace(b"MKV", b"MKL"), lambda d: d[:40]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-3], lambda data: data.replace(b"MKV", b"MKL"), lambda d: d[:40]]
+)
 def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path, damage):
     path = tmp_path / "shard-00000.fasta"
     write_shard(path, [(sequence_digest(s), s) for s in ("MKV", "EDRTKQ")])

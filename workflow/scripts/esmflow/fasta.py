@@ -1,7 +1,7 @@
 """Read protein FASTA files as people have them, and normalise their records.
 
-This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does so
-a block of records at a time: ten million proteins are too many to take one by one.
+This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does
+so a block of records at a time: ten million proteins are too many to take one by one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK_BYTES = 1 << 19
+STRICT = ResiduePolicy()
 
 _NEXT_HEADER = b"\n>"
 _LINE_END, _HEADER = _NEXT_HEADER
@@ -58,8 +59,8 @@ class RecordBlock:
     """Records of one file that follow one another, by columns; what each means is said in `Record`.
 
     first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
-    lengths: int64 `[N]`, those of rejected ones too. digests: uint8 `[K, 16]`, of those that are not rejected. reasons and
-    details: by index, where there are any.
+    lengths: int64 `[N]`, those of rejected ones too. digests: uint8 `[K, 16]`, of those that are not rejected. reasons
+    and details: by index, where there are any.
     """
 
     file: str
@@ -96,9 +97,7 @@ class RecordBlock:
         """The records that are rejected, one by one."""
         for i, reason in sorted(self.reasons.items()):
             title = (self.ids[i].as_py(), self.descriptions[i].as_py())
-            yield Record(
-                self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i]
-            )
+            yield Record(self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i])
 
     def records(self) -> Iterator[Record]:
         """The records one by one."""
@@ -137,13 +136,13 @@ def count_sequences(path: str | os.PathLike[str]) -> int:
     return count
 
 
-def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[Record]:
+def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[Record]:
     """Yields every record of a FASTA file in order, one by one; see `read_blocks`."""
     for block in read_blocks(path, policy):
         yield from block.records()
 
 
-def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[RecordBlock]:
+def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[RecordBlock]:
     """Yields every record of a FASTA file in order, streaming, each normalised or rejected with a reason.
 
     What is wrong with the file as a whole (empty, damaged, text above the first header) is yielded as a rejected record
@@ -184,7 +183,7 @@ def _preamble_row(file: str, preamble: str) -> BlockTask:
 
 
 def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
-    """The chunks from the first header on. The first line above it that is not blank, if any, is put into `preamble`."""
+    """The chunks from the first header on. The first line above it that is not blank is put into `preamble`."""
     line_end = b"\n"
     for chunk in chunks:
         # As if a line had ended before the file, whose first line may be a header.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,6 @@ _REJECTIONS_LOGGED = 1000
 BYTES_PER_WORKER = 200_000_000
 
 File = TypeVar("File")
-Residues = TypeVar("Residues", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ class CostModel:
     dimensions: ModelDimensions
     max_residues: int | None = None
 
-    def cost(self, residues: Residues) -> Residues:
+    def cost(self, residues: Any) -> Any:
         """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos.
 
-        Takes one number or an array of them.
+        Takes a number or an array of them, and returns the same.
         """
         if self.max_residues is not None:
             residues = np.minimum(residues, self.max_residues)
@@ -70,8 +69,8 @@ class CostModel:
 class PlanSummary:
     """What planning found: counts of records and the groups' shares.
 
-    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of all
-    records' ids, and of all their texts: id, description, file and sample.
+    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
+    all records' ids, and of all their texts: id, description, file and sample.
     """
 
     records: int = 0

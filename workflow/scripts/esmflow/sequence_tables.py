@@ -1,4 +1,4 @@
-"""Read proteins from tables: Parquet, TSV or CSV files with the columns `id` and `sequence`, and perhaps `description`."""
+"""Read proteins from tables: Parquet, TSV or CSV with the columns `id` and `sequence`, and perhaps `description`."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def check_columns(path: str | os.PathLike[str]) -> None:
     missing = [name for name in _NEEDED if name not in columns]
     if columns and missing:
         raise TableError(
-            f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename the "
-            "columns that hold the ids and the residues to id and sequence"
+            f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename "
+            "the columns that hold the ids and the residues to id and sequence"
         )
 
 

@@ -25,14 +25,12 @@ class TaskError(EsmflowError):
     """A worker process that ended before its task. The message says what to do."""
 
 
-def run_in_order(
-    tasks: Iterable[tuple[Label, Callable[[], Result]]], workers: int
-) -> Iterator[tuple[Label, Result]]:
+def run_in_order(tasks: Iterable[tuple[Label, Callable[[], Result]]], workers: int) -> Iterator[tuple[Label, Result]]:
     """Yields each task's label and result, in the order of the tasks.
 
-    With one worker they run here, each when it is its turn. With more, tasks are sent to that many spawned processes, so
-    they and their results must be picklable; not more of them wait than the workers need. What a task raises is raised
-    here. Raises TaskError when a worker is killed.
+    With one worker they run here, each when it is its turn. With more, tasks are sent to that many spawned processes,
+    so they and their results must be picklable; not more of them wait than the workers need. What a task raises is
+    raised here. Raises TaskError when a worker is killed.
     """
     if workers == 1:
         for label, task in tasks:
