@@ -11,6 +11,7 @@ rule plan:
         "<logs>/plan.log",
     conda:
         "../../environment.yml"
+    threads: 4
     params:
         samples=[file.sample for file in INPUTS],
         method=get_method(),

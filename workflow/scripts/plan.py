@@ -33,6 +33,7 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         held=Store(params.store, fingerprint).held_digests(),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
+        workers=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.
     expected = forecast(summary, fingerprint, model.dimensions, snakemake.config["formats"])

@@ -115,9 +115,9 @@ def number_of_layers(model: str) -> int | None:
 def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
     """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
 
-    In a sheet too, `fasta` may be a folder or a glob. Raises ConfigurationError for a sheet that is missing or malformed, a
-    file that does not exist, a table without its columns, a sample or a file that is listed twice, and two files that
-    would write one output.
+    In a sheet too, `fasta` may be a folder or a glob. Raises ConfigurationError for a sheet that is missing or
+    malformed, a file that does not exist, a table without its columns, a sample or a file that is listed twice, and two
+    files that would write one output.
     """
     if is_glob(samples):
         files = [InputFile(fasta_stem(path), path) for path in _expand(samples, "samples")]

@@ -34,8 +34,8 @@ class GroupPlan:
 class _Window:
     """Sequences that wait to be dealt.
 
-    digests: uint8 `[N, 16]`. residues: their letters end to end. lengths: int64 `[N]`. groups: int32 `[N]`, -1 where the
-    cost is to decide.
+    digests: uint8 `[N, 16]`. residues: their letters end to end. lengths: int64 `[N]`. groups: int32 `[N]`, -1 where
+    the cost is to decide.
     """
 
     digests: np.ndarray
@@ -61,9 +61,9 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
 
-    `held` gives the digests (uint8 `[N, 16]`) of each segment in the store; what is dealt is added to `to_embed`. Sequences wait until `window_residues` have
-    come; memory grows with that, and by 20 bytes for each different sequence. Shards are written in a thread of its own.
-    Use it in a `with` block, whose end deals what is left.
+    `held` gives the digests (uint8 `[N, 16]`) of each segment in the store; what is dealt is added to `to_embed`.
+    Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
+    sequence. Shards are written in a thread of its own. Use it in a `with` block, whose end deals what is left.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Dealer:
             self._writer.shutdown()
 
     def take(self, digests: np.ndarray, residues: bytes, lengths: np.ndarray, group: int | None) -> None:
-        """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if the assignment is fixed."""
+        """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if that is fixed."""
         ends = np.cumsum(lengths)
         start, taken = 0, 0
         while start < len(lengths):

@@ -79,7 +79,7 @@ def _row_bytes(array: str, fingerprint: Fingerprint, dimensions: ModelDimensions
 
 
 def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) -> None:
-    """Raises DiskError when the disk of the store or the disk of the results, or the one that both are on, is too small.
+    """Raises DiskError when the disk of the store or that of the results, or the one that both are on, is too small.
 
     What an earlier run left in the results, and this one deletes before it writes it anew, counts as free.
     """

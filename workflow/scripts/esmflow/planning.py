@@ -8,17 +8,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
-from esmflow.digests import sequence_digests
 from esmflow.extent import Extent
 from esmflow.fasta import RecordBlock, ResiduePolicy
-from esmflow.inputs import read_input
+from esmflow.inputs import input_tasks
 from esmflow.records import RecordTable
+from esmflow.tasks import run_in_order
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,10 @@ WINDOW_RESIDUES = 200_000_000
 # Rejected records that are written to the log; the table has them all.
 _REJECTIONS_LOGGED = 1000
 
+# Less than this is read sooner than a process is started.
+BYTES_PER_WORKER = 200_000_000
+
 File = TypeVar("File")
-Residues = TypeVar("Residues", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class CostModel:
     dimensions: ModelDimensions
     max_residues: int | None = None
 
-    def cost(self, residues: Residues) -> Residues:
+    def cost(self, residues: Any) -> Any:
         """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos.
 
-        Takes one number or an array of them.
+        Takes a number or an array of them, and returns the same.
         """
         if self.max_residues is not None:
             residues = np.minimum(residues, self.max_residues)
@@ -67,8 +69,8 @@ class CostModel:
 class PlanSummary:
     """What planning found: counts of records and the groups' shares.
 
-    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of all
-    records' ids, and of all their texts: id, description, file and sample.
+    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
+    all records' ids, and of all their texts: id, description, file and sample.
     """
 
     records: int = 0
@@ -101,6 +103,7 @@ def plan(
     shard_residues: int = 1_000_000,
     held: dict[str, np.ndarray] | None = None,
     truncated_at: int | None = None,
+    workers: int = 1,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
@@ -124,20 +127,19 @@ def plan(
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
-        for file in inputs:
+        tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy))
+        for file, block in run_in_order(tasks, _useful_workers(inputs, workers)):
+            lengths = block.lengths[block.valid()]
+            table.add_block(file.sample, block)
+            _log_rejected(block, summary.rejected)
+            summary.records += len(block)
+            summary.rejected += len(block.reasons)
+            summary.valid.add(lengths)
+            texts = block.ids.nbytes + block.descriptions.nbytes
+            summary.id_bytes += block.ids.nbytes
+            summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
             group = group_of_file[file.path] if assignment == "round_robin" else None
-            for block in read_input(file.path, policy):
-                lengths = block.lengths[block.valid()]
-                digests = sequence_digests(block.residues, lengths)
-                table.add_block(file.sample, block, digests)
-                _log_rejected(block, summary.rejected)
-                summary.records += len(block)
-                summary.rejected += len(block.reasons)
-                summary.valid.add(lengths)
-                summary.id_bytes += block.ids.nbytes
-                texts = block.ids.nbytes + block.descriptions.nbytes
-                summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
-                dealer.take(digests, block.residues, lengths, group)
+            dealer.take(block.digests, block.residues, lengths, group)
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
@@ -146,6 +148,12 @@ def plan(
         *(summary.records, summary.rejected, summary.duplicates, summary.held, unique, len(summary.groups)),
     )
     return summary
+
+
+def _useful_workers(inputs: Sequence[InputFile], workers: int) -> int:
+    """No more than have enough to read; one, which is this process, where starting others would take longer."""
+    size = sum(os.path.getsize(file.path) for file in inputs)
+    return max(1, min(workers, size // BYTES_PER_WORKER))
 
 
 def _log_rejected(block: RecordBlock, before: int) -> None:
