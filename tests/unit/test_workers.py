@@ -273,8 +273,9 @@ def test_a_stop_lets_workers_finish_what_they_have_in_hand_and_hands_out_nothing
     manager = BatchQueueManager(workers, worker_functions.sleeps)
     marker = tmp_path / "worker"
     thread = threading.Thread(
-        target=lambda: wait_until(lambda: WorkerStatus.PROCESSING in manager.get_worker_status().values())
-        and manager.stop(60)
+        target=lambda: (
+            wait_until(lambda: WorkerStatus.PROCESSING in manager.get_worker_status().values()) and manager.stop(60)
+        )
     )
     thread.start()
     processed, failed = manager.process_files(deal(workers), marker=str(marker), seconds=2)
@@ -288,8 +289,9 @@ def test_a_stop_lets_workers_finish_what_they_have_in_hand_and_hands_out_nothing
 def test_after_a_stop_what_does_not_end_in_time_is_killed(tmp_path):
     manager = BatchQueueManager(1, worker_functions.sleeps)
     thread = threading.Thread(
-        target=lambda: wait_until(lambda: WorkerStatus.PROCESSING in manager.get_worker_status().values())
-        and manager.stop(0.5)
+        target=lambda: (
+            wait_until(lambda: WorkerStatus.PROCESSING in manager.get_worker_status().values()) and manager.stop(0.5)
+        )
     )
     thread.start()
     processed, failed = manager.process_files([FILES], marker=str(tmp_path / "worker"))
