@@ -58,16 +58,21 @@ def leased_slots(
     All of them or none: a job that waits holds nothing, so two jobs can never wait for one another's half.
     Raises SlotError when there are fewer candidates, after `wait_seconds`, or when the lock folder cannot be used.
     """
-    if count > len(candidates):
-        raise SlotError(
-            f"gpus_per_job: one job is to lease {count} slots, and there are {len(candidates)} here "
-            f"({', '.join(slot.token for slot in candidates)}); lower gpus_per_job, or give the job more GPUs"
-        )
+    check_enough(candidates, count)
     leases = _wait_for(candidates, count, Path(lock_folder), purpose, wait_seconds)
     try:
         yield leases
     finally:
         _release_all(leases)
+
+
+def check_enough(candidates: list[Slot], count: int) -> None:
+    """Raises SlotError if there are fewer slots than one job is to lease: waiting would not help."""
+    if count > len(candidates):
+        raise SlotError(
+            f"gpus_per_job: one job is to lease {count} slots, and there are {len(candidates)} here "
+            f"({', '.join(slot.token for slot in candidates)}); lower gpus_per_job, or give the job more GPUs"
+        )
 
 
 def _wait_for(candidates: list[Slot], count: int, folder: Path, purpose: str, wait_seconds: float) -> list[SlotLease]:
