@@ -15,6 +15,8 @@ rule embed:
     threads: config["threads"] * config["gpus_per_job"]
     resources:
         gpu=config["gpus_per_job"],
+        mem_mb=get_embed_memory,
+        runtime=get_embed_runtime,
         attempt=lambda wildcards, attempt: attempt,
     params:
         method=get_method(),

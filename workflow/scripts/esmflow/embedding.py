@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import time
 from collections import Counter
@@ -96,6 +97,7 @@ def embed_group(
             "shards_failed": [{"shard": Path(f.file).name, "reason": f.reason, "detail": f.detail} for f in failed],
             "failed_sequences": len(failures),
             **_totals(results.values()),
+            "job_memory_bytes": _job_memory(results.values()),
             "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
         },
     )
@@ -213,6 +215,14 @@ def _totals(results: Iterable[ShardResult]) -> dict[str, Any]:
         "token_budget": min((shard.token_budget for shard in shards), default=None),
         "precisions": sorted({shard.precision for shard in shards}),
     }
+
+
+def _job_memory(shards: Iterable[ShardResult]) -> int:
+    """Host memory of this process and of one process in each worker's place, each at its own peak."""
+    peaks: dict[int, int] = {}
+    for shard in shards:
+        peaks[shard.device] = max(peaks.get(shard.device, 0), shard.peak_host_memory_bytes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(peaks.values())
 
 
 def _speed(shards: Iterable[ShardResult]) -> float:
