@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 
+from esmflow.embed_worker import process_esm_files_worker
 from esmflow.failures import Reason
 from esmflow.file_queue import FailedFile
+from esmflow.worker_process import FileSubset
 
 
 def copies(file_subset, device_id, **kwargs):
@@ -68,6 +70,28 @@ def dies_once_on(file_subset, device_id, *, deadly, marks, how="kill"):
             end_yourself(how)
         file_subset.done(file, device_id)
     return [], []
+
+
+class FilesUnderALimit(FileSubset):
+    """Lets its process have `more` bytes of memory beyond what it has when it takes its first file."""
+
+    def __init__(self, connection, more):
+        super().__init__(connection)
+        self._more = more
+
+    def __iter__(self):
+        for number, file in enumerate(super().__iter__()):
+            if number == 0:
+                with open("/proc/self/statm") as handle:
+                    now = int(handle.read().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (now + self._more, resource.RLIM_INFINITY))
+            yield file
+
+
+def embeds_with_little_memory(file_subset, device_id, *, more, **kwargs):
+    """The workflow's own worker, with a limit."""
+    limited = FilesUnderALimit(file_subset._connection, more)
+    return process_esm_files_worker(limited, device_id, **kwargs)
 
 
 def end_yourself(how):

@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -78,7 +79,12 @@ def get_kind_of_device():
         return config["device"]
     # A cluster's login node has no GPU, while its jobs have.
     elsewhere = workflow.executor_plugin is not None and not workflow.local_exec
-    return "cuda" if elsewhere or driver_gpus() else "cpu"
+    return "cuda" if elsewhere or is_gpu_here() else "cpu"
+
+
+@cache
+def is_gpu_here():
+    return bool(driver_gpus())
 
 
 def get_embed_estimate(wildcards):

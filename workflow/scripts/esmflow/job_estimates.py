@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,25 @@ def guess_work(
 ) -> GroupWork:
     """A group's share: from `plan.json` where it is there, else an equal part of what the inputs' sizes suggest."""
     try:
-        planned = read_json(plan)["groups"]
+        planned = _planned_groups(str(plan), os.stat(plan).st_mtime_ns)
     except (OSError, ValueError, KeyError):
         planned = []
     if len(planned) == groups:
         return GroupWork(planned[group]["residues"], planned[group]["sequences"], True)
-    residues = math.ceil(sum(map(_residues_in, inputs)) / groups)
+    residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 
 
-def _residues_in(path: str | os.PathLike[str]) -> float:
-    compressed = Path(path).suffix.lower() in _COMPRESSED
-    return os.path.getsize(path) * (_RESIDUES_PER_COMPRESSED_BYTE if compressed else _RESIDUES_PER_BYTE)
+# Asked once for each of thousands of groups, of thousands of files: remembered.
+@lru_cache(maxsize=4)
+def _planned_groups(plan: str, changed: int) -> list[dict[str, int]]:
+    return read_json(plan)["groups"]
+
+
+@lru_cache(maxsize=4)
+def _residues_in(paths: tuple[str, ...]) -> float:
+    found = 0.0
+    for path in paths:
+        compressed = Path(path).suffix.lower() in _COMPRESSED
+        found += os.path.getsize(path) * (_RESIDUES_PER_COMPRESSED_BYTE if compressed else _RESIDUES_PER_BYTE)
+    return found
