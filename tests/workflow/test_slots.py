@@ -125,6 +125,16 @@ def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_on
     assert run.summary()["embedded"] == 120
 
 
+def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(run_in_the_middle):
+    run, process = run_in_the_middle
+    refused = run.run()
+    assert refused.returncode != 0
+    assert "cannot be locked" in refused.stdout
+    assert process.wait(240) == 0
+    assert run.groups()[0]["attempt"] == 1
+    assert run.summary()["embedded"] == 120
+
+
 def test_ctrl_c_ends_every_process_with_a_sentence(run_in_the_middle):
     run, process = run_in_the_middle
     os.killpg(process.pid, signal.SIGINT)
