@@ -205,6 +205,14 @@ def test_shards_keep_to_their_size(tmp_path):
         assert max(sizes) <= 1000 + 90
 
 
+def test_several_workers_of_a_job_have_four_shards_each_where_there_are_sequences_enough(tmp_path, sample):
+    alone, together = (Planned(tmp_path / str(n), [sample], 2, workers=n) for n in (1, 4))
+    assert [group.shards for group in alone.summary.groups] == [1, 1]
+    assert [group.shards for group in together.summary.groups] == [16, 16]
+    few = Planned(tmp_path / "few", [write_fasta(tmp_path / "a.fasta", titled(proteins(3, 30, 40)))], 1, workers=4)
+    assert few.summary.groups[0].shards == 3
+
+
 def test_a_sequence_longer_than_a_shard_has_a_shard_of_its_own(tmp_path):
     giants = proteins(3, 5000, 6000)
     planned = Planned(tmp_path, [write_fasta(tmp_path / "a.fasta", titled(giants))], 1, shard_residues=100)

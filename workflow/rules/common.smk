@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -13,6 +14,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint_sources import is_path
 from esmflow.configuration import ConfigurationError, read_samples, validated
+from esmflow.gpu_slots import driver_gpus
+from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
 
 try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
@@ -69,6 +72,39 @@ def get_method():
 def get_certificate():
     """The certificate as an input file, if the run gets one."""
     return []
+
+
+def get_kind_of_device():
+    """`cuda` or `cpu`: what embed jobs will run on, as far as it can be told from here."""
+    if config["device"] != "auto":
+        return config["device"]
+    # A cluster's login node has no GPU, while its jobs have.
+    elsewhere = workflow.executor_plugin is not None and not workflow.local_exec
+    return "cuda" if elsewhere or is_gpu_here() else "cpu"
+
+
+@cache
+def is_gpu_here():
+    return bool(driver_gpus())
+
+
+def get_embed_estimate(wildcards):
+    """Seconds and memory of one embed job: from the plan once it is there, before that from the inputs' sizes."""
+    return estimate_job(
+        guess_work(
+            int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
+        ),
+        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        job_settings(config, get_kind_of_device(), get_max_residues()),
+    )
+
+
+def get_embed_memory(wildcards, attempt):
+    return get_embed_estimate(wildcards).memory_mb_to_ask_for(attempt)
+
+
+def get_embed_runtime(wildcards, attempt):
+    return get_embed_estimate(wildcards).runtime_minutes(attempt)
 
 
 def get_logs_to_join():

@@ -19,6 +19,7 @@ rule plan:
         nucleotide_sequences=config["nucleotide_sequences"],
         assignment=config["assignment"],
         shard_residues=config["shard_residues"],
+        gpus_per_job=config["gpus_per_job"],
         store=get_store(),
     script:
         "../scripts/plan.py"

@@ -61,6 +61,7 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
 
+    A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
     `held` gives the digests (uint8 `[N, 16]`) of each segment in the store; what is dealt is added to `to_embed`.
     Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
     sequence. Shards are written in a thread of its own. Use it in a `with` block, whose end deals what is left.
@@ -72,6 +73,7 @@ class Dealer:
         cost: Callable[[np.ndarray], np.ndarray],
         *,
         shard_residues: int,
+        fewest_shards: int = 1,
         window_residues: int,
         held: Mapping[str, np.ndarray],
         to_embed: Extent,
@@ -83,6 +85,7 @@ class Dealer:
         self._folders = folders
         self._cost = cost
         self._shard_residues = shard_residues
+        self._fewest_shards = fewest_shards
         self._window_residues = window_residues
         self._segment_names = list(held)
         self._to_embed = to_embed
@@ -169,7 +172,7 @@ class Dealer:
             group.residues += int(window.lengths[share].sum())
             group.cost += float(costs[mine].sum())
             # Each shard sees the same mix of lengths.
-            count = int(-(-window.lengths[share].sum() // self._shard_residues))
+            count = max(int(-(-window.lengths[share].sum() // self._shard_residues)), self._fewest_shards)
             for first in range(min(count, len(share))):
                 shards.append((self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::count]))
                 group.shards += 1

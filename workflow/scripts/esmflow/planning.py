@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Sequences wait in memory until this many residues have been read; each such window is dealt as a whole.
 WINDOW_RESIDUES = 200_000_000
+# With several workers in a job: enough that one slow shard does not leave the others idle at the end.
+SHARDS_PER_WORKER = 4
 
 # Rejected records that are written to the log; the table has them all.
 _REJECTIONS_LOGGED = 1000
@@ -101,12 +103,14 @@ def plan(
     policy: ResiduePolicy,
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
+    workers: int = 1,
     held: dict[str, np.ndarray] | None = None,
     truncated_at: int | None = None,
     workers: int = 1,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
+    `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
     `held` gives the digests (uint8 `[N, 16]`) that the store's segments hold already: those sequences are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
@@ -121,6 +125,7 @@ def plan(
         [Path(folder) for folder in group_folders],
         cost_model.cost,
         shard_residues=shard_residues,
+        fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
         held=held or {},
