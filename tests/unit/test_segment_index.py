@@ -141,7 +141,7 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
 
 
 def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypatch):
-    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
+    monkeypatch.setattr(segment_index, "_OPEN_ARRAYS", 6)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
@@ -152,20 +152,18 @@ def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypat
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
 
 
-@pytest.mark.parametrize("limit", ["_OPEN_SEGMENTS", "_OPEN_BYTES"])
-def test_no_more_segments_stay_mapped_than_are_allowed(store, monkeypatch, limit):
+def test_no_more_segments_stay_mapped_than_are_allowed(store, monkeypatch):
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
-    size = sum(array.nbytes for array in segments[0].arrays.values())
-    monkeypatch.setattr(segment_index, limit, 3 if limit == "_OPEN_SEGMENTS" else 3 * size)
+    sizes = [sum(array.nbytes for array in segment.arrays.values()) for segment in segments]
     index = SegmentIndex(store, names)
-    most = 0
-    for number in range(20):
-        index.segment(number)
-        most = max(most, len(index._open))
-    assert 1 <= most <= 12
-    assert most == 3 or limit == "_OPEN_BYTES"
+    for limit, value in (("_OPEN_ARRAYS", 6), ("_OPEN_BYTES", 2 * max(sizes))):
+        monkeypatch.setattr(segment_index, limit, value)
+        for number in range(20):
+            index.segment(number)
+            assert len(index._open) <= 3 or limit == "_OPEN_BYTES"
+            assert sum(sizes[n] for n in index._open) <= 2 * max(sizes) or limit == "_OPEN_ARRAYS"
 
 
 def test_an_index_takes_28_bytes_for_each_sequence(store):

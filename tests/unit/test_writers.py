@@ -185,5 +185,3 @@ def test_an_h5_of_nothing_is_a_file_with_nothing_in_it(tmp_path, array):
     write(tmp_path, "h5", array, {"a.fasta": []})
     with h5py.File(tmp_path / "embeddings.h5") as file:
         assert len(file["embeddings"]) == len(file["ids"]) == 0
-
-

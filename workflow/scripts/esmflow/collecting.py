@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from esmflow.background import Background
 from esmflow.failures import read_failures
 from esmflow.files import read_json
 from esmflow.formats import FORMATS
@@ -78,18 +79,19 @@ def collect(
     with (
         ManifestWriter(outputs.manifest, outputs.manifest_tsv) as manifest,
         FailureTable(outputs.failures) as failure_table,
+        Background() as tables,
+        VectorStream(
+            index, _open_writers(formats, Path(outputs.embeddings), descriptions), half=pooled_precision == "fp16"
+        ) as vectors,
     ):
-        vectors = VectorStream(
-            index, _open_writers(formats, Path(outputs.embeddings), descriptions), pooled_precision == "fp16"
-        )
         for block in pq.ParquetFile(inputs.records).iter_batches():
             joined = join(block, index, failures, max_residues, windows)
             tally.count(joined.table)
-            manifest.write(joined.table)
+            tables.run(manifest.write, joined.table)
             failure_table.write(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
-        vectors.close()
+        tables.wait()
     tally.check(plan)
     return _summary(tally, plan, runs, formats, array_names)
 

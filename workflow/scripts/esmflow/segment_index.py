@@ -12,8 +12,8 @@ from esmflow.digests import DIGEST_BYTES
 from esmflow.engine import is_pooled, row_offsets, rows_per_sequence
 from esmflow.segments import Segment, Store
 
-# Mapped segments count as memory: those used last are kept open, up to so many and so many bytes.
-_OPEN_SEGMENTS = 256
+# Mapped segments count as memory, and each array as an open file: those used last are kept, up to these limits.
+_OPEN_ARRAYS = 256
 _OPEN_BYTES = 256 << 20
 
 
@@ -92,12 +92,13 @@ class SegmentIndex:
         if number not in self._open:
             self._open[number] = self._store.read(self.names[number])
         self._open.move_to_end(number)
-        while len(self._open) > 1 and (len(self._open) > _OPEN_SEGMENTS or self._open_bytes() > _OPEN_BYTES):
+        while len(self._open) > 1 and self._is_full():
             self._open.popitem(last=False)
         return self._open[number]
 
-    def _open_bytes(self) -> int:
-        return sum(array.nbytes for segment in self._open.values() for array in segment.arrays.values())
+    def _is_full(self) -> bool:
+        arrays = [array.nbytes for segment in self._open.values() for array in segment.arrays.values()]
+        return len(arrays) > _OPEN_ARRAYS or sum(arrays) > _OPEN_BYTES
 
 
 def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
