@@ -61,6 +61,8 @@ class VectorStream:
 
     def add(self, file: str, joined: Joined) -> None:
         """Takes records of one input file. Those without a vector are left out."""
+        if not self._writers:
+            return
         begins, self._file = file != self._file, file
         embedded = joined.embedded()
         ends = np.cumsum(self._bytes_of(embedded.location.lengths))

@@ -22,17 +22,20 @@ _FIELDS = {"per_residue": "representations", "mean": "mean_representations", "bo
 
 
 class EsmWriter(EmbeddingWriter):
-    """Fills one folder for each input file; the folder has its name when all of its files are written."""
+    """Fills a folder for each input file; the folder of all has its name when all of them are on disk."""
 
     by_file = True
 
     def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
         super().__init__(folder, descriptions)
+        self._target = atomic_folder(folder)
+        self._temporary = self._target.__enter__()
         self._open: _Folder | None = None
+        self._repeated = 0
 
     def begin_file(self, path: str) -> None:
         self._finish()
-        self._open = _Folder(self.folder / fasta_stem(path))
+        self._open = _Folder(self._temporary / fasta_stem(path))
 
     def add(self, batch: Batch) -> None:
         assert self._open is not None
@@ -50,10 +53,17 @@ class EsmWriter(EmbeddingWriter):
 
     def close(self) -> None:
         self._finish()
+        self._target.__exit__(None, None, None)
+        if self._repeated:
+            log.warning(
+                "%s: the ids of %d records occurred before in their file; they are in id~2.pt, id~3.pt and so on: "
+                "see each index.tsv",
+                *(self.folder, self._repeated),
+            )
 
     def _finish(self) -> None:
         if self._open is not None:
-            self._open.close()
+            self._repeated += self._open.close()
             self._open = None
 
 
@@ -62,24 +72,18 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._target = atomic_folder(path)
-        self._folder = self._target.__enter__()
-        self._names = NameGiver(lambda name: os.path.exists(self._folder / f"{name}.pt"))
-        self._index = open(self._folder / "index.tsv", "w", newline="", encoding="utf-8")
+        path.mkdir()
+        self._names = NameGiver(lambda name: os.path.exists(path / f"{name}.pt"))
+        self._index = open(path / "index.tsv", "w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._index, delimiter="\t", lineterminator="\n")
         self._rows.writerow(("record", "id", "file"))
 
     def write(self, record: dict[str, Any], content: dict[str, Any]) -> None:
         name = f"{self._names.name(record['id'])}.pt"
-        torch.save(content, self._folder / name)
+        torch.save(content, self._path / name)
         self._rows.writerow((record["record"], record["id"], name))
 
-    def close(self) -> None:
+    def close(self) -> int:
+        """Returns how many of its ids had occurred before."""
         self._index.close()
-        self._target.__exit__(None, None, None)
-        if self._names.repeated:
-            log.warning(
-                "%s: the ids of %d records occurred before in their file; they are in id~2.pt, id~3.pt and so on: "
-                "see index.tsv",
-                *(self._path, self._names.repeated),
-            )
+        return self._names.repeated

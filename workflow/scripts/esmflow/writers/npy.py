@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from esmflow.engine import is_pooled, rows_per_sequence
 from esmflow.files import atomic_path, write_json
@@ -30,9 +31,9 @@ class NpyWriter(EmbeddingWriter):
 
     def add(self, batch: Batch) -> None:
         self._vectors.append(batch.arrays[self.description.array])
-        ids = [identifier.encode("utf-8") for identifier in batch.ids]
-        self._ids.write(b"".join(ids))
-        self._widths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
+        text, widths = _utf8(batch.records["id"].combine_chunks())
+        self._ids.write(text)
+        self._widths.append(widths)
         if not is_pooled(self.description.array):
             self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
 
@@ -58,6 +59,13 @@ class NpyWriter(EmbeddingWriter):
             padded[np.arange(widest) < widths[:, None]] = text
             file.append(padded.view(f"S{widest}")[:, 0])
         file.close()
+
+
+def _utf8(ids: pa.StringArray) -> tuple[memoryview, np.ndarray]:
+    """Strings end to end, and the bytes of each."""
+    _, offsets, text = ids.buffers()
+    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    return memoryview(text or b"")[ends[0] : ends[-1]], np.diff(ends)
 
 
 class _NpyFile:
