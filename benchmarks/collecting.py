@@ -2,10 +2,10 @@
 
 A store of segments and the table of records are made with random numbers, through the library's own writers. Then each
 format is collected in a process of its own, as fp16 vectors. Nothing is flattered by the page cache: the store is
-dropped from it before each run, collect flushes what it writes to disk before it renames it, and `dd` beside it writes as many
-bytes with `conv=fsync`, once before and once after. `tables` is collect without any format: manifest and failures only.
-"in the writer" counts only the time in which the format's writer worked, flush included: what it adds to finding and
-reading the vectors.
+dropped from it before each run, collect flushes what it writes to disk before it renames it, and `dd` beside it writes
+as many bytes with `conv=fsync`, once before and once after. `tables` is collect without any format: manifest and
+failures only. "In the writer" counts only the time in which the format's writer worked, flush included: what it adds to
+finding and reading the vectors.
 """
 
 from __future__ import annotations

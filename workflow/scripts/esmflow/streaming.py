@@ -16,7 +16,9 @@ from esmflow.writers import Batch, EmbeddingWriter
 
 # Large enough that what is near in a segment is read together, small enough for a laptop: two pieces live at once, one
 # being gathered and one being written.
-_PIECE_BYTES = 128 << 20
+_PIECE_BYTES = 96 << 20
+# What writers want to know of a record.
+_COLUMNS = ["sample", "file", "record", "id", "description", "length"]
 _HALF = np.dtype(np.float16)
 # The bits of fp16's infinity.
 _INFINITE = 0x7C00
@@ -73,7 +75,8 @@ class VectorStream:
             if end == start and start < len(ends) and not self._waiting:
                 end += 1  # A record that is larger than a piece is one of its own.
             part = slice(start, end)
-            self._waiting.append(_Run(file, begins, embedded.table[part], embedded.location[part]))
+            records = embedded.table.select(_COLUMNS)[part]
+            self._waiting.append(_Run(file, begins, records, embedded.location[part]))
             self._bytes += int(ends[end - 1] - before) if end > start else 0
             start, begins = end, False
             if start < len(ends):

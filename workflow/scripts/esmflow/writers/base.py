@@ -52,7 +52,7 @@ class Description:
 class Batch:
     """Embedded records that follow one another.
 
-    records: their rows of the manifest. arrays: for each output `[N, D]` if it is pooled, else the records' rows end to
+    records: sample, file, record, id, description and length of each, as in the manifest. arrays: for each output `[N, D]` if it is pooled, else the records' rows end to
     end (see `engine.rows_per_sequence`). lengths: residues of each that were embedded, `[N]`.
     """
 
