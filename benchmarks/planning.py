@@ -154,7 +154,9 @@ def write_job(folder: Path) -> None:
         "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
         "shard_residues": 1_000_000, "store": str(folder / "store"),
     }  # fmt: skip
-    write_json(folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params})
+    write_json(
+        folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}
+    )
 
 
 def child(what: str, folder: Path) -> None:

@@ -46,7 +46,13 @@ def text(path, content: str | bytes):
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize(("kind", "delimiter"), [("tsv", "\t"), ("csv", ",")])
 def test_a_text_table_reads_like_fasta(tmp_path, kind, delimiter, suffix):
-    lines = ["x;id;sequence;description", "1;a;mkv lag*;first one", "2;b;MJV;", "3;c;;none", f'4;d;"EDR";"{delimiter}q"']
+    lines = [
+        "x;id;sequence;description",
+        "1;a;mkv lag*;first one",
+        "2;b;MJV;",
+        "3;c;;none",
+        f'4;d;"EDR";"{delimiter}q"',
+    ]
     content = "\r\n".join(lines).replace(";", delimiter).encode()
     found = records(text(tmp_path / f"t.{kind}{suffix}", COMPRESS[suffix](content)))
     assert [(r.position, r.id, r.description, r.sequence, r.reason) for r in found] == [

@@ -81,9 +81,7 @@ class RecordBlock:
         """The records that are rejected, one by one."""
         for i, reason in sorted(self.reasons.items()):
             title = (self.ids[i].as_py(), self.descriptions[i].as_py())
-            yield Record(
-                self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i]
-            )
+            yield Record(self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i])
 
     def records(self) -> Iterator[Record]:
         """The records one by one."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Format:
     """One output format.
 
-    kinds: what of `include` it can hold. writer: its class, as module and name. joins_outputs: one writer takes all
+    kinds: what of `include` it can hold. writer: its class, as module and name. record_bytes: what comes with each
+    record's values, about, besides its id. joins_outputs: one writer takes all
     outputs of a run; otherwise each output has a folder and a writer of its own. named_after_inputs: files are named
     after the stems of the input files, so no two inputs may share one.
     """
@@ -28,6 +29,7 @@ class Format:
     name: str
     kinds: tuple[str, ...]
     writer: str
+    record_bytes: int
     joins_outputs: bool = False
     named_after_inputs: bool = False
 
@@ -43,16 +45,17 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("h5", INCLUDE, "h5:H5Writer"),
-        Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter"),
-        Format("npy", INCLUDE, "npy:NpyWriter"),
-        Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter"),
-        Format("h5ad", POOLED, "h5ad:H5adWriter"),
-        Format("pt", INCLUDE, "pt:PtWriter", named_after_inputs=True),
+        Format("h5", INCLUDE, "h5:H5Writer", 48),
+        Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter", 400),
+        Format("npy", INCLUDE, "npy:NpyWriter", 24),
+        Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter", 24),
+        Format("h5ad", POOLED, "h5ad:H5adWriter", 72),
+        Format("pt", INCLUDE, "pt:PtWriter", 80, named_after_inputs=True),
         Format(
             "esm",
             ("mean", "bos", "per_residue", "contacts"),
             "esm:EsmWriter",
+            4096,
             joins_outputs=True,
             named_after_inputs=True,
         ),
