@@ -20,6 +20,7 @@ rule collect:
         method=get_method(),
         store=get_store(),
         formats=config["formats"],
+        pooled_precision=config["pooled_precision"],
         logs=get_logs_to_join(),
     script:
         "../scripts/collect.py"

@@ -37,9 +37,12 @@ def main(snakemake) -> None:
         workers=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.
-    expected = forecast(summary, fingerprint, model.dimensions, snakemake.config["formats"])
+    config = snakemake.config
+    expected = forecast(
+        summary, fingerprint, model.dimensions, config["formats"], pooled_precision=config["pooled_precision"]
+    )
     tell(expected.sentence())
-    if snakemake.config["disk_check"]:
+    if config["disk_check"]:
         check_disks(expected, params.store, Path(snakemake.output.plan).parents[1])
     found = {
         "fingerprint": fingerprint.digest(),

@@ -20,6 +20,7 @@ from esmflow.engine import resolve_layers
 from esmflow.errors import EsmflowError
 from esmflow.fasta import fasta_stem
 from esmflow.files import read_json
+from esmflow.formats import FORMATS, check_formats
 from esmflow.inputs import InputError, expand, is_glob
 from esmflow.planning import InputFile
 from esmflow.sequence_tables import TableError, check_columns, is_table
@@ -38,6 +39,10 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
     if errors:
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     _check_model(complete)
+    try:
+        check_formats(complete["formats"], complete["include"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     return complete
 
 
@@ -135,10 +140,12 @@ def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
                 check_columns(file.path)
             except TableError as error:
                 raise ConfigurationError(f"{samples}: fasta: {error}") from error
-    if "pt" in formats:
+    named = [name for name in formats if FORMATS[name].named_after_inputs]
+    if named:
         _refuse_repeats(
             [fasta_stem(file.path) for file in files],
-            "{samples}: two files would both be written as {name}_ESM.pt; rename one, or leave pt out of formats",
+            "{samples}: two files would both be written under the name {name}; rename one, "
+            f"or leave {' and '.join(named)} out of formats",
             samples,
         )
     return files
