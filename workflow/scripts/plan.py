@@ -32,6 +32,7 @@ def main(snakemake) -> None:
         assignment=params.assignment,
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
+        candidates_path=snakemake.output.candidates,
         held=Store(params.store, fingerprint).held_digests(),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
     )

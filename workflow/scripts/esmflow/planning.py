@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from esmflow.candidates import Candidates
 from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
 from esmflow.digests import sequence_digests
@@ -104,15 +105,18 @@ def plan(
     workers: int = 1,
     held: dict[str, np.ndarray] | None = None,
     truncated_at: int | None = None,
+    candidates_path: str | os.PathLike[str] | None = None,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
     `held` gives the digests (uint8 `[N, 16]`) that the store's segments hold already: those sequences are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
-    far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
+    far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
+    compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
     """
     summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
+    candidates = Candidates()
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
@@ -142,7 +146,10 @@ def plan(
                 summary.id_bytes += block.ids.nbytes
                 texts = block.ids.nbytes + block.descriptions.nbytes
                 summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
+                candidates.offer_block(digests, block.residues, lengths)
                 dealer.take(digests, block.residues, lengths, group)
+    if candidates_path is not None:
+        candidates.write(Path(candidates_path))
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
