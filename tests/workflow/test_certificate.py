@@ -101,6 +101,8 @@ class Copy:
         mean[[1, 3]] = mean[[3, 1]]
         arrays = {**{key: np.array(value) for key, value in segment.arrays.items()}, "mean_layer6": mean}
         digests, lengths = np.array(segment.digests), np.array(segment.lengths)
+        # A store may keep a segment that is there already.
+        self.store.path(name).unlink()
         self.store.write(name, Segment(digests, lengths, arrays, segment.precision))
         return sorted(digests[[1, 3]].copy().view("V16").ravel().tolist())
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 LONGEST = 4000
 """fair-esm's attention maps grow with the square of the length: longer sequences are not computed again."""
 
+MOST_RECORDS_OF_PT = 1_000_000
+
 
 class VerifyError(EsmflowError):
     """The sample could not be computed again. The message says why and what to do."""
@@ -95,7 +97,7 @@ def verify(
     candidates = dict(read_shard(run.candidates))
     check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
     sampled = _draw(check, fingerprint, settings)
-    read_from = next((name for name in run.formats if name in READERS), "store")
+    read_from = _read_from(run.formats, check.records)
     verified = NOTHING_VERIFIED
     if sampled:
         # Before a slot is taken, which a job that cannot work should not keep from others.
@@ -135,6 +137,12 @@ def verify(
     for problem in verdict["problems"]:
         log.error("%s", problem)
     return certificate
+
+
+def _read_from(formats: Sequence[str], records: int) -> str:
+    """The format that the sample is read back from; `pt` files of very many records would take too much memory."""
+    readable = [name for name in READERS if name in formats and (name != "pt" or records <= MOST_RECORDS_OF_PT)]
+    return readable[0] if readable else "store"
 
 
 def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
