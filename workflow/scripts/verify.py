@@ -36,5 +36,7 @@ def main(snakemake) -> None:
 
 
 if __name__ == "__main__":
+    # A spawned worker would run this file once more, and not find it if the workflow was deployed from a git host.
+    del __file__
     with logged_step(snakemake.log[0]):
         main(snakemake)

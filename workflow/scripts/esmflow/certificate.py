@@ -32,6 +32,7 @@ LONGEST = 4000
 """fair-esm's attention maps grow with the square of the length: longer sequences are not computed again."""
 
 MOST_RECORDS_OF_PT = 1_000_000
+"""`pt` files of more records take too much memory to open; the sample is then read from the store."""
 
 
 class VerifyError(EsmflowError):
@@ -140,7 +141,7 @@ def verify(
 
 
 def _read_from(formats: Sequence[str], records: int) -> str:
-    """The format that the sample is read back from; `pt` files of very many records would take too much memory."""
+    """The format that the sample is read back from."""
     readable = [name for name in READERS if name in formats and (name != "pt" or records <= MOST_RECORDS_OF_PT)]
     return readable[0] if readable else "store"
 
