@@ -16,10 +16,11 @@ from esmflow.checkpoints import CheckpointInfo, check_unchanged
 from esmflow.engine import Outputs
 from esmflow.errors import EsmflowError
 from esmflow.fingerprint import Fingerprint
-from esmflow.gpu_slots import candidate_slots, lease_slot
+from esmflow.gpu_slots import candidate_slots
 from esmflow.manifest_check import ManifestCheck, check_manifest
 from esmflow.segments import Store
 from esmflow.shards import read_shard
+from esmflow.slot_leases import leased_slots
 from esmflow.stored import READERS, Embeddings, Sampled
 from esmflow.summary import certificate_line
 from esmflow.verdict import judge
@@ -109,7 +110,6 @@ def verify(
             tuple(sampled),
             Embeddings(run.embeddings, run.store, fingerprint, read_from),
             settings.threads,
-            settings.log_file,
         )
         verified = _compute(task, run.candidates, settings)
     arrays = Outputs(fingerprint.layers, fingerprint.include).names()
@@ -156,15 +156,20 @@ def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettin
 
 
 def _compute(task: VerifyTask, file: str, settings: VerifySettings) -> Verified:
-    with lease_slot(
+    with leased_slots(
         candidate_slots(settings.device, settings.cpu_slots),
         lock_folder=settings.lock_folder,
         purpose="the certificate",
         wait_seconds=settings.wait_seconds,
-    ) as lease:
+    ) as (lease,):
         manager = BatchQueueManager(1, verify_sequences)
         _, failed = manager.process_files(
-            [file], inherited=[[lease.descriptor]], on_tick=lease.keep_fresh, slot=lease.slot, task=task
+            [[file]],
+            inherited=[[lease.descriptor]],
+            log_file=settings.log_file,
+            on_tick=lease.keep_fresh,
+            slot=lease.slot,
+            task=task,
         )
     if failed:
         raise VerifyError(

@@ -17,11 +17,11 @@ import numpy as np
 
 from esmflow.agreement import Agreement, compare
 from esmflow.engine import Outputs, is_pooled
+from esmflow.file_queue import FailedFile
 from esmflow.fingerprint import Fingerprint
 from esmflow.gpu_slots import Slot
-from esmflow.logs import add_log_file
 from esmflow.stored import Embeddings, Sampled
-from esmflow.workers import FileSubset
+from esmflow.worker_process import FileSubset
 
 if TYPE_CHECKING:
     from esmflow.verification import Expected
@@ -31,14 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VerifyTask:
-    """What a verification is to do. threads: of the CPU. log_file: where the worker's log lines go."""
+    """What a verification is to do. threads: of the CPU."""
 
     checkpoint: str
     fingerprint: Fingerprint
     sampled: tuple[Sampled, ...]
     embeddings: Embeddings
     threads: int
-    log_file: str
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,10 @@ class Verified:
 NOTHING_VERIFIED = Verified((), {}, frozenset(), "none", 0.0, 0.0)
 
 
-def verify_sequences(file_subset: FileSubset, device_id: int, *, slot: Slot, task: VerifyTask) -> None:
+def verify_sequences(
+    file_subset: FileSubset, device_id: int, *, slot: Slot, task: VerifyTask
+) -> tuple[list[str], list[FailedFile]]:
     """A worker: computes the sampled sequences again and compares. Its one file only stands for the task."""
-    add_log_file(task.log_file)
     # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
@@ -70,8 +70,11 @@ def verify_sequences(file_subset: FileSubset, device_id: int, *, slot: Slot, tas
     import torch
 
     torch.set_num_threads(task.threads)
+    processed = []
     for file in file_subset:
         file_subset.done(file, recompute(task, slot.device, slot.name))
+        processed.append(file)
+    return processed, []
 
 
 def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
