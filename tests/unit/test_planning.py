@@ -290,12 +290,12 @@ def test_an_input_that_is_not_there_raises(tmp_path):
 
 
 def test_a_plan_does_not_depend_on_the_number_of_workers(tmp_path, sample, monkeypatch):
-    monkeypatch.setattr(planning, "BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(planning, "BYTES_PER_PROCESS", 1)
     monkeypatch.setattr("esmflow.fasta.BLOCK_BYTES", 5000)
     (tmp_path / "bad.fasta").write_text("note\n>a\nMJV\n>b\n>c\nmkv*\n")
     (tmp_path / "table.tsv").write_text("id\tsequence\nx\tMKVLAG\ny\tMKV\n")
     files = [tmp_path / "bad.fasta", sample, tmp_path / "table.tsv"]
-    plans = [Planned(tmp_path / str(workers), files, 3, shard_residues=20_000, workers=workers) for workers in (1, 2)]
+    plans = [Planned(tmp_path / str(n), files, 3, shard_residues=20_000, processes=n) for n in (1, 2)]
     assert plans[0].summary == plans[1].summary
     assert plans[0].records == plans[1].records
     contents = [[[path.read_bytes() for path in list_shards(f)] for f in planned.folders] for planned in plans]

@@ -30,6 +30,7 @@ rule collect:
 rule finish:
     input:
         summary="<results>/summary.json",
+        certificate=get_certificate(),
         model="<results>/model/model.json",
         embeddings="<results>/embeddings",
         manifest="<results>/manifest.parquet",

@@ -2,6 +2,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import psutil
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
@@ -13,7 +14,9 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint_sources import is_path
+from esmflow.commands import command_of
 from esmflow.configuration import ConfigurationError, read_samples, validated
+from esmflow.ending import unfinished_lines
 from esmflow.gpu_slots import driver_gpus
 from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
 
@@ -69,9 +72,14 @@ def get_method():
     }
 
 
+def get_gpus_to_verify():
+    """The certificate's GPUs: a job on CPUs asks for none."""
+    return 0 if config["device"] == "cpu" else 1
+
+
 def get_certificate():
     """The certificate as an input file, if the run gets one."""
-    return []
+    return ["<results>/certificate.json"] if config["verify"]["sample"] else []
 
 
 def get_kind_of_device():
@@ -119,9 +127,5 @@ def show_summary():
 
 
 def show_what_to_do():
-    print(
-        f"\nThe run did not finish. What went wrong is above and in {LOGS}/. The same command again goes on from here:\n"
-        "finished shards are kept. If it says that the directory is locked, no other run is using it and the last one\n"
-        "was killed: run it once with --unlock.\n",
-        file=sys.stderr,
-    )
+    lines = unfinished_lines(RESULTS, LOGS, command_of(psutil.Process().cmdline()))
+    print("\n" + "\n".join(lines) + "\n", file=sys.stderr)

@@ -6,6 +6,7 @@ rule plan:
     output:
         records="<results>/plan/records.parquet",
         plan="<results>/plan/plan.json",
+        candidates="<results>/plan/candidates.fasta",
         groups=directory(expand("<results>/plan/shards/group-{group}", group=GROUPS)),
     log:
         "<logs>/plan.log",

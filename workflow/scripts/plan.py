@@ -32,9 +32,10 @@ def main(snakemake) -> None:
         assignment=params.assignment,
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
+        candidates_path=snakemake.output.candidates,
         held=Store(params.store, fingerprint).held_digests(),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
-        workers=snakemake.threads,
+        processes=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.
     config = snakemake.config

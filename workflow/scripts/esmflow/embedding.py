@@ -20,11 +20,13 @@ from esmflow.failures import Failure, write_failures
 from esmflow.files import write_json
 from esmflow.fingerprint import Fingerprint
 from esmflow.gpu_slots import Slot, candidate_slots
+from esmflow.heartbeat import Heartbeat, State
 from esmflow.lifetime import Terminated, when_terminated
 from esmflow.progress import Progress
 from esmflow.segments import Store
 from esmflow.shards import list_shards, read_shard, shard_name
 from esmflow.slot_leases import SlotLease, check_enough, leased_slots
+from esmflow.status import status_path
 from esmflow.workers import BatchQueueManager, FailedFile
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,18 @@ def embed_group(
     A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
     left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
+    with Heartbeat(status_path(run_path, group), group, settings.attempt, settings.log_file) as heartbeat:
+        _embed_group(group, shard_folder, run_path, failures_path, settings, heartbeat)
+
+
+def _embed_group(
+    group: str,
+    shard_folder: str | os.PathLike[str],
+    run_path: str | os.PathLike[str],
+    failures_path: str | os.PathLike[str],
+    settings: EmbedSettings,
+    heartbeat: Heartbeat,
+) -> None:
     started = time.time()
     store = Store(settings.store, settings.fingerprint)
     store.create()
@@ -66,7 +80,8 @@ def embed_group(
     if waiting:
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
-        work = _work_through(group, waiting, settings)
+        heartbeat.tell(State.QUEUED, shards=len(waiting), shards_reused=len(reused))
+        work = _work_through(group, waiting, settings, heartbeat)
     failed, results = work.failed, work.results
 
     if failed and settings.attempt < settings.last_attempt:
@@ -113,12 +128,14 @@ class _Work:
     restarts: int = 0
 
 
-def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings) -> _Work:
+def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, heartbeat: Heartbeat) -> _Work:
     """Leases a slot for each worker and lets them work. Raises Terminated, with the slots free, after SIGTERM."""
     candidates = candidate_slots(settings.device, settings.cpu_slots)
     check_enough(candidates, settings.gpus)
     # A worker without a shard would load the model for nothing.
     count = min(settings.gpus, len(waiting))
+    residues = _residues(waiting, settings.fingerprint)
+    heartbeat.tell(State.QUEUED, residues=residues)
     with leased_slots(
         candidates,
         count,
@@ -129,9 +146,11 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings) -
         leased = time.time()
         manager = BatchQueueManager(count, process_esm_files_worker)
         with (
-            Progress(f"group {group}", _residues(waiting, settings.fingerprint)) as progress,
+            Progress(f"group {group}", residues) as progress,
             when_terminated(lambda: manager.stop(settings.grace_seconds)),
         ):
+            heartbeat.tell(State.LOADING, slots=tuple(lease.slot.token for lease in leases))
+            heartbeat.observe(lambda: _observed(manager, progress))
             _, failed = manager.process_files(
                 [waiting[number::count] for number in range(count)],
                 inherited=[[lease.descriptor] for lease in leases],
@@ -160,6 +179,22 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings) -
         for slot, record in zip(slots, manager.worker_records(), strict=True)
     ]
     return _Work(manager.results, failed, workers, manager.restarts)
+
+
+def _observed(manager: BatchQueueManager, progress: Progress) -> dict[str, Any]:
+    """What the status tells of a job at work."""
+    results = list(manager.results.values())
+    records = manager.worker_records()
+    # A worker says how long it took to load its model when it has.
+    loaded = any("model_load_seconds" in record for record in records)
+    return {
+        "state": State.EMBEDDING if loaded else State.LOADING,
+        "residues_done": progress.done,
+        "shards_done": len(results),
+        "failed_sequences": sum(result.failures for result in results),
+        "failed_shards": len(manager.failed),
+        "worker_deaths": sum(len(record["exits"]) for record in records),
+    }
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:

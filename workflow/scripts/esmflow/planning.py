@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from esmflow.candidates import Candidates
 from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
 from esmflow.extent import Extent
@@ -31,7 +32,7 @@ SHARDS_PER_WORKER = 4
 _REJECTIONS_LOGGED = 1000
 
 # Less than this is read sooner than a process is started.
-BYTES_PER_WORKER = 200_000_000
+BYTES_PER_PROCESS = 200_000_000
 
 File = TypeVar("File")
 
@@ -106,16 +107,20 @@ def plan(
     workers: int = 1,
     held: dict[str, np.ndarray] | None = None,
     truncated_at: int | None = None,
-    workers: int = 1,
+    candidates_path: str | os.PathLike[str] | None = None,
+    processes: int = 1,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
+    `processes` read at once where there is enough to read.
     `held` gives the digests (uint8 `[N, 16]`) that the store's segments hold already: those sequences are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
-    far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
+    far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
+    compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
     """
     summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
+    candidates = Candidates()
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
@@ -133,7 +138,7 @@ def plan(
     )
     with RecordTable(records_path) as table, dealer:
         tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy))
-        for file, block in run_in_order(tasks, _useful_workers(inputs, workers)):
+        for file, block in run_in_order(tasks, _useful_processes(inputs, processes)):
             lengths = block.lengths[block.valid()]
             table.add_block(file.sample, block)
             _log_rejected(block, summary.rejected)
@@ -144,7 +149,10 @@ def plan(
             summary.id_bytes += block.ids.nbytes
             summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
             group = group_of_file[file.path] if assignment == "round_robin" else None
+            candidates.offer_block(block.digests, block.residues, lengths)
             dealer.take(block.digests, block.residues, lengths, group)
+    if candidates_path is not None:
+        candidates.write(Path(candidates_path))
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
@@ -155,10 +163,10 @@ def plan(
     return summary
 
 
-def _useful_workers(inputs: Sequence[InputFile], workers: int) -> int:
+def _useful_processes(inputs: Sequence[InputFile], processes: int) -> int:
     """No more than have enough to read; one, which is this process, where starting others would take longer."""
     size = sum(os.path.getsize(file.path) for file in inputs)
-    return max(1, min(workers, size // BYTES_PER_WORKER))
+    return max(1, min(processes, size // BYTES_PER_PROCESS))
 
 
 def _log_rejected(block: RecordBlock, before: int) -> None:
