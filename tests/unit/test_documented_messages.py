@@ -13,7 +13,7 @@ from esmflow.fingerprint import Fingerprint
 
 PROJECT = Path(__file__).resolve().parents[2]
 TROUBLESHOOTING = (PROJECT / "docs/troubleshooting.md").read_text()
-# The first cell of a table's row, where it is one quoted message. Double backquotes quote single ones.
+# The first cell of a table's row, where it is one quoted message.
 MESSAGES = re.findall(r"^\| `([^`]+ [^`]+)` \|", TROUBLESHOOTING, re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def sentences() -> list[str]:
                 found.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"\{\w+\}|%[-\d.,]*[sdrf]", "…", node.value))
-    return [re.sub("…+", "…", sentence) for sentence in found]
+    return found
 
 
 SENTENCES = sentences()
@@ -39,7 +39,8 @@ def test_the_page_quotes_messages():
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_quoted_message_is_one_that_the_code_can_give(message):
-    assert any(message in sentence for sentence in SENTENCES)
+    pattern = re.compile(".+".join(re.escape(part) for part in message.strip("…").split("…")))
+    assert any(pattern.search(sentence) for sentence in SENTENCES)
 
 
 @pytest.mark.parametrize("part", [field.name for field in fields(Fingerprint)])
