@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from esmflow.configuration import validated
 
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 KEYS = yaml.safe_load(SCHEMA.read_text())["properties"]
+CHANGES_THE_MACHINE = re.compile(r"\b(pip|uv|conda|mamba|apt-get|docker|apptainer|sbatch|curl|wget|sudo)\b")
 MARKED = [block for block in blocks(*RUNNABLE) if block.need or block.shown_by]
 TO_RUN = [block for block in blocks(*RUNNABLE) if block not in MARKED and not block.make_targets]
 MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.make_targets})
@@ -58,7 +60,13 @@ def run(language: str, code: str, clone: Path, environment: dict[str, str]) -> s
 
 
 @pytest.mark.parametrize("block", TO_RUN, ids=str)
-def test_a_documented_block_runs_as_it_is_written(block: Block, clone, environment):
+def test_a_documented_block_runs_as_it_is_written(block: Block, clone, environment, monkeypatch):
+    assert not CHANGES_THE_MACHINE.search(block.code), f"{block} changes the machine: mark it with what it needs"
+    # A block that looks for modules itself must find them itself; the others need not import everything anew.
+    if block.language == "python" and "sys.path" not in block.code:
+        monkeypatch.chdir(clone)
+        exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
+        return
     ran = run(block.language, block.code, clone, environment)
     assert ran.returncode == 0, f"{block}\n{block.code}\n{ran.stdout}"
 
