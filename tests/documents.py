@@ -1,8 +1,8 @@
 """The fenced blocks of the project's documents, and what the documents say about running them.
 
 A block of `bash` or `python` is run by a test as it stands, unless the line above it is a comment that says why not:
-`<!-- needs a cluster -->`, another of NEEDS, or `<!-- shown by tests/… -->`, naming the test that runs it. For all blocks
-of a page in one language: `<!-- python blocks: shown by tests/… -->`, anywhere on the page.
+`<!-- needs a cluster -->`, another of NEEDS, or `<!-- shown by tests/… -->`, naming the test that runs it. For all
+blocks of a page in one language: `<!-- python blocks: shown by tests/… -->`, anywhere on the page.
 """
 
 from __future__ import annotations
