@@ -27,10 +27,11 @@ MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.ma
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """With a model of the default's name in torch hub's cache: 36 layers too, but 32 wide, with random weights."""
+    """An activated one, with a model of the default's name in torch hub's cache: 36 layers too, but 32 wide, with random weights."""
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
-    return {**os.environ, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    activated = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
