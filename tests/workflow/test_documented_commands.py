@@ -27,7 +27,7 @@ MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.ma
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """An activated one, with a model of the default's name in torch hub's cache: 36 layers too, but 32 wide, with random weights."""
+    """An activated one. Torch hub's cache has a model of the default's name, of 36 layers but random and 32 wide."""
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
     activated = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
