@@ -289,7 +289,7 @@ def test_an_input_that_is_not_there_raises(tmp_path):
     assert not (tmp_path / "records.parquet").exists()
 
 
-def test_a_plan_does_not_depend_on_the_number_of_workers(tmp_path, sample, monkeypatch):
+def test_a_plan_does_not_depend_on_the_number_of_processes(tmp_path, sample, monkeypatch):
     monkeypatch.setattr(planning, "BYTES_PER_PROCESS", 1)
     monkeypatch.setattr("esmflow.fasta.BLOCK_BYTES", 5000)
     (tmp_path / "bad.fasta").write_text("note\n>a\nMJV\n>b\n>c\nmkv*\n")
