@@ -15,11 +15,12 @@ from esmflow.tables import MANIFEST_SCHEMA
 from esmflow.writers.base import Batch, Description, EmbeddingWriter
 
 _COLUMNS = ("id", "sample", "file", "record", "length")
-_GROUP_BYTES = 64 << 20
+# The writer needs several times this much beside it.
+_GROUP_BYTES = 16 << 20
 
 
 class ParquetWriter(EmbeddingWriter):
-    """Writes row groups of about 64 MB; a reader can take one at a time."""
+    """Writes row groups of about 16 MB; a reader can take one at a time."""
 
     def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
         super().__init__(folder, descriptions)
