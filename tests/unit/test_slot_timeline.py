@@ -46,6 +46,21 @@ def test_many_shards_are_drawn_as_one_piece_each_lease():
     assert sum(kind_seconds(pieces).values()) == pytest.approx(total)
 
 
+def test_each_worker_of_a_job_has_its_own_shards():
+    run = make_run(shards=4)
+    one = run["workers"][0]
+    run["workers"] = [{**one, "device": 0}, {**one, "device": 1, "slot": {**SLOT, "token": "1"}}]
+    for number, shard in enumerate(run["shards"]):
+        shard["device"] = number % 2
+    worked = [(piece.slot, piece.what[:11]) for piece in slot_pieces([run]) if piece.kind == "compute"]
+    assert sorted(worked) == [
+        ("GPU 0 on node", "shard-00000"),
+        ("GPU 0 on node", "shard-00002"),
+        ("GPU 1 on node", "shard-00001"),
+        ("GPU 1 on node", "shard-00003"),
+    ]
+
+
 def test_a_lease_without_a_finished_shard_is_idle():
     (piece,) = slot_pieces([make_run(shards=0)])
     assert (piece.kind, piece.seconds) == ("idle", 4.0)

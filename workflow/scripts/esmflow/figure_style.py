@@ -46,11 +46,13 @@ def styled(
     figure: go.Figure, height: int, x: dict[str, Any] | None = None, y: dict[str, Any] | None = None, grid: str = "y"
 ) -> go.Figure:
     """What all figures share."""
+    # What is written beside horizontal bars needs room.
+    right = 72 if figure.data[0].orientation == "h" and figure.data[0].textposition == "outside" else 16
     legend = any(trace.name and trace.showlegend is not False for trace in figure.data)
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 8, "r": 16, "t": 34 if legend else 18, "b": 8},
+        margin={"l": 8, "r": right, "t": 34 if legend else 18, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": colour("ink")},

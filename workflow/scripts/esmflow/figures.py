@@ -75,7 +75,8 @@ def flow_figure(counts: ManifestCounts) -> go.Figure:
             },
         )
     )
-    return styled(figure, height=320)
+    # The words of a thin box reach below it.
+    return styled(figure, height=340).update_layout(margin_b=26)
 
 
 def reasons_figure(counts: ManifestCounts) -> go.Figure:

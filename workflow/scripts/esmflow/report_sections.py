@@ -77,7 +77,7 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
         numbers.append(("Certificate", "none", "verification was off"))
     else:
         verdict = "passed" if files.certificate["passed"] else "not passed"
-        numbers.append(("Certificate", verdict, f"{plural(len(files.certificate['sequences']), 'sequence')} checked"))
+        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate['sequences']), 'sequence')}"))
     return numbers
 
 

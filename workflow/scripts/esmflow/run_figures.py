@@ -26,10 +26,12 @@ _KIND_COLOURS = {LOAD: "yellow", COMPUTE: "blue", WRITE: "green", IDLE: "faint"}
 def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
     """What each slot did when; the groups' numbers stand on their longest pieces."""
     slots = sorted({piece.slot for piece in pieces}, reverse=True)
-    longest: dict[str, Piece] = {}
+    longest: dict[tuple[str, str], Piece] = {}
     for piece in pieces:
-        if piece.kind == COMPUTE and piece.seconds >= longest.get(piece.group, piece).seconds:
-            longest[piece.group] = piece
+        key = piece.slot, piece.group
+        if piece.kind == COMPUTE and piece.seconds >= longest.get(key, piece).seconds:
+            longest[key] = piece
+    numbered = set(map(id, longest.values()))
     figure = go.Figure()
     for kind, shade in _KIND_COLOURS.items():
         of_kind = [piece for piece in pieces if piece.kind == kind]
@@ -42,7 +44,7 @@ def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
                 width=0.62,
                 name=kind,
                 marker={"color": colour(shade), "line": {"color": colour("card"), "width": 1}},
-                text=[f"{piece.group}" if piece is longest.get(piece.group) else "" for piece in of_kind],
+                text=[piece.group if id(piece) in numbered else "" for piece in of_kind],
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
@@ -71,6 +73,7 @@ def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
             y=values,
             yaxis=rows,
             xaxis="x" if rows == "y" else "x2",
+            width=min(0.65, 0.11 * len(ran)),
             marker={"color": colour(shade)},
             text=[short_number(value) for value in values],
             textposition="outside" if len(ran) <= 24 else "none",

@@ -52,10 +52,7 @@ def _shards_of(run: Mapping[str, Any], worker: Mapping[str, Any]) -> list[dict[s
     """The shards that one worker of a job finished, in order of time."""
     shards = run["shards"]
     if len(run["workers"]) > 1:
-        number = run["workers"].index(worker)
-        # A worker that died has another process id than the one that went on in its place.
-        processes = set(worker.get("processes") or [worker.get("process")])
-        shards = [s for s in shards if s.get("device") == worker.get("device", number) or s["worker"] in processes]
+        shards = [shard for shard in shards if shard["device"] == worker["device"]]
     return sorted(shards, key=lambda shard: shard["started"])
 
 

@@ -25,7 +25,7 @@ def draw_flow(drawing: Drawing, trace: Mapping[str, Any], width: float) -> None:
         for node in range(len(labels))
     ]
     by_column = {column: [n for n in range(len(labels)) if columns[n] == column] for column in set(columns)}
-    room = drawing.height - 2 * _EDGE
+    room = drawing.height - 2 * _EDGE - 10
     scale = min(
         (room - _PAD * (len(nodes) - 1)) / max(sum(amounts[n] for n in nodes), 1) for nodes in by_column.values()
     )

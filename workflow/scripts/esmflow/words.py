@@ -11,7 +11,7 @@ def bytes_in_words(size: float) -> str:
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.3g} TB"
+    return f"{size:,.0f} TB" if size >= 100 else f"{size:.3g} TB"
 
 
 def duration(seconds: float) -> str:
@@ -31,6 +31,8 @@ def percent(share: float) -> str:
     """Never 100% of what is not all, never 0% of something."""
     if 0.999 < share < 1:
         return f"{int(share * 10000) / 100:.2f}%"
+    if 0 < share < 0.001:
+        return "under 0.1%"
     return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
 
 
