@@ -111,6 +111,12 @@ def test_the_page_needs_nothing_but_itself(run):
         assert address.startswith(("#", "data:", "height:", "flex-grow:")), address
 
 
+def test_no_button_sends_figures_elsewhere(opened):
+    buttons = set(re.findall(r'data-title="([^"]*)"', opened.dom))
+    assert "Reset axes" in buttons
+    assert not [button for button in buttons if re.search("cloud|share|link|edit", button, re.I)]
+
+
 def test_dark_mode_reaches_the_figures(run, opened):
     dark = open_page(run.results / "report.html", "--blink-settings=preferredColorScheme=0")
     assert dark.console == []

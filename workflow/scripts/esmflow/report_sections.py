@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from esmflow.embedding_map import FEWEST, embedding_map, map_array
 from esmflow.failures import REMEDY, Reason
 from esmflow.figures import disk_figure, flow_figure, lengths_figure, reasons_figure
 from esmflow.manifest_counts import LONGEST, ManifestCounts
+from esmflow.report_head import devices, why_nothing
 from esmflow.run_figures import GIB, certificate_figure, map_figure, speed_figure, timeline_figure
 from esmflow.run_files import RunFiles
 from esmflow.slot_timeline import kind_seconds, slot_name, slot_pieces
@@ -22,6 +22,7 @@ from esmflow.words import bytes_in_words, clock, duration, percent, plural, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
+RUN_JSON = "the groups' run.json"
 
 
 @dataclass(frozen=True)
@@ -45,42 +46,6 @@ class Section:
     tables: Sequence[Table] = ()
 
 
-def headline(files: RunFiles) -> str:
-    """What came of the run, in one sentence."""
-    summary = files.summary
-    if summary["embedded"] == summary["records"]:
-        return f"All {summary['records']:,} records have an embedding"
-    return f"{summary['embedded']:,} of {summary['records']:,} records have an embedding"
-
-
-def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str, str]]:
-    """The numbers at the top: name, value, and a few words that explain it."""
-    summary, slots = files.summary, files.slots()
-    share = summary["embedded"] / summary["records"] if summary["records"] else 1.0
-    numbers = [
-        ("Records", f"{summary['records']:,}", plural(len(counts.files), "input file")),
-        ("Embedded", f"{summary['embedded']:,}", f"{percent(share)} of the records"),
-        (
-            "Without embedding",
-            f"{summary['rejected'] + summary['failed']:,}",
-            f"{summary['rejected']:,} rejected, {summary['failed']:,} failed",
-        ),
-    ]
-    if summary["residues_per_second"]:
-        computed = f"{plural(summary['computed_sequences'], 'sequence')} in {duration(summary['seconds'])}"
-        numbers.append(("Residues per second", f"{summary['residues_per_second']:,.0f}", computed))
-        jobs = plural(sum(bool(run["workers"]) for run in files.runs), "job")
-        numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {_devices(files)}"))
-    else:
-        numbers.append(("Computed", "0", "everything was in the store"))
-    if files.certificate is None:
-        numbers.append(("Certificate", "none", "verification was off"))
-    else:
-        verdict = "passed" if files.certificate["passed"] else "not passed"
-        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate['sequences']), 'sequence')}"))
-    return numbers
-
-
 def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
     """Model, method, versions and hardware."""
     method, model, runs = files.fingerprint, files.model, files.runs
@@ -101,7 +66,7 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Invalid residues", method.invalid_residues.replace("_", " ")),
         ("Fingerprint", files.store.fingerprint),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
-        ("Hardware", _devices(files) if files.slots() else "no slot was needed"),
+        ("Hardware", devices(files) if files.slots() else "no slot was needed"),
         ("Hosts", ", ".join(sorted({run["host"] for run in runs}))),
     ]
     if runs:
@@ -123,15 +88,9 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
     )
     rows = [
         (file, f"{c.total():,}", *(f"{c[status]:,}" for status in ("embedded", "rejected", "failed")))
-        for file, c in list(counts.files.items())[:MOST_ROWS]
+        for file, c in counts.files.items()
     ]
-    more = len(counts.files) - len(rows)
-    table = Table(
-        "By input file",
-        ("file", "records", "embedded", "rejected", "failed"),
-        rows,
-        note=f"The first {len(rows)} files; {more:,} more are in the manifest." if more else "",
-    )
+    table = _first_rows("By input file", ("file", "records", "embedded", "rejected", "failed"), rows, "the manifest")
     return Section(note=note, figure=flow_figure(counts), tables=[table])
 
 
@@ -174,7 +133,7 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
     """Which group ran where and when, and what the slots did."""
     pieces = slot_pieces(files.runs)
     if not pieces:
-        return Section(note="No slot was leased: everything was in the store.")
+        return Section(note=f"No slot was leased: {why_nothing(files)}.")
     seconds = kind_seconds(pieces)
     shares = ", ".join(f"{percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
     rows = [
@@ -189,7 +148,7 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
         for run in files.runs
         for worker in run["workers"]
     ]
-    table = Table("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows[:MOST_ROWS])
+    table = _first_rows("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows, RUN_JSON)
     note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
     return Section(note=note, figure=timeline_figure(pieces), tables=[table])
 
@@ -198,7 +157,7 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     """How fast each group was and how much memory it took."""
     ran = [run for run in files.runs if run["residues_per_second"]]
     if not ran:
-        return Section(note="No group computed anything: everything was in the store.")
+        return Section(note=f"No group computed anything: {why_nothing(files)}.")
     slowest, fastest = (f(run["residues_per_second"] for run in ran) for f in (min, max))
     peak = max(run["peak_memory_bytes"] for run in ran)
     cards = any(slot["device"] == "cuda" for _, slot in files.slots())
@@ -227,9 +186,9 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
             f"{len(run['segments_written']):,}",
             f"{len(run['segments_reused']):,}",
         )
-        for run in files.runs[:MOST_ROWS]
+        for run in files.runs
     ]
-    return Section(note=note, figure=speed_figure(ran), tables=[Table("Groups", columns, rows)])
+    return Section(note=note, figure=speed_figure(ran), tables=[_first_rows("Groups", columns, rows, RUN_JSON)])
 
 
 def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -253,8 +212,8 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     ]
     tables = [Table("By output", columns, rows, folded=False)] if rows else []
     if found["problems"]:
-        problems = [(problem,) for problem in found["problems"][:MOST_ROWS]]
-        tables.insert(0, Table("Problems", ("problem",), problems, folded=False))
+        problems = [(problem,) for problem in found["problems"]]
+        tables.insert(0, _first_rows("Problems", ("problem",), problems, "certificate.json", folded=False))
     return Section(note=note, figure=certificate_figure(found) if rows else None, tables=tables)
 
 
@@ -283,9 +242,12 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
     return Section(note=note, figure=disk_figure(sizes))
 
 
-def _devices(files: RunFiles) -> str:
-    names = Counter(str(slot["name"]) for _, slot in files.slots())
-    return ", ".join(f"{number} × {name}" for name, number in names.items()) or "no device"
+def _first_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], where: str, folded: bool = True
+) -> Table:
+    """A table of as many rows as a page can hold. where: the file that has them all."""
+    note = f"The first {MOST_ROWS} of {len(rows):,}; all are in {where}." if len(rows) > MOST_ROWS else ""
+    return Table(title, columns, rows[:MOST_ROWS], note, folded)
 
 
 SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] = [

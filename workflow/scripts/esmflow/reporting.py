@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from esmflow.files import atomic_path
 from esmflow.manifest_counts import ManifestCounts, count_manifest
-from esmflow.report_sections import SECTIONS, Section, headline, key_numbers
+from esmflow.report_head import headline, key_numbers
+from esmflow.report_sections import SECTIONS, Section
 from esmflow.run_files import RunFiles
 from esmflow.static_figures import static_figure, static_message
 

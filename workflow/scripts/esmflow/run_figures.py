@@ -55,7 +55,9 @@ def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
             )
     figure.update_layout(barmode="overlay")
     y = {"categoryorder": "array", "categoryarray": slots, "automargin": True}
-    return styled(figure, height=110 + 44 * len(slots), x={"type": "date"}, y=y, grid="x")
+    return styled(
+        figure, height=110 + max(18, min(44, 900 // len(slots))) * len(slots), x={"type": "date"}, y=y, grid="x"
+    )
 
 
 def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
