@@ -11,7 +11,6 @@ from pathlib import Path
 import jinja2
 import plotly.graph_objects as go
 import plotly.offline
-from markupsafe import Markup
 
 from esmflow.files import atomic_path
 from esmflow.manifest_counts import ManifestCounts, count_manifest
@@ -93,16 +92,16 @@ def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Sectio
         numbers=key_numbers(files, counts),
         sections=shown,
         fingerprint=files.store.fingerprint,
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(plotly.offline.get_plotlyjs()),
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        plotly=plotly.offline.get_plotlyjs(),
     )
 
 
-def _embedded(figure: go.Figure | None) -> Markup | None:
+def _embedded(figure: go.Figure | None) -> str | None:
     """A figure as JSON inside a script element, which no text in it can end."""
     if figure is None:
         return None
     json = figure.to_json()
     assert json is not None
-    return Markup(json.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+    return json.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
