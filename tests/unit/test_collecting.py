@@ -33,7 +33,7 @@ from esmflow.summary import Places, summary_lines
 
 DIMENSIONS = ModelDimensions(layers=2, hidden=16, heads=2, has_lm_head=True, has_contact_head=True)
 OUTPUTS = Outputs((0, 2), ("mean", "per_residue"))
-PLACES = Places("embeddings/", "manifest.parquet", "failures.tsv", "snakemake")
+PLACES = Places("embeddings/", "manifest.parquet", "report.html", "failures.tsv", "snakemake")
 DIFFICULT = b"""note
 >good first
 MKVLAGEDRTKQ

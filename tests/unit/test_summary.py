@@ -7,7 +7,13 @@ import pytest
 from esmflow.commands import command_of
 from esmflow.summary import Places, problem_lines, summary_lines
 
-PLACES = Places("results/embeddings", "results/manifest.parquet", "results/failures.tsv", "snakemake --cores 8")
+PLACES = Places(
+    "results/embeddings",
+    "results/manifest.parquet",
+    "results/report.html",
+    "results/failures.tsv",
+    "snakemake --cores 8",
+)
 PLAIN = {
     "records": 1200,
     "embedded": 1200,

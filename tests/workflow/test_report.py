@@ -29,6 +29,7 @@ DRAWN = {
     "lengths": 'class="point"',
     "timeline": 'class="point"',
     "speed": 'class="point"',
+    "certificate": 'class="point"',
     "map": 'class="point"',
     "disk": 'class="point"',
 }
@@ -36,7 +37,9 @@ DRAWN = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun:
-    run = WorkflowRun(tmp_path_factory.mktemp("report"), real_model_folder, groups=2, max_residues=100)
+    run = WorkflowRun(
+        tmp_path_factory.mktemp("report"), real_model_folder, groups=2, max_residues=100, verify={"sample": 6}
+    )
     good, bad = run.folder / "good.faa", run.folder / "hostile&amp;.faa"
     good.write_text("".join(f">{h}\n{s[:150]}\n" for h, s in short_proteins[:12]))
     named = [f">{id} {id}\n{s[:60]}\n" for id, (_, s) in zip(HOSTILE, short_proteins[12:])]
@@ -84,6 +87,8 @@ def test_the_numbers_are_those_of_the_run(run, opened):
     assert fingerprint in shown["method"]
     assert run.summary()["versions"]["torch"] in shown["method"]
     assert "CPU-0" in shown["timeline"]
+    assert "Passed. 6 sequences computed again with fair-esm" in words(shown["certificate"])
+    assert shown["certificate"].count('class="point"') == 6
     # One point for each embedded record, coloured by its file.
     assert shown["map"].count('class="point"') == 17
 
@@ -145,7 +150,7 @@ def test_snakemakes_own_report_has_the_figures_with_captions(run):
     target = run.folder / "snakemake-report.html"
     run.succeed("--report", str(target))
     page = target.read_text()
-    for key in (*DRAWN, "certificate"):
+    for key in DRAWN:
         picture = run.results / "report" / f"{key}.svg"
         assert base64.b64encode(picture.read_bytes()).decode() in page, key
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")

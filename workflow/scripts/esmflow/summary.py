@@ -20,6 +20,7 @@ class Places:
 
     embeddings: str
     manifest: str
+    report: str
     failures: str
     command: str
 
@@ -35,7 +36,7 @@ def summary_lines(
         _speed_line(summary, model),
         f"verified   {certificate_line(certificate)}" if certificate else "verified   no (verify.sample: 0)",
         f"results    {places.embeddings}  ({', '.join(summary['arrays'])}; {', '.join(summary['formats'])})",
-        f"manifest   {places.manifest}",
+        f"manifest   {places.manifest}; report {places.report}",
     ]
     if summary["records"] > summary["embedded"]:
         lines.append(f"failures   {places.failures}  (every record without an embedding, and why)")
