@@ -97,7 +97,8 @@ class _StoredRows:
 
     def hold(self, segments: pa.ChunkedArray, rows: np.ndarray, digests: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Whether each of these rows is there and has this digest and this length: bool `[N]`."""
-        encoded = segments.combine_chunks().dictionary_encode()
+        # Through plain strings: a dictionary may hold names that no row here has.
+        encoded = segments.cast(pa.string()).combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
         codes = encoded.indices.to_numpy()
         starts = np.array([self._starts[name] for name in names], np.int64)[codes]
