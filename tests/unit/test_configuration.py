@@ -102,6 +102,7 @@ def test_a_budget_that_is_no_positive_number_is_refused(budget):
         ({"include": []}, "include"),
         ({"include": ["mean", "mean"]}, "include"),
         ({"formats": ["csv"]}, "formats.0"),
+        ({"pooled_precision": "bf16"}, "pooled_precision"),
         ({"engine": "fast"}, "engine"),
         ({"precision": "fp8"}, "precision"),
         ({"assignment": "random"}, "assignment"),
@@ -128,6 +129,13 @@ def test_everything_that_is_wrong_is_said_at_once():
     message = refusal({"groups": 0, "threads": -2})
     assert "groups: " in message
     assert "threads: " in message
+
+
+def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
+    assert refusal({"formats": ["h5", "h5ad"], "include": ["contacts"]}) == (
+        "formats: h5ad holds mean, bos and nothing of include: contacts; leave h5ad out of formats, "
+        "or choose one of h5, h5_per_protein, npy, pt, esm"
+    )
 
 
 # The model
