@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clone import PROJECT
 
-NEEDS = ("a cluster", "a GPU", "a network", "a container", "conda", "faiss")
+NEEDS = ("a cluster", "a GPU", "a network", "a container", "conda", "faiss", "scanpy")
 LANGUAGES = ("", "bash", "python", "yaml", "tsv", "text", "fasta", "json")
 RUNNABLE = ("bash", "python")
 
