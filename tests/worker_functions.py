@@ -105,7 +105,7 @@ def end_yourself(how):
 
 
 def works_on_one_device_only(file_subset, device_id, *, broken, marks):
-    """Raises before it takes a file on the device `broken`; the others keep a file in hand until that was three times."""
+    """Raises before it takes a file on the device `broken`; the others keep one in hand until that was three times."""
     if device_id == broken:
         open(os.path.join(marks, str(os.getpid())), "w").close()
         raise RuntimeError(f"CUDA error: device {device_id} is unusable")
