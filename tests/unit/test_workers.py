@@ -198,10 +198,10 @@ def test_failures_that_are_not_in_a_row_do_not_give_up():
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_one_broken_device_is_given_up_and_the_others_do_its_files(workers):
+def test_one_broken_device_is_given_up_and_the_others_do_its_files(workers, tmp_path):
     many = [f"file-{n}" for n in range(16)]
     manager = BatchQueueManager(workers, worker_functions.works_on_one_device_only)
-    processed, failed = manager.process_files(deal(workers, many), broken=[1])
+    processed, failed = manager.process_files(deal(workers, many), broken=1, marks=str(tmp_path))
     assert failed == []
     assert_nothing_is_lost_or_counted_twice(processed, failed, many)
     assert not manager.aborted
