@@ -99,7 +99,7 @@ def _next_lines(summary: Mapping[str, Any], certificate: Mapping[str, Any] | Non
     if summary["failed"]:
         return [f"next       try the failed records again: {places.command} --forcerun plan"]
     if summary["rejected"]:
-        return [f"next       correct the rejected records, or leave it at that; then run: {places.command}"]
+        return [f"next       correct the rejected records if they matter, then run: {places.command}"]
     return []
 
 
