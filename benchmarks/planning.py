@@ -30,6 +30,8 @@ MAX_FILES = 10
 LINE = 60
 MEAN_RESIDUES = 310
 GROUPS = 8
+# As the rule of the plan step allows.
+WORKERS = 4
 
 
 # The input
@@ -123,7 +125,7 @@ def plan(files: list[str], folder: Path) -> dict:
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
     settings = {"formats": ["h5", "pt"], "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=4))
+    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=WORKERS))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),
@@ -170,8 +172,8 @@ def child(what: str, folder: Path) -> None:
             found
             | {
                 "cpu_seconds": sum(u.ru_utime + u.ru_stime for u in used),
-                # Kilobytes on Linux. Children, if there are any, are counted as if all had their peak at once.
-                "peak_memory_bytes": 1024 * (own + (used[1].ru_maxrss if used[1].ru_maxrss else 0)),
+                # Kilobytes on Linux. Workers are counted as if all were as large as the largest, at the same time.
+                "peak_memory_bytes": 1024 * (own + WORKERS * used[1].ru_maxrss),
             }
         )
     )
