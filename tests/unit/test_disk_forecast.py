@@ -195,16 +195,16 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
     }  # fmt: skip
     params = {
         "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
-        "shard_residues": 1000, "store": str(tmp_path / "store"), "samples": ["a"],
+        "shard_residues": 1000, "gpus_per_job": 1, "store": str(tmp_path / "store"), "samples": ["a"],
     }  # fmt: skip
-    outputs = {"records": "records.parquet", "plan": "plan/plan.json"}
+    outputs = {"records": "records.parquet", "plan": "plan/plan.json", "candidates": "candidates.fasta"}
     job = SimpleNamespace(
         input=SimpleNamespace(fasta=[str(file)], **model),
         output=SimpleNamespace(
             groups=[str(tmp_path / "group-0")], **{name: str(tmp_path / path) for name, path in outputs.items()}
         ),
         params=SimpleNamespace(**params),
-        config={"formats": ["h5"], "disk_check": check},
+        config={"formats": ["h5"], "pooled_precision": "fp32", "disk_check": check},
         threads=1,
     )
     monkeypatch.setattr(disk_forecast.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
