@@ -30,6 +30,8 @@ MAX_FILES = 10
 LINE = 60
 MEAN_RESIDUES = 310
 GROUPS = 8
+# As the rule of the plan step allows.
+PROCESSES = 4
 
 
 # The input
@@ -118,12 +120,13 @@ def plan(files: list[str], folder: Path) -> dict:
     outputs = SimpleNamespace(
         records=str(folder / "plan" / "records.parquet"),
         plan=str(folder / "plan" / "plan.json"),
+        candidates=str(folder / "plan" / "candidates.fasta"),
         groups=[str(folder / "plan" / "shards" / f"group-{g}") for g in range(GROUPS)],
     )
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
-    settings = {"formats": ["h5", "pt"], "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=4))
+    settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
+    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),
@@ -153,7 +156,7 @@ def write_job(folder: Path) -> None:
     }  # fmt: skip
     params = {
         "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
-        "shard_residues": 1_000_000, "store": str(folder / "store"),
+        "shard_residues": 1_000_000, "gpus_per_job": 1, "store": str(folder / "store"),
     }  # fmt: skip
     write_json(
         folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}
@@ -170,8 +173,8 @@ def child(what: str, folder: Path) -> None:
             found
             | {
                 "cpu_seconds": sum(u.ru_utime + u.ru_stime for u in used),
-                # Kilobytes on Linux. Children, if there are any, are counted as if all had their peak at once.
-                "peak_memory_bytes": 1024 * (own + (used[1].ru_maxrss if used[1].ru_maxrss else 0)),
+                # Kilobytes on Linux. Workers are counted as if all were as large as the largest, at the same time.
+                "peak_memory_bytes": 1024 * (own + PROCESSES * used[1].ru_maxrss),
             }
         )
     )

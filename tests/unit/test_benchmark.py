@@ -33,3 +33,18 @@ def test_the_benchmark_of_collecting_measures_every_format_and_leaves_nothing_be
     assert lines["tables"]["vector_bytes"] == 0
     assert all(line["peak_bytes"] > 50e6 and min(line["dd"]) > 0 for line in lines.values())
     assert not list(work.iterdir())
+
+
+def test_the_planning_benchmark_measures_a_parse_and_a_plan_of_the_same_records(tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("planning.py")), "--smoke", "--folder", str(tmp_path)]
+    written = tmp_path / "figures.json"
+    run = subprocess.run([*command, "--json", str(written)], capture_output=True, text=True, check=True)
+    assert "| 2,000 |" in run.stdout
+    (size,) = json.loads(written.read_text())["sizes"]
+    parsed, planned = size["parse"], size["plan"]
+    assert parsed["records"] == planned["records"] == 2000
+    assert planned["rejected"] > 0
+    assert planned["duplicates"] > 50
+    assert min(parsed["cpu_seconds"], planned["cpu_seconds"], planned["peak_memory_bytes"]) > 0
+    # Everything that was made is deleted.
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]

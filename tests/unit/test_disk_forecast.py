@@ -1,19 +1,22 @@
 """The forecast is what a run writes, and a run that does not fit stops with a sentence before it computes."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import plan as plan_step
 import pytest
-from made_up import proteins, write_fasta
+from made_up import proteins, random_model, write_converted, write_fasta
 
 from esmflow import disk_forecast
-from esmflow.checkpoints import ModelDimensions
+from esmflow.checkpoints import ModelDimensions, read_checkpoint_info
 from esmflow.digests import sequence_digest
 from esmflow.disk_forecast import DiskError, DiskForecast, check_disks, forecast, readable
 from esmflow.engine import Outputs, rows_per_sequence
 from esmflow.fasta import ResiduePolicy
+from esmflow.files import read_json, write_json
 from esmflow.fingerprint import Fingerprint
 from esmflow.formats import FORMATS
 from esmflow.planning import CostModel, InputFile, plan
@@ -180,6 +183,46 @@ def test_folders_that_do_not_exist_yet_are_looked_for_above(tmp_path):
     check_disks(DiskForecast(1, {"h5": 1}), tmp_path / "not" / "there", Path("nor/here"))
     with pytest.raises(DiskError):
         check_disks(DiskForecast(10**18, {}), tmp_path / "not" / "there", Path("nor/here"))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tmp_path, monkeypatch, capsys, check):
+    model = convert(tmp_path)
+    file = write_fasta(tmp_path / "a.fasta", [(f"p{i}", s) for i, s in enumerate(proteins(50, 20, 30))])
+    method = {
+        "layers": [-1], "include": ["mean"], "per_residue_precision": "fp32", "engine": "packed", "precision": "auto",
+        "long_sequences": "truncate", "max_residues": 1022, "window_overlap": None, "invalid_residues": "reject",
+    }  # fmt: skip
+    params = {
+        "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
+        "shard_residues": 1000, "gpus_per_job": 1, "store": str(tmp_path / "store"), "samples": ["a"],
+    }  # fmt: skip
+    outputs = {"records": "records.parquet", "plan": "plan/plan.json", "candidates": "candidates.fasta"}
+    job = SimpleNamespace(
+        input=SimpleNamespace(fasta=[str(file)], **model),
+        output=SimpleNamespace(
+            groups=[str(tmp_path / "group-0")], **{name: str(tmp_path / path) for name, path in outputs.items()}
+        ),
+        params=SimpleNamespace(**params),
+        config={"formats": ["h5"], "pooled_precision": "fp32", "disk_check": check},
+        threads=1,
+    )
+    monkeypatch.setattr(disk_forecast.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    if check:
+        with pytest.raises(DiskError, match=r"where 4\.1 kB are free"):
+            plan_step.main(job)
+        assert not (tmp_path / "plan" / "plan.json").exists()
+    else:
+        plan_step.main(job)
+        assert read_json(tmp_path / "plan" / "plan.json")["disk_forecast"]["segments"] == 50 * (4 * 32 + 24)
+    assert "esmflow: the run will write about" in capsys.readouterr().err
+
+
+def convert(folder: Path) -> dict[str, str]:
+    """A small checkpoint and its description, as the model step leaves them."""
+    checkpoint = write_converted(folder / "checkpoint.safetensors", random_model())
+    write_json(folder / "model.json", asdict(read_checkpoint_info(checkpoint)))
+    return {"checkpoint": str(checkpoint), "model": str(folder / "model.json")}
 
 
 def test_bytes_are_readable():

@@ -55,7 +55,10 @@ def test_a_dry_run_of_20000_files_without_torch_shows_every_job_within_20_second
     # Time on a core, not on the clock, which depends on what else the machine does.
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    counts = dict(re.findall(r"^(model|plan|embed|collect|finish|all|total) +(\d+)$", shown.stdout, re.MULTILINE))
-    assert counts == {"model": "1", "plan": "1", "embed": "7", "collect": "1", "finish": "1", "all": "1", "total": "12"}
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", shown.stdout, re.MULTILINE))
+    assert counts.pop("embed") == "7"
+    assert int(counts.pop("total")) == 7 + len(counts)
+    assert {"model", "plan", "collect", "finish", "all"} <= counts.keys()
+    assert set(counts.values()) == {"1"}
     assert set(re.findall(r"wildcards: group=(\d+)", shown.stdout)) == set("0123456")
     assert seconds < SECONDS
