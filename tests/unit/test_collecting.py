@@ -24,6 +24,7 @@ from esmflow.failures import Failure, Reason, write_failures
 from esmflow.fasta import Record, ResiduePolicy, read_records
 from esmflow.files import read_json, write_json
 from esmflow.fingerprint import Fingerprint
+from esmflow.held import HeldSequences
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.records import RecordTable
 from esmflow.reference import ReferenceEngine
@@ -93,7 +94,7 @@ class Run:
             cost_model=CostModel(DIMENSIONS, self.max_residues),
             policy=ResiduePolicy(),
             shard_residues=200,
-            held=self.store.held_digests(),
+            held=HeldSequences(self.store),
         )
         write_json(self.plan_path, asdict(summary))
 

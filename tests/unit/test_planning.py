@@ -17,12 +17,15 @@ from esmflow import planning
 from esmflow.checkpoints import ModelDimensions
 from esmflow.digests import sequence_digest
 from esmflow.fasta import ResiduePolicy, read_records
+from esmflow.fingerprint import Fingerprint
+from esmflow.held import HeldSequences
 from esmflow.planning import (
     CostModel,
     InputFile,
     assign_files_round_robin,
     plan,
 )
+from esmflow.segments import Segment, Store
 from esmflow.shards import list_shards, read_shard, write_shard
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
@@ -219,16 +222,21 @@ def test_equal_sequences_of_all_files_are_planned_once(tmp_path):
     assert len({r["digest"] for r in planned.records if r["id"] in "abe"}) == 1
 
 
+def held_in_store(folder, segments: dict[str, list[str]]) -> HeldSequences:
+    """A store that holds these sequences, by the name of their segment."""
+    store = Store(folder, Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"))
+    store.create()
+    for name, sequences in segments.items():
+        digests = np.array([list(sequence_digest(s)) for s in sequences], np.uint8).reshape(-1, 16)
+        store.write(name, Segment(digests, np.array([len(s) for s in sequences], np.int64), {}, "fp32"))
+    return HeldSequences(store)
+
+
 def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
     everything = sorted(set(sample_proteins(sample.parent)))
     old, older = everything[::3], everything[1::3]
-    held = {
-        "segment old": np.array([list(sequence_digest(s)) for s in old], np.uint8),
-        "segment older": np.array([list(sequence_digest(s)) for s in older], np.uint8),
-        "segment of others": np.zeros((3, 16), np.uint8),
-        "segment without rows": np.empty((0, 16), np.uint8),
-    }
-    planned = Planned(tmp_path, [sample], 2, held=held)
+    held = {"segment old": old, "segment older": older, "segment of others": ["AAAA"], "segment without rows": []}
+    planned = Planned(tmp_path, [sample], 2, held=held_in_store(tmp_path / "store", held))
     assert sorted(itertools.chain(*planned.groups)) == everything[2::3]
     assert planned.summary.held == len(old) + len(older)
     assert planned.summary.held_segments == ["segment old", "segment older"]
@@ -238,8 +246,7 @@ def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
 
 def test_a_held_sequence_that_comes_twice_is_held_once_and_a_duplicate_once(tmp_path):
     file = write_fasta(tmp_path / "a.fasta", titled(["MKV", "MKV", "LAG"]))
-    held = {"segment": np.array([list(sequence_digest("MKV"))], np.uint8)}
-    planned = Planned(tmp_path, [file], 1, held=held)
+    planned = Planned(tmp_path, [file], 1, held=held_in_store(tmp_path / "store", {"segment": ["MKV"]}))
     assert (planned.summary.held, planned.summary.duplicates, planned.groups) == (1, 1, [["LAG"]])
 
 

@@ -19,5 +19,7 @@ rule plan:
         assignment=config["assignment"],
         shard_residues=config["shard_residues"],
         store=get_store(),
+        groups=len(GROUPS),
+        basis=get_basis,
     script:
         "../scripts/plan.py"

@@ -21,7 +21,7 @@ from esmflow.failures import Failure, read_failures
 from esmflow.files import read_json
 from esmflow.records import RECORD_SCHEMA
 from esmflow.segment_index import SegmentIndex, gather
-from esmflow.segments import Store
+from esmflow.segments import SegmentError, Store
 from esmflow.tables import MANIFEST_SCHEMA, FailureTable, ManifestWriter
 from esmflow.writers import FORMATS, Description, EmbeddingWriter
 
@@ -75,7 +75,10 @@ def collect(
     runs = [read_json(path) for path in inputs.runs]
     plan = read_json(inputs.plan)
     names = {name for run in runs for name in (*run["segments_written"], *run["segments_reused"])}
-    index = SegmentIndex(store, sorted(names | set(plan["held_segments"])))
+    try:
+        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])))
+    except SegmentError as error:
+        raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision = _describe_precision(store, index)
     writers = [
@@ -233,7 +236,7 @@ class _Tally:
             first = "; ".join(self.unaccounted[:3])
             raise CollectError(
                 f"{len(self.unaccounted)} records have neither an embedding nor a reason, the first: {first}. "
-                "Segments are missing from the store; run again with --forcerun plan to compute them"
+                "Run again with --forcerun plan to compute them"
             )
         if self.records != plan["records"] or self.records != self.status.total():
             raise CollectError(

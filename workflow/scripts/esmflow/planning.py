@@ -17,6 +17,7 @@ from esmflow.dealing import Dealer, GroupPlan
 from esmflow.digests import sequence_digests
 from esmflow.extent import Extent
 from esmflow.fasta import RecordBlock, ResiduePolicy
+from esmflow.held import HeldSequences
 from esmflow.inputs import read_input
 from esmflow.records import RecordTable
 
@@ -99,12 +100,12 @@ def plan(
     policy: ResiduePolicy,
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
-    held: dict[str, np.ndarray] | None = None,
+    held: HeldSequences | None = None,
     truncated_at: int | None = None,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
-    `held` gives the digests (uint8 `[N, 16]`) that the store's segments hold already: those sequences are not planned.
+    The sequences that the store holds already (`held`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
     """
@@ -120,7 +121,7 @@ def plan(
         shard_residues=shard_residues,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
-        held=held or {},
+        held=held,
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
