@@ -1,8 +1,8 @@
 """Kills runs with SIGKILL at random moments, runs them again as the README says, and compares what comes out.
 
 Each trial starts from nothing, kills one process (or all) at a random moment, gives the same command again as soon as
-the run has ended (after --unlock if Snakemake asks for it), and holds every output against an undisturbed run's. What it
-reports of repeated work: sequences that were in the store and were computed again all the same (there must be none),
+the run has ended (after --unlock if Snakemake asks for it), and holds every output against an undisturbed run's. It
+reports repeated work: sequences that were in the store and were computed again all the same (there must be none),
 and the shards that were in hand when the kill came, whose work was lost.
 
     python tests/workflow/kill_at_random.py --count 20 --seed 1
