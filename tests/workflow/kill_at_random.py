@@ -47,7 +47,7 @@ _LIMIT_SECONDS = 900
 
 @dataclass
 class Trial:
-    """One kill and what came of it."""
+    """One kill and what came of it. `second` counts from the target's first appearance."""
 
     target: str
     second: float
@@ -61,9 +61,9 @@ class Trial:
     stamps: dict[Path, int] = field(default_factory=dict)
 
     def line(self) -> str:
-        killed = f"{self.target:<10} after {self.second:5.1f} s"
+        killed = f"{self.target:<10} killed {self.second:5.1f} s after it appeared"
         if not self.hit:
-            return f"{killed}: was not running; the run was left alone"
+            return f"{killed}: no longer there; the run was left alone"
         return (
             f"{killed}: run ended with {self.first_status}{', --unlock' if self.unlocked else ''}, "
             f"{self.held_at_kill} sequences kept, {self.computed_again} computed again, {self.in_hand} shards in hand, "
@@ -155,18 +155,36 @@ def start_over(run: WorkflowRun) -> None:
         shutil.rmtree(run.folder / name, ignore_errors=True)
 
 
+def run_undisturbed(run: WorkflowRun) -> dict[str, float]:
+    """Runs to the end. Returns for how many seconds each target was there, from its first appearance to its last."""
+    process = run.start()
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    while process.poll() is None:
+        now = time.monotonic()
+        kinds = {name for name, found in processes_of(run, process.pid).items() if found}
+        for name in (*kinds, "everything"):
+            first.setdefault(name, now)
+            last[name] = now
+        time.sleep(0.05)
+    if process.returncode:
+        raise Difference(f"the undisturbed run failed:\n{(run.folder / 'snakemake.out').read_text()}")
+    return {name: last[name] - first[name] for name in first}
+
+
 def run_and_kill(run: WorkflowRun, trial: Trial) -> None:
     """Starts the run, kills the target at its moment, and waits until nothing of the run is alive."""
     process = run.start()
-    ends = time.monotonic() + trial.second
-    while time.monotonic() < ends and process.poll() is None:
-        time.sleep(0.01)
-    # The moment is chosen at random; what lives for a short time only is waited for.
+    began: float | None = None
     targets: list[psutil.Process] = []
     while process.poll() is None and not targets:
         found = processes_of(run, process.pid)
-        everything = [one for kind in found.values() for one in kind]
-        targets = everything if trial.target == "everything" else found[trial.target][:1]
+        found["everything"] = [one for kind in found.values() for one in kind]
+        if began is None and found[trial.target]:
+            began = time.monotonic()
+        if began is not None and time.monotonic() - began >= trial.second:
+            targets = found["everything"] if trial.target == "everything" else found[trial.target][:1]
+        time.sleep(0.05)
     if targets:
         trial.hit = True
         trial.in_hand = len(found["worker"])
@@ -202,17 +220,17 @@ def kill_at_random(
     choose = random.Random(seed)
     run = prepare(folder, seed, proteins)
     print(f"model {run.config['model']}, {proteins} proteins, seed {seed}", flush=True)
-    began = time.monotonic()
-    run.succeed(timeout=_LIMIT_SECONDS)
-    undisturbed = time.monotonic() - began
+    seconds = run_undisturbed(run)
     expected = outputs(run)
     print(
-        f"undisturbed run: {undisturbed:.1f} s, {len(held_sequences(run))} sequences in {len(run.segments())} segments"
+        f"undisturbed run: {seconds['everything']:.1f} s, {len(held_sequences(run))} sequences in {len(run.segments())} segments"
     )
     trials = []
     for number in range(count):
         start_over(run)
-        trial = Trial(targets[number % len(targets)], choose.uniform(0.0, undisturbed), hit=False)
+        target = targets[number % len(targets)]
+        # Not to the very end: this run may be quicker than the undisturbed one.
+        trial = Trial(target, choose.uniform(0.0, 0.8 * seconds[target]), hit=False)
         try:
             run_and_kill(run, trial)
             run_again(run, trial)
