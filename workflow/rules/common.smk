@@ -13,10 +13,9 @@ sys.path.insert(0, str(SCRIPTS))
 from esmflow.basis import basis_number, input_stamps
 from esmflow.checkpoint_sources import files_of_checkpoint
 from esmflow.configuration import ConfigurationError, computing_method, read_samples, validated
-from esmflow.lifetime import tie_to_run
+from esmflow.lifetime import note_run
 
-# A job has a Snakemake of its own, which would go on alone if the run's were killed.
-tie_to_run(is_job=workflow.subprocess_exec)
+note_run()
 
 try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))

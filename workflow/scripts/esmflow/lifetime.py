@@ -28,12 +28,9 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def tie_to_run(is_job: bool) -> None:
-    """For the process of a run (`is_job` False) and those of its jobs: a job dies with its run, however that ends."""
-    if not is_job:
-        os.environ[_RUN] = f"{os.getpid()} {_process_namespace()}"
-    elif run := _run_of_this_job():
-        die_with_parent(run)
+def note_run() -> None:
+    """Called by the process of a run, so that its jobs know which process must be alive."""
+    os.environ[_RUN] = f"{os.getpid()} {_process_namespace()}"
 
 
 def end_with_run(action: Callable[[], None]) -> None:
