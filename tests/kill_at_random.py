@@ -5,7 +5,7 @@ the run has ended (after --unlock if Snakemake asks for it), and holds every out
 reports repeated work: sequences that were in the store and were computed again all the same (there must be none),
 and the shards that were in hand when the kill came, whose work was lost.
 
-    python tests/workflow/kill_at_random.py --count 20 --seed 1
+    python tests/kill_at_random.py --count 20 --seed 1
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[up] / part) for up, part in ((1, ""), (2, "workflow/scripts"))]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
-from made_up import RESIDUES, random_model, stored_tensors, write_fair_esm  # noqa: E402
-from workflow_run import PROJECT, WorkflowRun, kill  # noqa: E402
+from made_up import RESIDUES, random_model, stored_tensors, write_fair_esm
+from workflow_run import PROJECT, WorkflowRun, kill
 
 TARGETS = ("snakemake", "everything", "supervisor", "worker", "plan", "collect")
 # What each of a run's processes has in its command line.
