@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_up import proteins, write_fasta
+from made_up import held_in_store, proteins, write_fasta
 
 from esmflow import disk_forecast
 from esmflow.checkpoints import ModelDimensions
-from esmflow.digests import sequence_digest
 from esmflow.disk_forecast import DiskError, DiskForecast, check_disks, forecast, readable
 from esmflow.engine import Outputs, rows_per_sequence
 from esmflow.fasta import ResiduePolicy
@@ -88,7 +87,7 @@ def test_records_that_share_a_sequence_take_room_in_the_formats_and_not_in_the_s
 
 def test_what_is_held_is_not_written_again(tmp_path):
     sequences = proteins(100, 40, 40)
-    held = {"segment": np.array([list(sequence_digest(s)) for s in sequences[:75]], np.uint8)}
+    held = held_in_store(tmp_path / "store", {"segment": sequences[:75]})
     found = forecast(make_plan(tmp_path, sequences, held), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
     assert found.segments == 25 * (320 * 4 + 24)
     assert found.formats["h5"] > 100 * 320 * 4

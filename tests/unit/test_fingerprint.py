@@ -53,6 +53,7 @@ CHANGES_NO_NUMBER = {
     "slot_wait_minutes": 1,
     "slot_lock_folder": "locks",
     "store": "elsewhere",
+    "disk_check": False,
     "formats": ["h5"],
     "failures": {"policy": "error", "retries": 0},
     "pathvars": {"results": "elsewhere"},

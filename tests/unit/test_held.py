@@ -33,6 +33,11 @@ def write(store: Store, name: str, digests: list[bytes]) -> None:
     store.write(name, Segment(rows, np.ones(len(rows), np.int64), {"mean_layer6": vectors}, "fp32"))
 
 
+def segment_of(found: HeldSequences, digest: bytes) -> str | None:
+    (number,) = found.find(np.frombuffer(digest, np.uint8).reshape(1, 16))
+    return None if number < 0 else found.names[number]
+
+
 def opened(monkeypatch) -> list[str]:
     """The segments that were opened, from now on."""
     names = []
@@ -52,9 +57,19 @@ def test_every_sequence_is_found_and_a_stranger_is_not(store):
         write(store, name, digests)
     for found in (HeldSequences(store), HeldSequences(store)):
         assert len(found) == 600
-        assert all(found.segment_of(digest) == name for name, digests in parts.items() for digest in digests)
+        assert all(segment_of(found, digest) == name for name, digests in parts.items() for digest in digests)
         for stranger in (*digests_of(50, 9), bytes(16), b"\xff" * 16):
-            assert found.segment_of(stranger) is None
+            assert segment_of(found, stranger) is None
+
+
+def test_many_sequences_are_found_at_once_in_the_order_asked_for(store):
+    parts = [digests_of(300, seed) for seed in range(3)]
+    for name, digests in zip("abc", parts):
+        write(store, name, digests)
+    asked = [*parts[2], *digests_of(100, 9), *parts[0], *parts[0][:5]]
+    found = HeldSequences(store).find(np.frombuffer(b"".join(asked), np.uint8).reshape(-1, 16))
+    assert found.tolist() == [2] * 300 + [-1] * 100 + [0] * 305
+    assert HeldSequences(store).find(np.empty((0, 16), np.uint8)).tolist() == []
 
 
 def test_digests_that_share_a_half_are_told_apart(store):
@@ -63,13 +78,13 @@ def test_digests_that_share_a_half_are_told_apart(store):
     write(store, "a", inside[::2])
     write(store, "b", inside[1::2])
     found = HeldSequences(store)
-    assert [found.segment_of(digest) for digest in inside] == ["a", "b", "a", "b", "a"]
-    assert found.segment_of(halves[0][:8] + halves[5][8:]) is None
+    assert [segment_of(found, digest) for digest in inside] == ["a", "b", "a", "b", "a"]
+    assert segment_of(found, halves[0][:8] + halves[5][8:]) is None
 
 
 def test_a_store_that_is_not_there_holds_nothing_and_is_not_made(tmp_path):
     store = Store(tmp_path / "none", METHOD)
-    assert HeldSequences(store).segment_of(bytes(16)) is None
+    assert segment_of(HeldSequences(store), bytes(16)) is None
     assert not store.folder.exists()
 
 
@@ -81,7 +96,7 @@ def test_with_an_index_no_segment_is_opened_until_it_is_named(store, monkeypatch
     names = opened(monkeypatch)
     found = HeldSequences(store)
     assert names == []
-    assert [found.segment_of(digest) for digest in first] == ["a"] * 5
+    assert [segment_of(found, digest) for digest in first] == ["a"] * 5
     assert names == ["a"]
 
 
@@ -97,9 +112,9 @@ def test_the_index_follows_segments_that_come_go_and_change(store, monkeypatch):
     found = HeldSequences(store)
     assert names == ["b", "d"]
     assert len(found) == 3 + 4 + 2
-    assert found.segment_of(digests_of(3, 0)[0]) is None
-    assert found.segment_of(digests_of(3, 1)[0]) is None
-    assert [found.segment_of(digests_of(n, seed)[0]) for n, seed in ((4, 7), (3, 2), (2, 8))] == ["b", "c", "d"]
+    assert segment_of(found, digests_of(3, 0)[0]) is None
+    assert segment_of(found, digests_of(3, 1)[0]) is None
+    assert [segment_of(found, digests_of(n, seed)[0]) for n, seed in ((4, 7), (3, 2), (2, 8))] == ["b", "c", "d"]
 
 
 def test_an_index_that_is_damaged_or_of_another_kind_is_built_again(store, caplog):
@@ -111,7 +126,7 @@ def test_an_index_that_is_damaged_or_of_another_kind_is_built_again(store, caplo
     for damaged in (intact[:-1], intact[:-1] + bytes([intact[-1] ^ 1]), b"", b"x" * 100, store.path("a").read_bytes()):
         path.write_bytes(damaged)
         with caplog.at_level(logging.WARNING):
-            assert [HeldSequences(store).segment_of(digest) for digest in digests] == ["a"] * 50
+            assert [segment_of(HeldSequences(store), digest) for digest in digests] == ["a"] * 50
         mended = load_file(path)
         assert all(np.array_equal(mended[name], expected[name]) for name in ("high", "low", "segments"))
     assert "built again from the segments" in caplog.text
@@ -124,7 +139,7 @@ def test_an_index_that_cannot_be_written_is_done_without(store, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(held, "write_tensors", refuse)
-    assert HeldSequences(store).segment_of(digests_of(3, 0)[1]) == "a"
+    assert segment_of(HeldSequences(store), digests_of(3, 0)[1]) == "a"
     assert not (store.folder / INDEX_NAME).exists()
 
 
@@ -142,7 +157,7 @@ def test_a_damaged_segment_is_set_aside_when_it_would_be_named_and_its_sequences
     os.utime(path, ns=(stamp, stamp))
     found = HeldSequences(store)
     # What another segment holds too is held still.
-    assert [found.segment_of(digest) for digest in digests] == ["b", None, None, None]
+    assert [segment_of(found, digest) for digest in digests] == ["b", None, None, None]
     assert "mean_layer6 does not match; its sequences will be computed again" in caplog.text
     assert store.names() == ["b"]
     assert len(list(store.folder.glob("a.safetensors.damaged-*"))) == 1
@@ -153,7 +168,7 @@ def test_a_truncated_segment_does_not_hide_the_others(store):
     write(store, "whole", digests_of(3, 1))
     os.truncate(store.path("cut"), 200)
     found = HeldSequences(store)
-    assert [found.segment_of(digest) for digest in digests_of(3, 1)] == ["whole"] * 3
+    assert [segment_of(found, digest) for digest in digests_of(3, 1)] == ["whole"] * 3
     assert len(found) == 3
 
 

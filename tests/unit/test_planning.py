@@ -10,22 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_up import proteins, random_model, sample_proteins, write_fasta
+from made_up import held_in_store, proteins, random_model, sample_proteins, write_fasta
 from torch.utils.flop_counter import FlopCounterMode
 
 from esmflow import planning
 from esmflow.checkpoints import ModelDimensions
 from esmflow.digests import sequence_digest
 from esmflow.fasta import ResiduePolicy, read_records
-from esmflow.fingerprint import Fingerprint
-from esmflow.held import HeldSequences
 from esmflow.planning import (
     CostModel,
     InputFile,
     assign_files_round_robin,
     plan,
 )
-from esmflow.segments import Segment, Store
 from esmflow.shards import list_shards, read_shard, write_shard
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
@@ -220,16 +217,6 @@ def test_equal_sequences_of_all_files_are_planned_once(tmp_path):
     assert sorted(itertools.chain(*planned.groups)) == ["EDRTKQ", "MKVLAG", "NFYMHW"]
     assert (planned.summary.records, planned.summary.duplicates) == (6, 3)
     assert len({r["digest"] for r in planned.records if r["id"] in "abe"}) == 1
-
-
-def held_in_store(folder, segments: dict[str, list[str]]) -> HeldSequences:
-    """A store that holds these sequences, by the name of their segment."""
-    store = Store(folder, Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"))
-    store.create()
-    for name, sequences in segments.items():
-        digests = np.array([list(sequence_digest(s)) for s in sequences], np.uint8).reshape(-1, 16)
-        store.write(name, Segment(digests, np.array([len(s) for s in sequences], np.int64), {}, "fp32"))
-    return HeldSequences(store)
 
 
 def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
