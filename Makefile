@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo example test test-slurm check lock clean
+.PHONY: demo example test test-slurm check lock library.files clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -43,6 +43,10 @@ lock: .venv/installed
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-annotate --no-header --upgrade \
 	  | grep -vE '^(nvidia-(cu|nc|nv)|cuda-|triton)' > requirements.lock
+
+# Every file that scripts import or read: what a deployment from a git host fetches.
+library.files:
+	cd workflow && git ls-files --cached --others --exclude-standard scripts/esmflow report | LC_ALL=C sort > library.files
 
 clean:
 	rm -rf results logs .snakemake

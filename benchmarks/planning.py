@@ -1,8 +1,8 @@
 """How long planning takes and how much memory, beside a bare Biopython parse of the same files.
 
-`python benchmarks/planning.py` makes FASTA files of 10 thousand to 10 million records (3.1 billion residues), and runs over
-each set the parse and the whole plan step, as the workflow runs it, each in a process of its own. It prints a table, and
-with `--json` writes all figures. `--smoke` is small enough for any machine.
+`python benchmarks/planning.py` makes FASTA files of 10 thousand to 10 million records (3.1 billion residues), and runs
+over each set the parse and the whole plan step, as the workflow runs it, each in a process of its own. It prints a
+table, and with `--json` writes all figures. `--smoke` is small enough for any machine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ GROUPS = 8
 def write_input(folder: Path, records: int, seed: int = 0) -> list[Path]:
     """FASTA files with `records` records in all, in lines of 60: most of them plain, and some of what people have.
 
-    Lengths are lognormal around 310 residues. Of each file's records 4% repeat one of the same file, 1% one of the first
-    file, 1% end in `*`, 1% are in lower case; 0.1% are rejected: empty, with a J, with a stop inside, or nucleotides.
+    Lengths are lognormal around 310 residues. Of each file's records 4% repeat one of the same file, 1% one of the
+    first file, 1% end in `*`, 1% are in lower case; 0.1% are rejected: empty, with a J, with a stop inside, or
+    nucleotides.
     """
     files = min(MAX_FILES, max(1, records // 10_000))
     shared: list[bytes] = []
@@ -122,7 +123,7 @@ def plan(files: list[str], folder: Path) -> dict:
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
     settings = {"formats": ["h5", "pt"], "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings))
+    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=4))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),
@@ -134,7 +135,7 @@ MEASURED = {"parse": parse, "plan": plan}
 
 
 def write_job(folder: Path) -> None:
-    """A model and a configuration as the workflow would have them at this point: the 3B model's shape, little weight."""
+    """A model and a configuration as the workflow has them at this point: the 3B model's shape, no weight."""
     sys.path.insert(0, str(SCRIPTS))
     import torch
 
@@ -154,7 +155,9 @@ def write_job(folder: Path) -> None:
         "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
         "shard_residues": 1_000_000, "store": str(folder / "store"),
     }  # fmt: skip
-    write_json(folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params})
+    write_json(
+        folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}
+    )
 
 
 def child(what: str, folder: Path) -> None:
@@ -202,7 +205,7 @@ def row(figures: dict) -> str:
 
 
 HEADER = """\
-| records | input | bare parse, wall (CPU) | plan, wall (CPU) | plan / parse | plan, one record | plan, peak memory | load before |
+| records | input | bare parse, wall (CPU) | plan, wall (CPU) | plan / parse | one record | peak memory | load before |
 |---|---|---|---|---|---|---|---|"""
 
 

@@ -1,7 +1,8 @@
 """The fenced blocks of the project's documents, and what the documents say about running them.
 
 A block of `bash` or `python` is run by a test as it stands, unless the line above it is a comment that says why not:
-`<!-- needs a cluster -->`, another of NEEDS, or `<!-- shown by tests/… -->`, naming the test that runs it.
+`<!-- needs a cluster -->`, another of NEEDS, or `<!-- shown by tests/… -->`, naming the test that runs it. For all
+blocks of a page in one language: `<!-- python blocks: shown by tests/… -->`, anywhere on the page.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LANGUAGES = ("", "bash", "python", "yaml", "tsv", "text", "fasta", "json")
 RUNNABLE = ("bash", "python")
 
 _MARK = re.compile(r"<!-- (needs|shown by) (.+) -->")
+_PAGE_MARK = r"<!-- {language} blocks: (needs|shown by) (.+) -->"
 _FENCE = re.compile(r"^ *```([\w-]*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,7 +60,7 @@ def blocks(*languages: str) -> Iterator[Block]:
             if languages and fence[1] not in languages:
                 continue
             above = text[: fence.start()].rstrip().rpartition("\n")[2].strip()
-            mark = _MARK.fullmatch(above)
+            mark = _MARK.fullmatch(above) or re.search(_PAGE_MARK.format(language=fence[1]), text)
             yield Block(
                 str(path.relative_to(PROJECT)),
                 text.count("\n", 0, fence.start(2)) + 1,

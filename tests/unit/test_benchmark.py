@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "engine.py"
+COLLECTING = BENCHMARK.with_name("collecting.py")
 
 
 def test_the_benchmark_runs_on_any_machine_and_fills_its_table(tmp_path):
@@ -17,3 +18,18 @@ def test_the_benchmark_runs_on_any_machine_and_fills_its_table(tmp_path):
     assert content["figures"]["smoke-viral"]["packed"] > 0
     assert content["figures"]["startup"]["packed, first pack"] > 0
     assert {line["case"] for line in content["ratios"]} == {"smoke-viral", "job", "startup"}
+
+
+def test_the_benchmark_of_collecting_measures_every_format_and_leaves_nothing_behind(tmp_path):
+    written, work = tmp_path / "figures.json", tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, str(COLLECTING), "--smoke", "--only", "npy", "esm", "--folder", str(work)]
+    run = subprocess.run([*command, "--json", str(written)], capture_output=True, text=True, check=True)
+    lines = {line["format"]: line for line in json.loads(written.read_text())}
+    assert lines.keys() == {"tables", "npy", "esm"}
+    assert "| 2,000 | npy |" in run.stdout
+    # The vectors, as fp16.
+    assert 1.28e6 < lines["npy"]["vector_bytes"] < 1.5e6
+    assert lines["tables"]["vector_bytes"] == 0
+    assert all(line["peak_bytes"] > 50e6 and min(line["dd"]) > 0 for line in lines.values())
+    assert not list(work.iterdir())

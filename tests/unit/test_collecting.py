@@ -30,10 +30,11 @@ from esmflow.records import RecordTable
 from esmflow.reference import ReferenceEngine
 from esmflow.segments import Store
 from esmflow.shards import list_shards, read_shard, shard_name
-from esmflow.summary import summary_lines
+from esmflow.summary import Places, summary_lines
 
 DIMENSIONS = ModelDimensions(layers=2, hidden=16, heads=2, has_lm_head=True, has_contact_head=True)
 OUTPUTS = Outputs((0, 2), ("mean", "per_residue"))
+PLACES = Places("embeddings/", "manifest.parquet", "failures.tsv", "snakemake")
 DIFFICULT = b"""note
 >good first
 MKVLAGEDRTKQ
@@ -511,11 +512,11 @@ def test_the_summary_counts_speed_over_the_time_that_shards_took(difficult):
 
 def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
     summary = difficult.everything()
-    text = "\n".join(summary_lines(summary, "made up", "embeddings/", "manifest.parquet", "failures.tsv"))
+    text = "\n".join(summary_lines(summary, None, "made up", PLACES))
     for part in (
         "43: 36 embedded, 7 rejected, 0 failed",
-        "2 records share the embedding of an equal sequence",
-        f"{summary['truncated']} records, marked in the manifest",
+        "2 share the embedding of an equal sequence",
+        f"{summary['truncated']} truncated",
         "2 × invalid_residue: correct the sequence, or set invalid_residues: replace_with_x",
         "residues/s",
         "embeddings/",
@@ -530,7 +531,7 @@ def test_the_last_lines_of_a_run_in_which_all_went_well_name_no_failures(tmp_pat
     store = tmp_path / "store"
     for name in ("first", "second"):
         summary = Run(tmp_path / name, engine, {"a.fasta": fasta(["MKV"])}, store).everything()
-    text = "\n".join(summary_lines(summary, "made up", "embeddings/", "manifest.parquet", "failures.tsv"))
+    text = "\n".join(summary_lines(summary, None, "made up", PLACES))
     assert "failures.tsv" not in text
     assert "truncated" not in text
     assert "nothing had to be computed" in text

@@ -335,6 +335,6 @@ def test_a_sheet_with_braces_in_its_name_is_a_sheet_like_any_other(sheet):
 def test_two_files_with_one_stem_are_refused_where_both_would_be_one_pt_file(sheet):
     path = sheet("sample\tfasta\nx\ta.fasta\ny\tsub/a.faa.gz\n")
     assert sheet_refusal(path, ("h5", "pt")) == (
-        "samples.tsv: two files would both be written as a_ESM.pt; rename one, or leave pt out of formats"
+        "samples.tsv: two files would both be written under the name a; rename one, or leave pt out of formats"
     )
     assert [file.path for file in read_samples(path, ["h5"])] == ["a.fasta", "sub/a.faa.gz"]

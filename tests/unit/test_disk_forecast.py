@@ -14,10 +14,10 @@ from esmflow.disk_forecast import DiskError, DiskForecast, check_disks, forecast
 from esmflow.engine import Outputs, rows_per_sequence
 from esmflow.fasta import ResiduePolicy
 from esmflow.fingerprint import Fingerprint
+from esmflow.formats import FORMATS
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Segment, Store
 from esmflow.shards import list_shards, read_shard
-from esmflow.writers import FORMATS
 
 DIMENSIONS = ModelDimensions(6, 320, 20, True, True)
 
@@ -185,3 +185,12 @@ def test_bytes_are_readable():
     assert [readable(n) for n in (0, 999, 1000, 12_345_678, 10**15, 10**18)] == [
         "0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "1000.0 TB", "1000000.0 TB",
     ]  # fmt: skip
+
+
+def test_a_format_is_forecast_for_what_it_holds_and_in_the_precision_that_it_is_written_in(tmp_path):
+    summary, kinds = make_plan(tmp_path, proteins(10, 40, 40)), make_fingerprint(("mean", "per_residue"))
+    residues = 10 * 40 * 320 * 4
+    whole = forecast(summary, kinds, DIMENSIONS, ["h5", "h5ad"]).formats
+    half = forecast(summary, kinds, DIMENSIONS, ["h5", "h5ad"], pooled_precision="fp16").formats
+    assert whole["h5"] > residues > whole["h5ad"] > 10 * 320 * 4
+    assert whole["h5"] - half["h5"] == whole["h5ad"] - half["h5ad"] == 10 * 320 * 2

@@ -47,8 +47,11 @@ def test_every_section_of_the_report_has_a_caption_in_plain_words(key):
 
 
 def test_files_named_in_the_documentation_exist():
-    for document in ("README.md", "config/README.md"):
+    for document in ("README.md", "config/README.md", *(f"docs/{path.name}" for path in PROJECT.glob("docs/*.md"))):
         text = (PROJECT / document).read_text()
-        for path in re.findall(r"\]\(([^)#:]+)\)|`((?:config|workflow|tests|resources)/[^`{}* ]+)`", text):
-            name = next(filter(None, path))
-            assert (PROJECT / name).exists(), name
+        for linked, named in re.findall(
+            r"\]\(([^)#:]+)\)|`((?:config|workflow|tests|resources)/[^`{}* ]+)`",
+            re.sub(r"```.*?```", "", text, flags=re.S),
+        ):
+            path = (PROJECT / document).parent / linked if linked else PROJECT / named
+            assert path.exists(), f"{document}: {linked or named}"

@@ -1,21 +1,10 @@
-"""Slots: which there are, and that a lease is exclusive and never goes stale."""
+"""Slots: which there are."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from itertools import combinations
-from pathlib import Path
-
 import pytest
 
-from esmflow.gpu_slots import Gpu, SlotError, candidate_slots, driver_gpus, lease_slot
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
+from esmflow.gpu_slots import Gpu, SlotError, candidate_slots, driver_gpus
 
 A, B, C = (Gpu(i, f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
 MIG = tuple(Gpu(1, f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
@@ -115,90 +104,3 @@ def test_the_driver_and_torch_agree_on_the_gpus():
     assert [gpu.uuid for gpu in driver_gpus()] == [
         f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())
     ]
-
-
-HOLDER = """
-import json, sys, time
-from esmflow.gpu_slots import candidate_slots, lease_slot
-folder, seconds, log = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-with lease_slot(candidate_slots("cpu", 2, {}), lock_folder=folder, purpose="a test", wait_seconds=60) as lease:
-    leased = time.time()
-    print(lease.slot.token, flush=True)
-    time.sleep(seconds)
-    with open(log, "a") as handle:
-        handle.write(json.dumps([lease.slot.token, leased, time.time()]) + "\\n")
-"""
-
-
-def start_holder(folder, seconds, log="/dev/null") -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder), str(seconds), str(log)],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_eight_processes_on_two_slots_never_hold_one_at_the_same_time(tmp_path):
-    log = tmp_path / "held"
-    holders = [start_holder(tmp_path / "slots", 0.3, log) for _ in range(8)]
-    assert [holder.wait(60) for holder in holders] == [0] * 8
-    held = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(held) == 8
-    assert {slot for slot, _, _ in held} == {"CPU-0", "CPU-1"}
-    for (slot, start, end), (other, other_start, other_end) in combinations(held, 2):
-        assert slot != other or end <= other_start or other_end <= start
-
-
-def test_a_killed_holder_frees_its_slot_at_once(tmp_path):
-    holder = start_holder(tmp_path, 60)
-    assert holder.stdout.readline().strip() == "CPU-0"
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with lease_slot(candidate_slots("cpu", 2, {}), lock_folder=tmp_path, wait_seconds=0) as lease:
-        assert lease.slot.token == "CPU-0"
-
-
-def test_waiting_ends_with_an_error_that_says_who_holds_the_slots(tmp_path):
-    holder = start_holder(tmp_path, 60)
-    holder.stdout.readline()
-    try:
-        started = time.monotonic()
-        with pytest.raises(SlotError, match=f"within 1 seconds.*CPU-0 held by process {holder.pid} .*a test"):
-            lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path, wait_seconds=1)
-        assert time.monotonic() - started >= 1
-    finally:
-        holder.kill()
-        holder.wait()
-
-
-def test_waiting_is_logged_with_the_holder(tmp_path, caplog):
-    caplog.set_level("INFO")
-    candidates = candidate_slots("cpu", 1, {})
-    with lease_slot(candidates, lock_folder=tmp_path, purpose="shard group 3"), pytest.raises(SlotError):
-        lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0.5)
-    assert f"waiting for a GPU slot: CPU-0 held by process {os.getpid()}" in caplog.text
-    assert "shard group 3" in caplog.text
-
-
-def test_a_lock_file_that_a_cleaner_removed_does_not_let_two_in(tmp_path):
-    candidates = candidate_slots("cpu", 1, {})
-    lease = lease_slot(candidates, lock_folder=tmp_path)
-    lease.release()
-    (tmp_path / candidates[0].lock_name).unlink()
-    with lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0), pytest.raises(SlotError):
-        lease_slot(candidates, lock_folder=tmp_path, wait_seconds=0)
-
-
-def test_a_held_lease_keeps_its_file_young(tmp_path):
-    with lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path) as lease:
-        path = tmp_path / lease.slot.lock_name
-        os.utime(path, (0, 0))
-        lease.keep_fresh()
-        assert time.time() - path.stat().st_mtime < 60
-
-
-def test_an_unusable_lock_folder_is_an_error_that_names_the_key(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SlotError, match="slot_lock_folder"):
-        lease_slot(candidate_slots("cpu", 1, {}), lock_folder=tmp_path / "file")

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,7 @@ from esmflow.planning import (
     assign_files_round_robin,
     plan,
 )
-from esmflow.shards import list_shards, read_shard, write_shard
+from esmflow.shards import ShardError, list_shards, read_shard, write_shard, write_shard_columns
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
 ESM2_3B = ModelDimensions(36, 2560, 40, True, True)
@@ -204,6 +205,14 @@ def test_shards_keep_to_their_size(tmp_path):
         assert max(sizes) <= 1000 + 90
 
 
+def test_several_workers_of_a_job_have_four_shards_each_where_there_are_sequences_enough(tmp_path, sample):
+    alone, together = (Planned(tmp_path / str(n), [sample], 2, workers=n) for n in (1, 4))
+    assert [group.shards for group in alone.summary.groups] == [1, 1]
+    assert [group.shards for group in together.summary.groups] == [16, 16]
+    few = Planned(tmp_path / "few", [write_fasta(tmp_path / "a.fasta", titled(proteins(3, 30, 40)))], 1, workers=4)
+    assert few.summary.groups[0].shards == 3
+
+
 def test_a_sequence_longer_than_a_shard_has_a_shard_of_its_own(tmp_path):
     giants = proteins(3, 5000, 6000)
     planned = Planned(tmp_path, [write_fasta(tmp_path / "a.fasta", titled(giants))], 1, shard_residues=100)
@@ -274,6 +283,30 @@ def test_an_input_that_is_not_there_raises(tmp_path):
     assert not (tmp_path / "records.parquet").exists()
 
 
+def test_a_plan_does_not_depend_on_the_number_of_processes(tmp_path, sample, monkeypatch):
+    monkeypatch.setattr(planning, "BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr("esmflow.fasta.BLOCK_BYTES", 5000)
+    (tmp_path / "bad.fasta").write_text("note\n>a\nMJV\n>b\n>c\nmkv*\n")
+    (tmp_path / "table.tsv").write_text("id\tsequence\nx\tMKVLAG\ny\tMKV\n")
+    files = [tmp_path / "bad.fasta", sample, tmp_path / "table.tsv"]
+    plans = [Planned(tmp_path / str(n), files, 3, shard_residues=20_000, processes=n) for n in (1, 2)]
+    assert plans[0].summary == plans[1].summary
+    assert plans[0].records == plans[1].records
+    contents = [[[path.read_bytes() for path in list_shards(f)] for f in planned.folders] for planned in plans]
+    assert contents[0] == contents[1]
+
+
+def test_repeats_do_not_empty_the_windows_they_are_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "WINDOW_RESIDUES", 1000)
+    sequences = [sequence for s in proteins(100, 50, 50) for sequence in [s] * 9]
+    planned = Planned(tmp_path, [write_fasta(tmp_path / "a.fasta", titled(sequences))], 1, shard_residues=1000)
+    assert Counter(planned.groups[0]) == Counter(set(sequences))
+    assert planned.summary.duplicates == 800
+    sizes = [sum(len(s) for _, s in read_shard(shard)) for shard in list_shards(planned.folders[0])]
+    assert len(sizes) <= 6
+    assert min(sizes[:-1]) >= 875
+
+
 # The table of records
 
 
@@ -341,6 +374,31 @@ def test_shards_are_listed_in_order_and_nothing_else_is(tmp_path):
     (tmp_path / "other.txt").touch()
     assert [p.name for p in list_shards(tmp_path)] == ["shard-00000.fasta", "shard-00002.fasta", "shard-00010.fasta"]
     assert list_shards(tmp_path / "none") == []
+
+
+def test_a_shard_in_columns_is_the_same_file(tmp_path):
+    pairs = [(sequence_digest(s), s) for s in ("MKV", "UZBO.-X", "A" * 3000)]
+    write_shard(tmp_path / "shard-00000.fasta", pairs)
+    digests = np.array([list(digest) for digest, _ in pairs], np.uint8)
+    sequences = pa.array([s.encode() for _, s in pairs], pa.large_binary())
+    write_shard_columns(tmp_path / "shard-00001.fasta", digests, sequences)
+    write_shard_columns(tmp_path / "shard-00002.fasta", digests[:0], sequences[:0])
+    write_shard_columns(tmp_path / "shard-00003.fasta", digests[1:], sequences[1:])
+    contents = [path.read_bytes() for path in list_shards(tmp_path)]
+    assert contents[1] == contents[0]
+    assert contents[2] == b""
+    assert contents[0].endswith(contents[3])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-3], lambda data: data.replace(b"MKV", b"MKL"), lambda d: d[:40]]
+)
+def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path, damage):
+    path = tmp_path / "shard-00000.fasta"
+    write_shard(path, [(sequence_digest(s), s) for s in ("MKV", "EDRTKQ")])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ShardError, match=r"shard-00000\.fasta: damaged at >.*run again with --forcerun plan"):
+        list(read_shard(path))
 
 
 # Memory

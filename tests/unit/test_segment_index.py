@@ -120,36 +120,50 @@ def test_pooled_vectors_come_in_the_order_that_is_asked_for(three):
     order = np.random.default_rng(2).permutation(600)[:200]
     order = np.concatenate([order, order[:3]])  # The same sequence twice.
     location = index.locate(digests[order])
-    vectors, lengths = gather(index, location.segments, location.rows, "mean_layer6")
+    vectors = gather(index, location, "mean_layer6")
     expected = [segments[n].arrays["mean_layer6"][row] for n, row in (where[i] for i in order)]
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, np.stack(expected))
-    assert lengths.tolist() == [segments[n].lengths[row] for n, row in (where[i] for i in order)]
+    assert location.lengths.tolist() == [segments[n].lengths[row] for n, row in (where[i] for i in order)]
 
 
 def test_per_residue_vectors_come_end_to_end_in_that_order(three):
     index, digests, where, segments = three
     order = [450, 3, 100, 3, 599, 0]
     location = index.locate(digests[order])
-    vectors, lengths = gather(index, location.segments, location.rows, "per_residue_layer6")
+    vectors = gather(index, location, "per_residue_layer6")
     expected = []
     for number, row in (where[i] for i in order):
         offsets = segments[number].offsets("per_residue_layer6")
         expected.append(segments[number].arrays["per_residue_layer6"][offsets[row] : offsets[row + 1]])
-    assert lengths.tolist() == [len(rows) for rows in expected]
+    assert location.lengths.tolist() == [len(rows) for rows in expected]
     assert np.array_equal(vectors, np.concatenate(expected))
 
 
 def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypatch):
-    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
+    monkeypatch.setattr(segment_index, "_OPEN_ARRAYS", 6)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
     index = SegmentIndex(store, names)
     for _ in range(2):
         location = index.locate(digests)
-        vectors, _ = gather(index, location.segments, location.rows, "mean_layer6")
+        vectors = gather(index, location, "mean_layer6")
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
+
+
+def test_no_more_segments_stay_mapped_than_are_allowed(store, monkeypatch):
+    digests = random_digests(40)
+    names = [f"{n:02d}" for n in range(20)]
+    segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
+    sizes = [sum(array.nbytes for array in segment.arrays.values()) for segment in segments]
+    index = SegmentIndex(store, names)
+    for limit, value in (("_OPEN_ARRAYS", 6), ("_OPEN_BYTES", 2 * max(sizes))):
+        monkeypatch.setattr(segment_index, limit, value)
+        for number in range(20):
+            index.segment(number)
+            assert len(index._open) <= 3 or limit == "_OPEN_BYTES"
+            assert sum(sizes[n] for n in index._open) <= 2 * max(sizes) or limit == "_OPEN_ARRAYS"
 
 
 def test_an_index_takes_28_bytes_for_each_sequence(store):

@@ -4,10 +4,13 @@ import os
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from esmflow.writers import FORMATS, Description
+from esmflow.formats import FORMATS
+from esmflow.tables import MANIFEST_SCHEMA
+from esmflow.writers import Batch, Description
 from esmflow.writers.pt import pt_file_name
 
 WIDTH = 6
@@ -26,12 +29,27 @@ def make(count: int, per_residue: bool = False, seed: int = 0) -> tuple[np.ndarr
     return random.standard_normal((lengths.sum() if per_residue else count, WIDTH)).astype(np.float32), lengths
 
 
+def batch(ids: list[str], arrays: dict[str, np.ndarray], lengths: np.ndarray, file: str = "a.fasta") -> Batch:
+    """Records of one file, numbered from 1."""
+    columns = {
+        "sample": ["sample of " + file] * len(ids),
+        "file": [file] * len(ids),
+        "record": range(1, len(ids) + 1),
+        "id": ids,
+        "description": [f"protein {i}" for i in range(len(ids))],
+        "length": lengths,
+    }
+    missing = {field.name: pa.nulls(len(ids), field.type) for field in MANIFEST_SCHEMA if field.name not in columns}
+    table = pa.table({**columns, **missing})
+    return Batch(table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA), arrays, lengths)
+
+
 def write(folder, name: str, array: str, files: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -> None:
-    writer = FORMATS[name](folder, describe(array))
+    writer = FORMATS[name].load_writer()(folder, [describe(array)])
     for path, blocks in files.items():
         writer.begin_file(path)
-        for block in blocks:
-            writer.add(*block)
+        for ids, vectors, lengths in blocks:
+            writer.add(batch(ids, {array: vectors}, lengths, path))
     writer.close()
 
 
@@ -167,28 +185,3 @@ def test_an_h5_of_nothing_is_a_file_with_nothing_in_it(tmp_path, array):
     write(tmp_path, "h5", array, {"a.fasta": []})
     with h5py.File(tmp_path / "embeddings.h5") as file:
         assert len(file["embeddings"]) == len(file["ids"]) == 0
-
-
-# Both
-
-
-@pytest.mark.parametrize(("name", "path"), [("pt", "pt/a_ESM.pt"), ("h5", "embeddings.h5")])
-def test_a_file_appears_only_when_it_is_complete(tmp_path, name, path):
-    writer = FORMATS[name](tmp_path, describe("mean_layer6"))
-    writer.begin_file("a.fasta")
-    writer.add(["p"], *make(1))
-    assert not (tmp_path / path).exists()
-    writer.close()
-    assert (tmp_path / path).exists()
-    assert not [part for _, _, names in os.walk(tmp_path) for part in names if part.endswith(".part")]
-
-
-def test_both_formats_hold_the_same(tmp_path):
-    vectors, lengths = make(7, per_residue=True)
-    for name in FORMATS:
-        write(tmp_path, name, "per_residue_layer6", {"a.fasta": [(list("abcdefg"), vectors, lengths)]})
-    pt = load_pt(tmp_path / "pt" / "a_ESM.pt")
-    with h5py.File(tmp_path / "embeddings.h5") as h5:
-        assert h5["ids"].asstr()[:].tolist() == pt["proteins"]
-        for i, tensor in enumerate(pt["data"]):
-            assert np.array_equal(h5["embeddings"][h5["offsets"][i] : h5["offsets"][i + 1]], tensor.numpy())

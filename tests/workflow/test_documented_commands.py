@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from esmflow.configuration import validated
 
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 KEYS = yaml.safe_load(SCHEMA.read_text())["properties"]
+CHANGES_THE_MACHINE = re.compile(r"\b(pip|uv|conda|mamba|apt-get|docker|apptainer|sbatch|curl|wget|sudo)\b")
 MARKED = [block for block in blocks(*RUNNABLE) if block.need or block.shown_by]
 TO_RUN = [block for block in blocks(*RUNNABLE) if block not in MARKED and not block.make_targets]
 MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.make_targets})
@@ -25,10 +27,11 @@ MAKE_TARGETS = sorted({target for block in blocks("bash") for target in block.ma
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """With a model of the default's name in torch hub's cache: 36 layers too, but 32 wide, with random weights."""
+    """An activated one. Torch hub's cache has a model of the default's name, of 36 layers but random and 32 wide."""
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
-    return {**os.environ, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    activated = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,13 @@ def run(language: str, code: str, clone: Path, environment: dict[str, str]) -> s
 
 
 @pytest.mark.parametrize("block", TO_RUN, ids=str)
-def test_a_documented_block_runs_as_it_is_written(block: Block, clone, environment):
+def test_a_documented_block_runs_as_it_is_written(block: Block, clone, environment, monkeypatch):
+    assert not CHANGES_THE_MACHINE.search(block.code), f"{block} changes the machine: mark it with what it needs"
+    # A block that looks for modules itself must find them itself; the others need not import everything anew.
+    if block.language == "python" and "sys.path" not in block.code:
+        monkeypatch.chdir(clone)
+        exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
+        return
     ran = run(block.language, block.code, clone, environment)
     assert ran.returncode == 0, f"{block}\n{block.code}\n{ran.stdout}"
 

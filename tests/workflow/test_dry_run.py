@@ -44,7 +44,9 @@ def many_files(tmp_path) -> WorkflowRun:
     return run
 
 
-def test_a_dry_run_of_20000_files_without_torch_shows_every_job_within_20_seconds_of_work(python_without_torch, many_files):
+def test_a_dry_run_of_20000_files_without_torch_shows_every_job_within_20_seconds_of_work(
+    python_without_torch, many_files
+):
     command = [str(python_without_torch), *many_files.command("--dry-run", cores=4, gpus=4)[1:]]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -95,19 +95,29 @@ def test_a_rejected_record_counts_under_error_too(small_run):
     assert "1 × empty_sequence" in ended.stdout
 
 
-def test_a_shard_that_crashes_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
-    run = small_run(60, groups=1, shard_residues=1500, failures={"retries": 0})
-    process = run.start()
-    wait_until(run.segments, what="the first segment")
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    kill(workers[0].pid)
+def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
+    run = small_run(240, groups=2, failures={"retries": 0})
+    process = run.start(cores=1, gpus=1)
+    log = run.folder / "logs" / "embed"
+    for number in (1, 2):
+        wait_until(
+            lambda number=number: sum(path.read_text().count("model loaded") for path in log.glob("*")) == number,
+            what="a worker at work",
+        )
+        workers = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
+        ]
+        kill(workers[0].pid)
     assert process.wait(240) == 0
-    (group,) = run.groups()
-    (failed,) = group["shards_failed"]
+    crashed, good = sorted(run.groups(), key=lambda group: not group["shards_failed"])
+    (failed,) = crashed["shards_failed"]
     assert "SIGKILL" in failed["detail"]
+    assert "model loaded" in failed["detail"]
+    assert not good["shards_failed"]
     summary = run.summary()
-    assert summary["failed"] == summary["reasons"]["worker_crashed"] > 0
-    assert summary["embedded"] + summary["failed"] == summary["records"] == 60
+    assert summary["failed"] == summary["reasons"]["worker_crashed"] == crashed["failed_sequences"] > 0
+    assert summary["embedded"] == good["sequences"] > 0
+    assert summary["embedded"] + summary["failed"] == summary["records"] == 240
 
 
 @pytest.mark.parametrize("triggers", [(), ("--rerun-triggers", "input")], ids=["by plan", "by embed"])

@@ -112,8 +112,8 @@ def test_deployed_from_a_git_host_every_file_is_fetched_and_the_run_finishes(tmp
 
 
 def test_the_list_of_the_library_is_complete():
-    scripts = PROJECT / "workflow" / "scripts"
-    there = {str(path.relative_to(scripts)) for path in (scripts / "esmflow").rglob("*") if path.is_file()}
-    there = {name for name in there if "__pycache__" not in name}
-    listed = (scripts / "esmflow.files").read_text().split()
-    assert listed == sorted(there), "cd workflow/scripts && git ls-files esmflow | LC_ALL=C sort > esmflow.files"
+    folder = PROJECT / "workflow"
+    there = [path for part in ("scripts/esmflow", "report") for path in (folder / part).rglob("*") if path.is_file()]
+    names = sorted(str(path.relative_to(folder)) for path in there if "__pycache__" not in path.parts)
+    listed = (folder / "library.files").read_text().split()
+    assert listed == names, "run `make library.files`"

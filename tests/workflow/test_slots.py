@@ -82,13 +82,17 @@ def run_in_the_middle(small_run):
         process.wait()
 
 
-def test_after_a_worker_is_killed_the_job_is_tried_again_and_the_run_finishes(run_in_the_middle):
+def test_after_a_worker_is_killed_its_shard_is_tried_again_in_the_same_job(run_in_the_middle):
     run, process = run_in_the_middle
-    kill(worker_of(run))
+    worker = worker_of(run)
+    kill(worker)
     assert process.wait(240) == 0
     (group,) = run.groups()
-    assert group["attempt"] == 2
-    assert len(group["segments_reused"]) >= 2
+    assert group["attempt"] == 1
+    (death,) = group["workers"][0]["exits"]
+    assert (death["process"], death["signal"]) == (worker, "SIGKILL")
+    assert any("model loaded" in line for line in death["log_lines"])
+    assert set(death["in_hand"]) <= {shard["shard"] for shard in group["shards"]}
     assert run.summary()["embedded"] == run.summary()["records"] == 120
 
 
@@ -118,6 +122,16 @@ def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_on
     assert set(group["segments_reused"]) == committed
     assert committed.isdisjoint(group["segments_written"])
     assert {shard["segment"] for shard in group["shards"]} == set(group["segments_written"])
+    assert run.summary()["embedded"] == 120
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(run_in_the_middle):
+    run, process = run_in_the_middle
+    refused = run.run()
+    assert refused.returncode != 0
+    assert "cannot be locked" in refused.stdout
+    assert process.wait(240) == 0
+    assert run.groups()[0]["attempt"] == 1
     assert run.summary()["embedded"] == 120
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from workflow_run import PROJECT, WorkflowRun
 
+from esmflow.configuration import validated
 from esmflow.engine import Outputs
 from esmflow.fasta import read_records
+from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
 from esmflow.reference import ReferenceEngine
 
 FILES = {
@@ -130,6 +132,17 @@ def test_each_group_says_where_and_when_it_ran_and_what_it_did(run):
         assert group["token_budget"] > 1000
         assert len({shard["worker"] for shard in group["shards"]}) == 1
         assert [shard["segment"] for shard in group["shards"]] == group["segments_written"]
+
+
+def test_the_memory_that_each_job_asks_for_was_estimated_within_a_factor_of_two(run):
+    config = validated(run.config, PROJECT / "workflow/schemas/config.schema.yaml")
+    model = guess_model(config["model"], run.results / "model" / "model.json")
+    for number, group in enumerate(run.groups()):
+        work = guess_work(number, 4, run.results / "plan" / "plan.json", [])
+        assert (work.residues, work.planned) == (group["residues"], True)
+        estimate = estimate_job(work, model, job_settings(config, "cpu", config["max_residues"]))
+        assert 0.5 < estimate.memory_mb * 1e6 / group["job_memory_bytes"] < 2
+        assert estimate.memory_mb_to_ask_for(attempt=1) * 1e6 > group["job_memory_bytes"]
 
 
 def test_logs_are_joined_and_say_precision_progress_and_rejections(run):

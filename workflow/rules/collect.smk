@@ -20,6 +20,7 @@ rule collect:
         method=get_method(),
         store=get_store(),
         formats=config["formats"],
+        pooled_precision=config["pooled_precision"],
         logs=get_logs_to_join(),
     script:
         "../scripts/collect.py"
@@ -29,6 +30,7 @@ rule collect:
 rule finish:
     input:
         summary="<results>/summary.json",
+        certificate=get_certificate(),
         model="<results>/model/model.json",
         embeddings="<results>/embeddings",
         manifest="<results>/manifest.parquet",

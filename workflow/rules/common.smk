@@ -1,18 +1,25 @@
 import sys
+from functools import cache
 from pathlib import Path
 
+import psutil
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
 if not SCRIPTS.is_dir():
-    # Deployed from a git host, file by file: the library is fetched to where Snakemake puts the scripts that import it.
-    files = Path(workflow.source_path("../scripts/esmflow.files")).read_text().split()
-    SCRIPTS = [Path(workflow.source_path(f"../scripts/{name}")) for name in files][0].parents[1]
+    # Deployed from a git host, file by file: fetch the library to where Snakemake puts the scripts that import it.
+    for name in Path(workflow.source_path("../library.files")).read_text().split():
+        workflow.source_path(f"../{name}")
+    SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.basis import basis_number, input_stamps
 from esmflow.checkpoint_sources import files_of_checkpoint
+from esmflow.commands import command_of
 from esmflow.configuration import ConfigurationError, computing_method, read_samples, validated
+from esmflow.ending import unfinished_lines
+from esmflow.gpu_slots import driver_gpus
+from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
 from esmflow.lifetime import note_run
 
 note_run()
@@ -61,9 +68,47 @@ def get_basis(wildcards):
     return basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())
 
 
+def get_gpus_to_verify():
+    """The certificate's GPUs: a job on CPUs asks for none."""
+    return 0 if config["device"] == "cpu" else 1
+
+
 def get_certificate():
     """The certificate as an input file, if the run gets one."""
-    return []
+    return ["<results>/certificate.json"] if config["verify"]["sample"] else []
+
+
+def get_kind_of_device():
+    """`cuda` or `cpu`: what embed jobs will run on, as far as it can be told from here."""
+    if config["device"] != "auto":
+        return config["device"]
+    # A cluster's login node has no GPU, while its jobs have.
+    elsewhere = workflow.executor_plugin is not None and not workflow.local_exec
+    return "cuda" if elsewhere or is_gpu_here() else "cpu"
+
+
+@cache
+def is_gpu_here():
+    return bool(driver_gpus())
+
+
+def get_embed_estimate(wildcards):
+    """Seconds and memory of one embed job: from the plan once it is there, before that from the inputs' sizes."""
+    return estimate_job(
+        guess_work(
+            int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
+        ),
+        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        job_settings(config, get_kind_of_device(), get_method()["max_residues"]),
+    )
+
+
+def get_embed_memory(wildcards, attempt):
+    return get_embed_estimate(wildcards).memory_mb_to_ask_for(attempt)
+
+
+def get_embed_runtime(wildcards, attempt):
+    return get_embed_estimate(wildcards).runtime_minutes(attempt)
 
 
 def get_logs_to_join():
@@ -78,9 +123,5 @@ def show_summary():
 
 
 def show_what_to_do():
-    print(
-        f"\nThe run did not finish. What went wrong is above and in {LOGS}/. The same command again goes on from here:\n"
-        "finished shards are kept. If it says that the directory is locked, no other run is using it and the last one\n"
-        "was killed: run it once with --unlock.\n",
-        file=sys.stderr,
-    )
+    lines = unfinished_lines(RESULTS, LOGS, command_of(psutil.Process().cmdline()))
+    print("\n" + "\n".join(lines) + "\n", file=sys.stderr)

@@ -12,14 +12,19 @@ rule embed:
     retries: config["failures"]["retries"]
     conda:
         "../../environment.yml"
-    threads: config["threads"]
+    threads: config["threads"] * config["gpus_per_job"]
     resources:
-        gpu=1,
+        gpu=config["gpus_per_job"],
+        mem_mb=get_embed_memory,
+        runtime=get_embed_runtime,
         attempt=lambda wildcards, attempt: attempt,
     params:
         method=get_method(),
         store=get_store(),
         batch_tokens=config["batch_tokens"],
+        gpus_per_job=config["gpus_per_job"],
+        grace_seconds=config["grace_seconds"],
+        hang_minutes=config["hang_minutes"],
         device=config["device"],
         cpu_slots=config["cpu_slots"],
         lock_folder=config["slot_lock_folder"],

@@ -6,11 +6,13 @@ rule plan:
     output:
         records="<results>/plan/records.parquet",
         plan="<results>/plan/plan.json",
+        candidates="<results>/plan/candidates.fasta",
         groups=directory(expand("<results>/plan/shards/group-{group}", group=GROUPS)),
     log:
         "<logs>/plan.log",
     conda:
         "../../environment.yml"
+    threads: 4
     params:
         samples=[file.sample for file in INPUTS],
         method=get_method(),
@@ -18,6 +20,7 @@ rule plan:
         nucleotide_sequences=config["nucleotide_sequences"],
         assignment=config["assignment"],
         shard_residues=config["shard_residues"],
+        gpus_per_job=config["gpus_per_job"],
         store=get_store(),
         groups=len(GROUPS),
         basis=get_basis,

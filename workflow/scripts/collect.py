@@ -23,6 +23,7 @@ def main(snakemake) -> None:
         array_names=Outputs(fingerprint.layers, fingerprint.include).names(),
         max_residues=fingerprint.max_residues,
         windows=fingerprint.window_overlap is not None,
+        pooled_precision=params.pooled_precision,
     )
     write_json(outputs.summary, summary)
     join_logs([Path(path) for path in params.logs], outputs.joined_log)

@@ -1,7 +1,7 @@
 """Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
 
 from esmflow.embed_worker import EmbedSettings
-from esmflow.embedding import embed_group
+from esmflow.embedding import embed_group, gpus_to_use
 from esmflow.files import read_json
 from esmflow.steps import logged_step, make_fingerprint, read_model_info
 
@@ -20,11 +20,14 @@ def main(snakemake) -> None:
             fingerprint=make_fingerprint(model, params.method),
             store=params.store,
             batch_tokens=None if params.batch_tokens == "auto" else params.batch_tokens,
+            gpus=gpus_to_use(params.gpus_per_job, snakemake.resources.gpu),
             device=params.device,
             cpu_slots=params.cpu_slots,
             lock_folder=params.lock_folder,
             wait_seconds=60 * params.wait_minutes,
-            threads=snakemake.threads,
+            grace_seconds=params.grace_seconds,
+            hang_seconds=60 * params.hang_minutes,
+            threads=max(1, snakemake.threads // params.gpus_per_job),
             attempt=snakemake.resources.attempt,
             last_attempt=params.last_attempt,
             retry_failed=params.failure_policy == "error",

@@ -1,18 +1,25 @@
-"""Produces the summary that a run ends with, and applies the failure policy."""
+"""Produces the summary that a run ends with, and ends the run with an error if there is reason to."""
 
 from pathlib import Path
 
+from esmflow.commands import command_of
 from esmflow.files import atomic_path, read_json
+from esmflow.lifetime import ancestors_running
 from esmflow.steps import StepError, logged_step, read_model_info
-from esmflow.summary import summary_lines
+from esmflow.summary import Places, problem_lines, summary_lines
 
 
 def main(snakemake) -> None:
     inputs = snakemake.input
     summary = read_json(inputs.summary)
-    lines = summary_lines(
-        summary, read_model_info(inputs.model).name, inputs.embeddings, inputs.manifest, inputs.failures
-    )
+    certificate = read_json(inputs.certificate[0]) if inputs.certificate else None
+    started_by = ancestors_running("snakemake")
+    command = command_of(started_by[-1].cmdline() if started_by else [])
+    places = Places(inputs.embeddings, inputs.manifest, inputs.failures, command)
+    lines = summary_lines(summary, certificate, read_model_info(inputs.model).name, places)
+    ends = []
+    if certificate and not certificate["passed"]:
+        ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *problem_lines(certificate)]
     without = summary["records"] - summary["embedded"]
     if snakemake.params.failure_policy == "error" and without:
         # A group without its run.json is one that Snakemake runs again; the shards that succeeded are in the store.
@@ -20,9 +27,9 @@ def main(snakemake) -> None:
             if read_json(run)["failed_sequences"]:
                 Path(run).replace(Path(run).with_name("failed-run.json"))
         again = "the same command again tries the failed shards once more" if summary["failed"] else "mend the input"
-        raise StepError(
-            "\n".join([*lines, f"failures.policy is error and {without} records have no embedding; {again}"])
-        )
+        ends.append(f"failures.policy is error and {without} records have no embedding; {again}")
+    if ends:
+        raise StepError("\n".join([*lines, *ends]))
     with atomic_path(snakemake.output[0]) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -34,13 +34,19 @@ def main(snakemake) -> None:
         ),
         assignment=params.assignment,
         shard_residues=params.shard_residues,
+        workers=params.gpus_per_job,
+        candidates_path=snakemake.output.candidates,
         held=HeldSequences(Store(params.store, fingerprint)),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
+        processes=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.
-    expected = forecast(summary, fingerprint, model.dimensions, snakemake.config["formats"])
+    config = snakemake.config
+    expected = forecast(
+        summary, fingerprint, model.dimensions, config["formats"], pooled_precision=config["pooled_precision"]
+    )
     tell(expected.sentence())
-    if snakemake.config["disk_check"]:
+    if config["disk_check"]:
         check_disks(expected, params.store, Path(snakemake.output.plan).parents[1])
     found = {
         "fingerprint": fingerprint.digest(),

@@ -22,6 +22,7 @@ from esmflow.errors import EsmflowError
 from esmflow.fasta import fasta_stem
 from esmflow.files import read_json
 from esmflow.fingerprint import METHOD_VERSION
+from esmflow.formats import FORMATS, check_formats
 from esmflow.inputs import InputError, expand, is_glob
 from esmflow.planning import InputFile
 from esmflow.sequence_tables import TableError, check_columns, is_table
@@ -40,6 +41,10 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
     if errors:
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     _check_model(complete)
+    try:
+        check_formats(complete["formats"], complete["include"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     return complete
 
 
@@ -138,9 +143,9 @@ def number_of_layers(model: str) -> int | None:
 def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
     """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
 
-    In a sheet too, `fasta` may be a folder or a glob. Raises ConfigurationError for a sheet that is missing or malformed, a
-    file that does not exist, a table without its columns, a sample or a file that is listed twice, and two files that
-    would write one output.
+    In a sheet too, `fasta` may be a folder or a glob. Raises ConfigurationError for a sheet that is missing or
+    malformed, a file that does not exist, a table without its columns, a sample or a file that is listed twice, and two
+    files that would write one output.
     """
     if is_glob(samples):
         files = [InputFile(fasta_stem(path), path) for path in _expand(samples, "samples")]
@@ -158,10 +163,12 @@ def read_samples(samples: str, formats: Sequence[str] = ()) -> list[InputFile]:
                 check_columns(file.path)
             except TableError as error:
                 raise ConfigurationError(f"{samples}: fasta: {error}") from error
-    if "pt" in formats:
+    named = [name for name in formats if FORMATS[name].named_after_inputs]
+    if named:
         _refuse_repeats(
             [fasta_stem(file.path) for file in files],
-            "{samples}: two files would both be written as {name}_ESM.pt; rename one, or leave pt out of formats",
+            "{samples}: two files would both be written under the name {name}; rename one, "
+            f"or leave {' and '.join(named)} out of formats",
             samples,
         )
     return files

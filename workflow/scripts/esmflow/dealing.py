@@ -35,8 +35,8 @@ class GroupPlan:
 class _Window:
     """Sequences that wait to be dealt.
 
-    digests: uint8 `[N, 16]`. residues: their letters end to end. lengths: int64 `[N]`. groups: int32 `[N]`, -1 where the
-    cost is to decide.
+    digests: uint8 `[N, 16]`. residues: their letters end to end. lengths: int64 `[N]`. groups: int32 `[N]`, -1 where
+    the cost is to decide.
     """
 
     digests: np.ndarray
@@ -62,6 +62,7 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
 
+    A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
     held: what the store holds. to_embed: what is dealt is added to it.
     Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
     sequence. Shards are written in a thread of its own. Use it in a `with` block, whose end deals what is left.
@@ -73,6 +74,7 @@ class Dealer:
         cost: Callable[[np.ndarray], np.ndarray],
         *,
         shard_residues: int,
+        fewest_shards: int = 1,
         window_residues: int,
         held: HeldSequences | None,
         to_embed: Extent,
@@ -84,6 +86,7 @@ class Dealer:
         self._folders = folders
         self._cost = cost
         self._shard_residues = shard_residues
+        self._fewest_shards = fewest_shards
         self._window_residues = window_residues
         self._to_embed = to_embed
         self._held = held
@@ -108,7 +111,7 @@ class Dealer:
             self._writer.shutdown()
 
     def take(self, digests: np.ndarray, residues: bytes, lengths: np.ndarray, group: int | None) -> None:
-        """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if the assignment is fixed."""
+        """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if that is fixed."""
         ends = np.cumsum(lengths)
         start, taken = 0, 0
         while start < len(lengths):
@@ -171,7 +174,7 @@ class Dealer:
             group.residues += int(window.lengths[share].sum())
             group.cost += float(costs[mine].sum())
             # Each shard sees the same mix of lengths.
-            count = int(-(-window.lengths[share].sum() // self._shard_residues))
+            count = max(int(-(-window.lengths[share].sum() // self._shard_residues)), self._fewest_shards)
             for first in range(min(count, len(share))):
                 shards.append((self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::count]))
                 group.shards += 1

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esmflow.checkpoints import ModelDimensions
-from esmflow.engine import Outputs
+from esmflow.engine import Outputs, is_pooled
 from esmflow.errors import EsmflowError
 from esmflow.fingerprint import Fingerprint
+from esmflow.formats import FORMATS, Format
 from esmflow.planning import PlanSummary
 from esmflow.vocabulary import SIZE
 
-# What comes with each sequence's values: its digest and length in a segment; in a format its id's offset or name.
+# What comes with each sequence's values in a segment: its digest and length.
 _SEGMENT_BYTES = 24
-_FORMAT_BYTES = 24
 # A row of the manifest, as Parquet and as TSV, without its texts: digest, segment, numbers, and the names in the TSV.
 _TABLE_BYTES = 200
 # Disks are not filled to the last byte.
@@ -51,18 +51,31 @@ class DiskForecast:
 
 
 def forecast(
-    summary: PlanSummary, fingerprint: Fingerprint, dimensions: ModelDimensions, formats: Sequence[str]
+    summary: PlanSummary,
+    fingerprint: Fingerprint,
+    dimensions: ModelDimensions,
+    formats: Sequence[str],
+    pooled_precision: str = "fp32",
 ) -> DiskForecast:
     """What the run will write at most; what the store holds already is not part of it."""
     to_embed, valid = summary.to_embed, summary.valid
     arrays = Outputs(fingerprint.layers, fingerprint.include).names()
     widths = {name: _row_bytes(name, fingerprint, dimensions) for name in arrays}
     segments = sum(to_embed.rows(name) * width for name, width in widths.items())
-    values = sum(valid.rows(name) * width for name, width in widths.items())
-    values += valid.sequences * _FORMAT_BYTES * len(arrays) + summary.id_bytes * len(arrays)
+    records = {
+        name: valid.rows(name) * (width // 2 if is_pooled(name) and pooled_precision == "fp16" else width)
+        for name, width in widths.items()
+    }
+
+    def written(form: Format) -> int:
+        held = [name for name in arrays if form.holds(name)]
+        times = 1 if form.joins_outputs else len(held)
+        beside = valid.sequences * form.record_bytes + summary.id_bytes
+        return sum(records[name] for name in held) + times * beside
+
     return DiskForecast(
         segments + to_embed.sequences * _SEGMENT_BYTES,
-        dict.fromkeys(formats, values),
+        {name: written(FORMATS[name]) for name in formats},
         # Once as Parquet, which packs texts, and once as TSV.
         summary.records * _TABLE_BYTES + 2 * summary.text_bytes,
     )
@@ -79,7 +92,7 @@ def _row_bytes(array: str, fingerprint: Fingerprint, dimensions: ModelDimensions
 
 
 def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) -> None:
-    """Raises DiskError when the disk of the store or the disk of the results, or the one that both are on, is too small.
+    """Raises DiskError when the disk of the store or that of the results, or the one that both are on, is too small.
 
     What an earlier run left in the results, and this one deletes before it writes it anew, counts as free.
     """

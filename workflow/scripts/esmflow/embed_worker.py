@@ -11,16 +11,18 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from esmflow.engine import Outputs
+from esmflow.engine import Engine, Outputs
 from esmflow.engines import load_engine
+from esmflow.failures import Reason
+from esmflow.file_queue import FailedFile
 from esmflow.fingerprint import Fingerprint
 from esmflow.gpu_slots import Slot
-from esmflow.logs import add_log_file
 from esmflow.segments import Store
 from esmflow.shards import read_shard, shard_name
-from esmflow.workers import FileSubset
+from esmflow.worker_process import FileSubset
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ class EmbedSettings:
 
     checkpoint_stamp: see `checkpoints.file_stamp`.
     batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
+    gpus: slots to lease at once, each with a worker of its own; threads: CPU threads of each.
+    grace_seconds: how long a shard in hand may take to end after SIGTERM. hang_seconds: after how long without progress
+    a worker is ended.
     attempt, last_attempt: counted from 1. On the last attempt shards that fail are recorded instead of raised.
     retry_failed: compute finished shards again if any of their sequences failed.
     """
@@ -40,25 +45,26 @@ class EmbedSettings:
     fingerprint: Fingerprint
     store: str
     batch_tokens: int | None
+    gpus: int
     device: str
     cpu_slots: int
     lock_folder: str
     wait_seconds: float
+    grace_seconds: float
+    hang_seconds: float
     threads: int
     attempt: int
     last_attempt: int
     retry_failed: bool
     log_file: str
 
-    @property
-    def outputs(self) -> Outputs:
-        """What to compute."""
-        return Outputs(self.fingerprint.layers, self.fingerprint.include)
-
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end."""
+    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end.
+
+    peak_memory_bytes: of the GPU, on a CPU of the host. worker: the process; device: the worker's number in its job.
+    """
 
     segment: str
     sequences: int
@@ -71,71 +77,128 @@ class ShardResult:
     write_seconds: float
     model_load_seconds: float
     peak_memory_bytes: int
+    peak_host_memory_bytes: int
     worker: int
+    device: int
 
 
-def embed_shards(file_subset: FileSubset, device_id: int, *, slot: Slot, settings: EmbedSettings) -> None:
-    """A worker: embeds shard after shard on one slot with the model loaded once, committing each as a segment."""
-    add_log_file(settings.log_file)
+def process_esm_files_worker(
+    file_subset: FileSubset,
+    device_id: int,
+    toks_per_batch: int | None,
+    output_dir: str,
+    *,
+    slots: Sequence[Slot],
+    checkpoint: str,
+    fingerprint: Fingerprint,
+    threads: int = 1,
+    attempt: int = 1,
+) -> tuple[list[str], list[FailedFile]]:
+    """A worker: embeds shard after shard on one slot with the model loaded once, committing each as a segment.
+
+    file_subset: shards. device_id: which of `slots` is its own. toks_per_batch: tokens in a batch on the first attempt,
+    None for the engine's own choice; halved at every attempt and whenever memory runs out. output_dir: the store.
+    A shard for which memory runs out, of the device or of the host, has failed and the worker goes on with half the
+    budget; what is not about one shard is raised. Returns the shards processed and those failed.
+    """
+    slot = slots[device_id]
     # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
     os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
     import torch
 
-    from esmflow.extraction import extract_esm_features
+    from esmflow.extraction import is_out_of_memory, release_memory
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(threads)
     started = time.time()
-    method = settings.fingerprint
     engine = load_engine(
-        method.engine,
-        settings.checkpoint,
-        settings.outputs,
-        method.precision,
+        fingerprint.engine,
+        checkpoint,
+        Outputs(fingerprint.layers, fingerprint.include),
+        fingerprint.precision,
         slot.device,
-        method.per_residue_precision or "fp32",
+        fingerprint.per_residue_precision or "fp32",
     )
     load_seconds = time.time() - started
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
-    store = Store(settings.store, settings.fingerprint)
-    budget = settings.batch_tokens or engine.default_token_budget()
-    budget = max(1, budget >> (settings.attempt - 1))
+    file_subset.about(model_load_seconds=load_seconds)
+    worker = _Worker(device_id, slot, engine, Store(output_dir, fingerprint), load_seconds, file_subset.progress)
+    budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (attempt - 1))
+    processed, failed = [], []
     for file in file_subset:
+        try:
+            result = worker.embed(file, budget)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            complaint = str(error) or "out of memory"
+        else:
+            budget = result.token_budget
+            file_subset.done(file, result)
+            processed.append(file)
+            continue
+        # Outside of the except block, where the traceback no longer keeps the failed attempt's tensors alive.
+        release_memory()
+        detail = f"memory ran out with {budget} tokens per batch: {complaint}"
+        failed.append(file_subset.failed(file, Reason.OUT_OF_MEMORY, detail))
+        budget = max(1, budget // 2)
+    return processed, failed
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A loaded model on its slot, and where its results go."""
+
+    device_id: int
+    slot: Slot
+    engine: Engine
+    store: Store
+    load_seconds: float
+    on_progress: Callable[[int], None]
+
+    def embed(self, file: str, budget: int) -> ShardResult:
+        """Embeds one shard and commits it."""
+        from esmflow.extraction import extract_esm_features
+
         started = time.time()
+        method = self.store.description
         sequences = list(read_shard(file))
         extraction = extract_esm_features(
             sequences,
-            engine,
+            self.engine,
             budget,
             max_residues=method.max_residues,
             window_overlap=method.window_overlap,
-            on_progress=file_subset.progress,
+            on_progress=self.on_progress,
         )
-        budget = extraction.token_budget
         segment = extraction.segment
         name = shard_name(digest for digest, _ in sequences)
         computed = time.time()
-        store.write(name, segment)
+        self.store.write(name, segment)
         ended = time.time()
-        peak = torch.cuda.max_memory_allocated() if slot.device == "cuda" else _peak_host_memory()
-        file_subset.done(
-            file,
-            ShardResult(
-                segment=name,
-                sequences=len(segment),
-                residues=int(segment.lengths.sum()),
-                failures=len(segment.failures),
-                token_budget=budget,
-                precision=engine.precision,
-                started=started,
-                ended=ended,
-                write_seconds=ended - computed,
-                model_load_seconds=load_seconds,
-                peak_memory_bytes=peak,
-                worker=os.getpid(),
-            ),
+        return ShardResult(
+            segment=name,
+            sequences=len(segment),
+            residues=int(segment.lengths.sum()),
+            failures=len(segment.failures),
+            token_budget=extraction.token_budget,
+            precision=self.engine.precision,
+            started=started,
+            ended=ended,
+            write_seconds=ended - computed,
+            model_load_seconds=self.load_seconds,
+            peak_memory_bytes=_peak_device_memory() if self.slot.device == "cuda" else _peak_host_memory(),
+            peak_host_memory_bytes=_peak_host_memory(),
+            worker=os.getpid(),
+            device=self.device_id,
         )
+
+
+def _peak_device_memory() -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated()
 
 
 def _peak_host_memory() -> int:

@@ -1,27 +1,32 @@
-"""One embed job: lease a slot, work through a shard group in a spawned worker, and write down what happened."""
+"""One embed job: lease its slots, work through a shard group in spawned workers, and write down what happened."""
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esmflow import gpu_slots
 from esmflow.checkpoints import check_unchanged
-from esmflow.embed_worker import EmbedSettings, ShardResult, embed_shards
+from esmflow.embed_worker import EmbedSettings, ShardResult, process_esm_files_worker
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
 from esmflow.files import write_json
 from esmflow.fingerprint import Fingerprint
-from esmflow.gpu_slots import Slot, SlotLease
+from esmflow.gpu_slots import Slot, candidate_slots
+from esmflow.heartbeat import Heartbeat, State
+from esmflow.lifetime import Terminated, when_terminated
 from esmflow.progress import Progress
 from esmflow.segments import Store
 from esmflow.shards import list_shards, read_shard, shard_name
+from esmflow.slot_leases import SlotLease, check_enough, leased_slots
+from esmflow.status import status_path
 from esmflow.workers import BatchQueueManager, FailedFile
 
 log = logging.getLogger(__name__)
@@ -29,6 +34,14 @@ log = logging.getLogger(__name__)
 
 class EmbedError(EsmflowError):
     """The job must be tried again. The message says which shards failed and why."""
+
+
+def gpus_to_use(gpus_per_job: int, given: int) -> int:
+    """How many GPUs a job may use: Snakemake clamps what a job asks for, silently, to what the run was given."""
+    if given < gpus_per_job:
+        log.warning("gpus_per_job is %d, but the run was given --resources gpu=%d: using that", gpus_per_job, given)
+    # A run on CPUs may well say gpu=0.
+    return max(1, min(gpus_per_job, given))
 
 
 def embed_group(
@@ -41,8 +54,20 @@ def embed_group(
     """Embeds every shard of a group that the store does not hold yet, and writes `run.json` and the failure list.
 
     A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
-    left, SlotError when no slot can be had.
+    left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
+    with Heartbeat(status_path(run_path, group), group, settings.attempt, settings.log_file) as heartbeat:
+        _embed_group(group, shard_folder, run_path, failures_path, settings, heartbeat)
+
+
+def _embed_group(
+    group: str,
+    shard_folder: str | os.PathLike[str],
+    run_path: str | os.PathLike[str],
+    failures_path: str | os.PathLike[str],
+    settings: EmbedSettings,
+    heartbeat: Heartbeat,
+) -> None:
     started = time.time()
     store = Store(settings.store, settings.fingerprint)
     store.create()
@@ -51,35 +76,13 @@ def embed_group(
     waiting = [path for path in shards if path not in reused]
     log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
 
-    worker_entry: dict[str, Any] | None = None
-    results: dict[str, ShardResult] = {}
-    failed: list[FailedFile] = []
-    restarts = 0
+    work = _Work()
     if waiting:
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
-        candidates = gpu_slots.candidate_slots(settings.device, settings.cpu_slots)
-        lease = gpu_slots.lease_slot(
-            candidates,
-            lock_folder=settings.lock_folder,
-            purpose=f"shard group {group}",
-            wait_seconds=settings.wait_seconds,
-        )
-        with lease:
-            leased = time.time()
-            manager = BatchQueueManager(1, embed_shards)
-            with Progress(f"group {group}", _residues(waiting, settings.fingerprint)) as progress:
-                _, failed = manager.process_files(
-                    waiting,
-                    inherited=[[lease.descriptor]],
-                    on_progress=progress.advance,
-                    on_tick=lambda: _tick(progress, lease),
-                    slot=lease.slot,
-                    settings=settings,
-                )
-            results, restarts = manager.results, manager.restarts
-            released = time.time()
-        worker_entry = {"slot": _describe_slot(lease.slot), "leased": leased, "released": released}
+        heartbeat.tell(State.QUEUED, shards=len(waiting), shards_reused=len(reused))
+        work = _work_through(group, waiting, settings, heartbeat)
+    failed, results = work.failed, work.results
 
     if failed and settings.attempt < settings.last_attempt:
         listed = "; ".join(f"{Path(f.file).name}: {f.reason} ({f.detail})" for f in failed[:5])
@@ -102,16 +105,102 @@ def embed_group(
             "ended": time.time(),
             "engine": settings.fingerprint.engine,
             "fingerprint": store.fingerprint,
-            "workers": [worker_entry] if worker_entry else [],
-            "worker_restarts": restarts,
+            "workers": work.workers,
+            "worker_restarts": work.restarts,
             "segments_written": [shards[path] for path in results],
             "segments_reused": [shards[path] for path in shards if path in reused],
             "shards_failed": [{"shard": Path(f.file).name, "reason": f.reason, "detail": f.detail} for f in failed],
             "failed_sequences": len(failures),
             **_totals(results.values()),
+            "job_memory_bytes": _job_memory(results.values()),
             "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
         },
     )
+
+
+@dataclass
+class _Work:
+    """What came of the shards that were not finished before."""
+
+    results: dict[str, ShardResult] = field(default_factory=dict)
+    failed: list[FailedFile] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    restarts: int = 0
+
+
+def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, heartbeat: Heartbeat) -> _Work:
+    """Leases a slot for each worker and lets them work. Raises Terminated, with the slots free, after SIGTERM."""
+    candidates = candidate_slots(settings.device, settings.cpu_slots)
+    check_enough(candidates, settings.gpus)
+    # A worker without a shard would load the model for nothing.
+    count = min(settings.gpus, len(waiting))
+    residues = _residues(waiting, settings.fingerprint)
+    heartbeat.tell(State.QUEUED, residues=residues)
+    with leased_slots(
+        candidates,
+        count,
+        lock_folder=settings.lock_folder,
+        purpose=f"shard group {group}",
+        wait_seconds=settings.wait_seconds,
+    ) as leases:
+        leased = time.time()
+        manager = BatchQueueManager(count, process_esm_files_worker)
+        with (
+            Progress(f"group {group}", residues) as progress,
+            when_terminated(lambda: manager.stop(settings.grace_seconds)),
+        ):
+            heartbeat.tell(State.LOADING, slots=tuple(lease.slot.token for lease in leases))
+            heartbeat.observe(lambda: _observed(manager, progress))
+            _, failed = manager.process_files(
+                [waiting[number::count] for number in range(count)],
+                inherited=[[lease.descriptor] for lease in leases],
+                log_file=settings.log_file,
+                hang_seconds=settings.hang_seconds,
+                on_progress=progress.advance,
+                on_tick=lambda: _tick(progress, leases),
+                toks_per_batch=settings.batch_tokens,
+                output_dir=settings.store,
+                slots=[lease.slot for lease in leases],
+                checkpoint=settings.checkpoint,
+                fingerprint=settings.fingerprint,
+                threads=settings.threads,
+                attempt=settings.attempt,
+            )
+        slots = [_describe_slot(lease.slot) for lease in leases]
+    released = time.time()
+    # When everything was finished in time, there is nothing to end for.
+    if manager.stopped and failed:
+        raise Terminated(
+            f"group {group}: asked to end (SIGTERM); {len(manager.results)} of {len(waiting)} shards were finished and "
+            "are kept, the same command again does the rest"
+        )
+    workers = [
+        {"slot": slot, "leased": leased, "released": released, **_plain(record)}
+        for slot, record in zip(slots, manager.worker_records(), strict=True)
+    ]
+    return _Work(manager.results, failed, workers, manager.restarts)
+
+
+def _observed(manager: BatchQueueManager, progress: Progress) -> dict[str, Any]:
+    """What the status tells of a job at work."""
+    results = list(manager.results.values())
+    records = manager.worker_records()
+    # A worker says how long it took to load its model when it has.
+    loaded = any("model_load_seconds" in record for record in records)
+    return {
+        "state": State.EMBEDDING if loaded else State.LOADING,
+        "residues_done": progress.done,
+        "shards_done": len(results),
+        "failed_sequences": sum(result.failures for result in results),
+        "failed_shards": len(manager.failed),
+        "worker_deaths": sum(len(record["exits"]) for record in records),
+    }
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A worker's record as JSON has it, shards by their names."""
+    exits = [{**asdict(death), "in_hand": [Path(file).name for file in death.in_hand]} for death in record["exits"]]
+    return {**record, "exits": exits}
 
 
 def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:
@@ -128,9 +217,10 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
     return not settings.retry_failed and store.path(name).stat().st_mtime >= shard.stat().st_mtime
 
 
-def _tick(progress: Progress, lease: SlotLease) -> None:
+def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
     progress.tick()
-    lease.keep_fresh()
+    for lease in leases:
+        lease.keep_fresh()
 
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:
@@ -150,14 +240,31 @@ def _describe_slot(slot: Slot) -> dict[str, Any]:
 
 def _totals(results: Iterable[ShardResult]) -> dict[str, Any]:
     shards = list(results)
-    residues = sum(shard.residues for shard in shards)
-    busy = sum(shard.ended - shard.started for shard in shards)
     return {
         "sequences": sum(shard.sequences for shard in shards),
-        "residues": residues,
-        "residues_per_second": residues / busy if busy else None,
+        "residues": sum(shard.residues for shard in shards),
+        "residues_per_second": _speed(shards) or None,
         "model_load_seconds": max((shard.model_load_seconds for shard in shards), default=None),
         "peak_memory_bytes": max((shard.peak_memory_bytes for shard in shards), default=None),
+        "peak_host_memory_bytes": max((shard.peak_host_memory_bytes for shard in shards), default=None),
         "token_budget": min((shard.token_budget for shard in shards), default=None),
         "precisions": sorted({shard.precision for shard in shards}),
     }
+
+
+def _job_memory(shards: Iterable[ShardResult]) -> int:
+    """Host memory of this process and of one process in each worker's place, each at its own peak."""
+    peaks: dict[int, int] = {}
+    for shard in shards:
+        peaks[shard.device] = max(peaks.get(shard.device, 0), shard.peak_host_memory_bytes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(peaks.values())
+
+
+def _speed(shards: Iterable[ShardResult]) -> float:
+    """Residues per second while shards are worked on, the workers' speeds added up."""
+    residues: Counter[int] = Counter()
+    busy: dict[int, float] = {}
+    for shard in shards:
+        residues[shard.device] += shard.residues
+        busy[shard.device] = busy.get(shard.device, 0.0) + shard.ended - shard.started
+    return sum(residues[device] / seconds for device, seconds in busy.items() if seconds)

@@ -163,7 +163,10 @@ def _run_windows(
     starts = {i: window_starts(len(residues[i]), window, overlap) for i in windowed}
     owners = [(i, start) for i, begins in starts.items() for start in begins]
     pieces = [residues[i][start : start + window] for i, start in owners]
-    found, budget = _run(pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: None)
+    # Residues of a sequence count when all of its windows are done; until then 0 is a sign of life.
+    found, budget = _run(
+        pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: on_progress(0)
+    )
     by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)
     for name, parts in found.arrays.items():

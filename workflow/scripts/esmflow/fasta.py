@@ -1,22 +1,24 @@
 """Read protein FASTA files as people have them, and normalise their records.
 
-This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does so
-a block of records at a time: ten million proteins are too many to take one by one.
+This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does
+so a block of records at a time: ten million proteins are too many to take one by one.
 """
 
 from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from esmflow.digests import sequence_digests
 from esmflow.failures import Reason
-from esmflow.normalisation import ResiduePolicy, normalise
+from esmflow.normalisation import Normalised, ResiduePolicy, normalise
 from esmflow.streams import COMPRESSED_SUFFIXES, DAMAGE, text_chunks, without_compression
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK_BYTES = 1 << 19
+STRICT = ResiduePolicy()
 
 _NEXT_HEADER = b"\n>"
 _LINE_END, _HEADER = _NEXT_HEADER
@@ -56,7 +59,8 @@ class RecordBlock:
     """Records of one file that follow one another, by columns; what each means is said in `Record`.
 
     first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
-    lengths: int64 `[N]`, those of rejected ones too. reasons and details: by index, where there are any.
+    lengths: int64 `[N]`, those of rejected ones too. digests: uint8 `[K, 16]`, of those that are not rejected. reasons
+    and details: by index, where there are any.
     """
 
     file: str
@@ -65,8 +69,20 @@ class RecordBlock:
     descriptions: pa.StringArray
     residues: bytes
     lengths: np.ndarray
+    digests: np.ndarray
     reasons: dict[int, Reason] = field(default_factory=dict)
     details: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, file: str, first_position: int, ids: pa.StringArray, descriptions: pa.StringArray, found: Normalised
+    ) -> RecordBlock:
+        """A block of records out of their titles and what became of their sequences."""
+        valid = np.ones(len(found.lengths), bool)
+        valid[list(found.reasons)] = False
+        digests = sequence_digests(found.residues, found.lengths[valid])
+        about = (found.residues, found.lengths, digests, found.reasons, found.details)
+        return cls(file, first_position, ids, descriptions, *about)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -81,9 +97,7 @@ class RecordBlock:
         """The records that are rejected, one by one."""
         for i, reason in sorted(self.reasons.items()):
             title = (self.ids[i].as_py(), self.descriptions[i].as_py())
-            yield Record(
-                self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i]
-            )
+            yield Record(self.file, self.first_position + i, *title, "", int(self.lengths[i]), reason, self.details[i])
 
     def records(self) -> Iterator[Record]:
         """The records one by one."""
@@ -95,10 +109,16 @@ class RecordBlock:
             yield Record(self.file, self.first_position + i, identifier, description, sequence, length, *about)
 
 
+# Makes a block; may be run in another process.
+BlockTask = Callable[[], RecordBlock]
+
+
 def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlock:
     """A rejected row about a file as a whole, as a block of its own."""
     nothing = pa.array([""], pa.string())
-    return RecordBlock(file, position, nothing, nothing, b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+    return RecordBlock.of(
+        file, position, nothing, nothing, Normalised(b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+    )
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:
@@ -116,19 +136,24 @@ def count_sequences(path: str | os.PathLike[str]) -> int:
     return count
 
 
-def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[Record]:
+def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[Record]:
     """Yields every record of a FASTA file in order, one by one; see `read_blocks`."""
     for block in read_blocks(path, policy):
         yield from block.records()
 
 
-def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[RecordBlock]:
+def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[RecordBlock]:
     """Yields every record of a FASTA file in order, streaming, each normalised or rejected with a reason.
 
     What is wrong with the file as a whole (empty, damaged, text above the first header) is yielded as a rejected record
     too, so that it is accounted for like any other; the records that could be read are kept. Only a file that does not
     exist or may not be opened raises OSError.
     """
+    return (task() for task in block_tasks(path, policy))
+
+
+def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
+    """Yields, for each block that `read_blocks` yields, the task that makes it; the file is read meanwhile."""
     file = os.fspath(path)
     open(file, "rb").close()
     position = 0
@@ -137,29 +162,28 @@ def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePol
         for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
             if position == 0 and preamble:
                 yield _preamble_row(file, preamble[0])
-            block = _read_block(file, position + 1, text, policy)
-            yield block
-            position += len(block)
+            yield partial(_read_block, file, position + 1, text, policy)
+            position += 1 + text.count(_NEXT_HEADER)
     except DAMAGE as error:
         if position == 0 and preamble:
             yield _preamble_row(file, preamble[0])
         detail = f"{file} cannot be read past record {position}: {error}"
-        yield file_row(file, position + 1, Reason.UNREADABLE_FILE, detail)
+        yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0:
         if preamble:
             yield _preamble_row(file, preamble[0])
         else:
-            yield file_row(file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
+            yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
-def _preamble_row(file: str, preamble: str) -> RecordBlock:
+def _preamble_row(file: str, preamble: str) -> BlockTask:
     detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
-    return file_row(file, 0, Reason.TEXT_BEFORE_HEADER, detail)
+    return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
 
 def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
-    """The chunks from the first header on. The first line above it that is not blank, if any, is put into `preamble`."""
+    """The chunks from the first header on. The first line above it that is not blank is put into `preamble`."""
     line_end = b"\n"
     for chunk in chunks:
         # As if a line had ended before the file, whose first line may be a header.
@@ -217,9 +241,7 @@ def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePoli
     ids, descriptions = _split_titles(titles)
     ends = np.append(starts[1:], len(text))
     found = normalise(text, title_ends, ends, line_ends, policy)
-    return RecordBlock(
-        file, first_position, ids, descriptions, found.residues, found.lengths, found.reasons, found.details
-    )
+    return RecordBlock.of(file, first_position, ids, descriptions, found)
 
 
 def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:

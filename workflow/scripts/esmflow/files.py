@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,26 @@ def atomic_path(target: str | os.PathLike[str], flush: bool = True) -> Iterator[
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary folder beside `target`; on success its files are flushed to disk and it is renamed.
+
+    A folder that is there already is replaced. Nothing is left behind when the body raises.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.", suffix=".part", dir=target.parent))
+    try:
+        yield temporary
+        # One flush for all: the folder may hold millions of small files.
+        os.sync()
+        os.chmod(temporary, 0o777 & ~_umask())
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:

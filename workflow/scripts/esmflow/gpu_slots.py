@@ -1,32 +1,21 @@
-"""GPU slots: which ones this process may use, and leasing one so that no other worker on this node has it.
-
-The lease is a `flock` on a node-local file named after the slot. The supervisor and its worker hold the same open file,
-so the slot is free exactly when both are dead: nothing goes stale, whatever is killed.
-"""
+"""GPU slots: which ones this process may use. `esmflow.slot_leases` leases them."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 from esmflow.errors import EsmflowError
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LOCK_FOLDER = "/tmp/esmflow-slots"
-_POLL_SECONDS = 0.2
-_WAITING_LOG_SECONDS = 30.0
 _INDEX = re.compile(r"^\+?\d+$")
 _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
+_INDEX = re.compile(r"^\+?\d+$")
 
 
 class SlotError(EsmflowError):
@@ -165,120 +154,3 @@ def _resolve(token: str, gpus: list[Gpu]) -> Gpu | None:
 
 def _unique(tokens: Iterable[str]) -> list[str]:
     return [token for token in dict.fromkeys(tokens) if token]
-
-
-class SlotLease:
-    """One leased slot. `descriptor` is the open lock file: whoever holds it, or inherits it, holds the slot."""
-
-    def __init__(self, slot: Slot, descriptor: int) -> None:
-        self.slot = slot
-        self.descriptor = descriptor
-
-    def release(self) -> None:
-        """Gives the slot back as far as this process is concerned; a live worker that inherited it still holds it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def keep_fresh(self) -> None:
-        """Updates the lock file's time, so that cleaners of old temporary files leave it alone."""
-        os.utime(self.descriptor)
-
-    def __enter__(self) -> SlotLease:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-
-def lease_slot(
-    candidates: list[Slot],
-    *,
-    lock_folder: str | os.PathLike[str] = DEFAULT_LOCK_FOLDER,
-    purpose: str = "",
-    wait_seconds: float = 86_400.0,
-) -> SlotLease:
-    """Leases the first free slot, waiting for one if none is free; logs who holds them meanwhile.
-
-    Raises SlotError after `wait_seconds`, or when the lock folder cannot be used.
-    """
-    folder = Path(lock_folder)
-    _make_shared(folder)
-    started = time.monotonic()
-    next_log = started
-    while True:
-        for slot in candidates:
-            descriptor = _try_lock(folder / slot.lock_name)
-            if descriptor is not None:
-                _write_holder(descriptor, purpose)
-                log.info("leased slot %s (%s)", slot.token, slot.name)
-                return SlotLease(slot, descriptor)
-        now = time.monotonic()
-        holders = "; ".join(f"{slot.token} held by {_read_holder(folder / slot.lock_name)}" for slot in candidates)
-        if now - started >= wait_seconds:
-            raise SlotError(f"no GPU slot became free within {wait_seconds:.0f} seconds: {holders}")
-        if now >= next_log:
-            log.info("waiting for a GPU slot: %s", holders)
-            next_log = now + _WAITING_LOG_SECONDS
-        time.sleep(_POLL_SECONDS)
-
-
-def _make_shared(folder: Path) -> None:
-    """Makes the lock folder, open to every user of the node, as two users' jobs must not share a GPU either."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o1777)
-    except OSError as error:
-        raise SlotError(
-            f"slot_lock_folder: {folder} cannot be used ({error}); name a folder local to each node"
-        ) from error
-
-
-def _try_lock(path: Path) -> int | None:
-    """Opens and locks one lock file; None if another process holds it."""
-    descriptor = _open_lock_file(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A cleaner may have removed the file between opening and locking: then the lock is on a file nobody else sees.
-        if os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
-    except BlockingIOError:
-        pass
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _open_lock_file(path: Path) -> int:
-    # Another user's file can be opened for reading only, which is enough to lock it; creating comes second because
-    # Linux refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular).
-    for flags in (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT):
-        try:
-            return os.open(path, flags | os.O_CLOEXEC, 0o644)
-        except (PermissionError, FileNotFoundError) as error:
-            last = error
-    raise SlotError(f"{path} cannot be opened: {last}")
-
-
-def _write_holder(descriptor: int, purpose: str) -> None:
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": time.time()}
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    except OSError:
-        # Only a help to whoever waits; a file of another user's cannot be written.
-        pass
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text())
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-        return f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}"
-    except (OSError, ValueError, KeyError):
-        return "an unknown process"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esmflow.errors import EsmflowError
-from esmflow.fasta import RecordBlock, ResiduePolicy, read_blocks
-from esmflow.sequence_tables import is_table, read_table_blocks
+from esmflow.fasta import BlockTask, ResiduePolicy, block_tasks
+from esmflow.sequence_tables import is_table, table_block_tasks
 from esmflow.streams import without_compression
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
@@ -20,9 +20,9 @@ class InputError(EsmflowError):
     """A place where no input is. The message names it and what was looked for."""
 
 
-def read_input(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[RecordBlock]:
-    """Yields the records of a FASTA file or a table in order, block by block."""
-    return read_table_blocks(path, policy) if is_table(path) else read_blocks(path, policy)
+def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
+    """Yields the tasks that make the blocks of records of a FASTA file or a table, in order."""
+    return table_block_tasks(path, policy) if is_table(path) else block_tasks(path, policy)
 
 
 def expand(place: str) -> list[str]:

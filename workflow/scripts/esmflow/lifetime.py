@@ -8,9 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
+
+TERMINATED_EXIT_STATUS = 128 + signal.SIGTERM
+"""What a scheduler expects of a job that it asked to end: 143."""
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +22,32 @@ _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
 # Inherited by jobs: the process id of the run that they belong to, and the namespace in which it means something.
 _RUN = "ESMFLOW_RUN"
+
+
+class Terminated(BaseException):
+    """The job was asked to end (SIGTERM): by a scheduler at its time limit or for a job that goes first, or by a user.
+
+    Like KeyboardInterrupt no Exception, so that nothing takes it for a failure of its own.
+    """
+
+
+def raise_when_terminated() -> None:
+    """From now on SIGTERM raises Terminated in the main thread, so that whatever is held is let go of."""
+
+    def on_signal(number: int, frame: object) -> None:
+        raise Terminated("asked to end (SIGTERM); what is finished is kept")
+
+    signal.signal(signal.SIGTERM, on_signal)
+
+
+@contextmanager
+def when_terminated(action: Callable[[], None]) -> Iterator[None]:
+    """During the block SIGTERM runs `action` instead."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def die_with_parent(parent: int) -> None:

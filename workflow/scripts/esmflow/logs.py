@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 from esmflow.files import atomic_path
 
 _FORMAT = "%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s"
+_WRITER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \w+ +\[(\d+)\]")
+_TAIL_BYTES = 100_000
 
 
 def add_log_file(path: str | os.PathLike[str]) -> None:
@@ -32,6 +36,28 @@ def start_logging(path: str | os.PathLike[str]) -> None:
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("esmflow: %(message)s"))
     logging.getLogger().addHandler(terminal)
+
+
+def last_lines(path: str | os.PathLike[str], process: int, start: int, count: int) -> list[str]:
+    """The last lines of one process in a log that several write to, from byte `start` on.
+
+    Lines without a process id (tracebacks, what C libraries print) count as those of whoever logged before them.
+    """
+    try:
+        with open(path, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(start, size - _TAIL_BYTES))
+            text = handle.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    found: deque[str] = deque(maxlen=count)
+    mine = True
+    for line in text.splitlines():
+        if writer := _WRITER.match(line):
+            mine = int(writer[1]) == process
+        if mine and line.strip():
+            found.append(line.rstrip())
+    return list(found)
 
 
 def join_logs(paths: Iterable[Path], target: str | os.PathLike[str]) -> None:

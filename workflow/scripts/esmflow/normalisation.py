@@ -45,8 +45,8 @@ class Normalised:
     """Sequences after normalisation, in the order they came.
 
     residues: all of them end to end: upper-case residues, without white space and without trailing stops; nothing of
-    rejected ones. lengths: residues of each, int64 `[N]`, those of rejected ones too. reasons, details: by index, of those
-    that are rejected, and details also of those that were changed to be kept.
+    rejected ones. lengths: residues of each, int64 `[N]`, those of rejected ones too. reasons, details: by index, of
+    those that are rejected, and details also of those that were changed to be kept.
     """
 
     residues: bytes

@@ -8,29 +8,34 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from esmflow.candidates import Candidates
 from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
-from esmflow.digests import sequence_digests
 from esmflow.extent import Extent
 from esmflow.fasta import RecordBlock, ResiduePolicy
 from esmflow.held import HeldSequences
-from esmflow.inputs import read_input
+from esmflow.inputs import input_tasks
 from esmflow.records import RecordTable
+from esmflow.tasks import run_in_order
 
 log = logging.getLogger(__name__)
 
 # Sequences wait in memory until this many residues have been read; each such window is dealt as a whole.
 WINDOW_RESIDUES = 200_000_000
+# With several workers in a job: enough that one slow shard does not leave the others idle at the end.
+SHARDS_PER_WORKER = 4
 
 # Rejected records that are written to the log; the table has them all.
 _REJECTIONS_LOGGED = 1000
 
+# Less than this is read sooner than a process is started.
+BYTES_PER_PROCESS = 200_000_000
+
 File = TypeVar("File")
-Residues = TypeVar("Residues", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,10 @@ class CostModel:
     dimensions: ModelDimensions
     max_residues: int | None = None
 
-    def cost(self, residues: Residues) -> Residues:
+    def cost(self, residues: Any) -> Any:
         """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos.
 
-        Takes one number or an array of them.
+        Takes a number or an array of them, and returns the same.
         """
         if self.max_residues is not None:
             residues = np.minimum(residues, self.max_residues)
@@ -68,8 +73,8 @@ class CostModel:
 class PlanSummary:
     """What planning found: counts of records and the groups' shares.
 
-    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of all
-    records' ids, and of all their texts: id, description, file and sample.
+    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
+    all records' ids, and of all their texts: id, description, file and sample.
     """
 
     records: int = 0
@@ -100,16 +105,23 @@ def plan(
     policy: ResiduePolicy,
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
+    workers: int = 1,
     held: HeldSequences | None = None,
     truncated_at: int | None = None,
+    candidates_path: str | os.PathLike[str] | None = None,
+    processes: int = 1,
 ) -> PlanSummary:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
+    `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
+    `processes` read at once where there is enough to read.
     The sequences that the store holds already (`held`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
-    far) or `round_robin` (whole files, in order). Raises OSError when an input does not exist or the disk is full.
+    far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
+    compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
     """
     summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
+    candidates = Candidates()
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
@@ -119,26 +131,29 @@ def plan(
         [Path(folder) for folder in group_folders],
         cost_model.cost,
         shard_residues=shard_residues,
+        fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
         held=held,
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
-        for file in inputs:
+        tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy))
+        for file, block in run_in_order(tasks, _useful_processes(inputs, processes)):
+            lengths = block.lengths[block.valid()]
+            table.add_block(file.sample, block)
+            _log_rejected(block, summary.rejected)
+            summary.records += len(block)
+            summary.rejected += len(block.reasons)
+            summary.valid.add(lengths)
+            texts = block.ids.nbytes + block.descriptions.nbytes
+            summary.id_bytes += block.ids.nbytes
+            summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
             group = group_of_file[file.path] if assignment == "round_robin" else None
-            for block in read_input(file.path, policy):
-                lengths = block.lengths[block.valid()]
-                digests = sequence_digests(block.residues, lengths)
-                table.add_block(file.sample, block, digests)
-                _log_rejected(block, summary.rejected)
-                summary.records += len(block)
-                summary.rejected += len(block.reasons)
-                summary.valid.add(lengths)
-                summary.id_bytes += block.ids.nbytes
-                texts = block.ids.nbytes + block.descriptions.nbytes
-                summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
-                dealer.take(digests, block.residues, lengths, group)
+            candidates.offer_block(block.digests, block.residues, lengths)
+            dealer.take(block.digests, block.residues, lengths, group)
+    if candidates_path is not None:
+        candidates.write(Path(candidates_path))
     summary.duplicates, summary.held = dealer.duplicates, dealer.held
     summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
@@ -147,6 +162,12 @@ def plan(
         *(summary.records, summary.rejected, summary.duplicates, summary.held, unique, len(summary.groups)),
     )
     return summary
+
+
+def _useful_processes(inputs: Sequence[InputFile], processes: int) -> int:
+    """No more than have enough to read; one, which is this process, where starting others would take longer."""
+    size = sum(os.path.getsize(file.path) for file in inputs)
+    return max(1, min(processes, size // BYTES_PER_PROCESS))
 
 
 def _log_rejected(block: RecordBlock, before: int) -> None:

@@ -40,6 +40,11 @@ class Progress:
         self._bar.close()
         self._write_line()
 
+    @property
+    def done(self) -> int:
+        """Residues done so far."""
+        return self._done
+
     def advance(self, residues: int) -> None:
         """Notes that more residues are done."""
         self._done += residues

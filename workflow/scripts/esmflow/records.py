@@ -76,13 +76,14 @@ class RecordTable:
             pa.array([record.description]),
             record.sequence.encode(),
             np.array([record.length]),
+            np.frombuffer(digest or b"", np.uint8).reshape(-1, DIGEST_BYTES),
             {0: record.reason} if record.reason else {},
             {0: record.detail} if record.detail else {},
         )
-        self.add_block(sample, block, np.frombuffer(digest or b"", np.uint8).reshape(-1, DIGEST_BYTES))
+        self.add_block(sample, block)
 
-    def add_block(self, sample: str, block: RecordBlock, digests: np.ndarray) -> None:
-        """Adds a block of records with the digests, uint8 `[K, 16]`, of those that are not rejected."""
+    def add_block(self, sample: str, block: RecordBlock) -> None:
+        """Adds a block of records."""
         rows = len(block)
         valid = block.valid()
         reasons = np.zeros(rows, np.int32)
@@ -91,9 +92,9 @@ class RecordTable:
             reasons[i] = _REASON_NUMBER[reason]
         for i, detail in block.details.items():
             details[i] = detail
-        all_digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
-        all_digests[valid] = digests
-        buffers = [pa.array(valid).buffers()[1], pa.py_buffer(all_digests)]
+        digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
+        digests[valid] = block.digests
+        buffers = [pa.array(valid).buffers()[1], pa.py_buffer(digests)]
         self._waiting.append(
             pa.RecordBatch.from_arrays(
                 [

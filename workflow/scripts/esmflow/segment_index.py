@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from esmflow.digests import DIGEST_BYTES
-from esmflow.engine import is_pooled
+from esmflow.engine import is_pooled, row_offsets, rows_per_sequence
 from esmflow.segments import Segment, SegmentError, Store
 
-_OPEN_SEGMENTS = 256
+# Mapped segments count as memory, and each array as an open file: those used last are kept, up to these limits.
+_OPEN_ARRAYS = 256
+_OPEN_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where the embeddings of a block of records are: segment numbers and rows, -1 where there is none."""
+    """Where the embeddings of a block of records are: segment numbers and rows, -1 where there is none.
+
+    lengths: residues embedded, 0 where there is none.
+    """
 
     segments: np.ndarray
     rows: np.ndarray
+    lengths: np.ndarray
+
+    def __getitem__(self, part: slice | np.ndarray) -> Location:
+        return Location(self.segments[part], self.rows[part], self.lengths[part])
 
 
 class SegmentIndex:
@@ -37,28 +46,41 @@ class SegmentIndex:
             raise SegmentError(f"{store.path(lost[0])}{more}: missing, or damaged and set aside")
         self.names = list(names)
         self.precisions: list[str] = []
+        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        """Of each array, the shape of one of its rows and the type of its values."""
         self._store = store
         self._open: OrderedDict[int, Segment] = OrderedDict()
-        digests, segments, rows = [np.empty((0, DIGEST_BYTES), np.uint8)], [], []
+        high, low, segments, rows, lengths = [], [], [], [], []
         for number, name in enumerate(self.names):
             segment = store.read(name)
             self.precisions.append(segment.precision)
-            digests.append(np.array(segment.digests))
+            self.shapes.update({key: (array.shape[1:], array.dtype) for key, array in segment.arrays.items()})
+            halves = _halves(segment.digests)
+            high.append(halves[0])
+            low.append(halves[1])
             segments.append(np.full(len(segment), number, np.int32))
-            rows.append(np.arange(len(segment), dtype=np.int64))
-        high, low = _halves(np.concatenate(digests))
-        order = np.lexsort((low, high))
-        self._high, self._low = high[order], low[order]
-        self._segments = np.concatenate([*segments, np.empty(0, np.int32)])[order]
-        self._rows = np.concatenate([*rows, np.empty(0, np.int64)])[order]
+            rows.append(np.arange(len(segment), dtype=np.int32))
+            lengths.append(np.array(segment.lengths, np.int32))
+        self._high = _join(high, np.uint64)
+        order = np.argsort(self._high)
+        self._high = self._high[order]
+        # One after the other, so that few copies live at once.
+        self._low = _join(low, np.uint64)[order]
+        self._segments = _join(segments, np.int32)[order]
+        self._rows = _join(rows, np.int32)[order]
+        self._lengths = _join(lengths, np.int32)[order]
 
     def locate(self, digests: np.ndarray) -> Location:
         """digests: uint8 `[N, 16]`."""
-        segments, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int64)
+        segments, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int32)
+        lengths = np.zeros(len(digests), np.int32)
         if len(self._high) == 0 or len(digests) == 0:
-            return Location(segments, rows)
+            return Location(segments, rows, lengths)
         high, low = _halves(digests)
-        at = np.searchsorted(self._high, high)
+        # Searching in order finds the next one near the last one: several times faster in a large index.
+        order = np.argsort(high)
+        at = np.empty(len(high), np.int64)
+        at[order] = np.searchsorted(self._high, high[order])
         # Two digests may share their first half, if hardly ever: step over those whose second half differs.
         while True:
             inside = np.minimum(at, len(self._high) - 1)
@@ -67,45 +89,72 @@ class SegmentIndex:
             if not step.any():
                 break
             at = at + step
-        segments[same_half] = self._segments[inside[same_half]]
-        rows[same_half] = self._rows[inside[same_half]]
-        return Location(segments, rows)
+        found = inside[same_half]
+        segments[same_half] = self._segments[found]
+        rows[same_half] = self._rows[found]
+        lengths[same_half] = self._lengths[found]
+        return Location(segments, rows, lengths)
 
     def segment(self, number: int) -> Segment:
         """One segment, mapped; the ones used last are kept open."""
         if number not in self._open:
             self._open[number] = self._store.read(self.names[number])
-            if len(self._open) > _OPEN_SEGMENTS:
-                self._open.popitem(last=False)
         self._open.move_to_end(number)
+        while len(self._open) > 1 and self._is_full():
+            self._open.popitem(last=False)
         return self._open[number]
+
+    def _is_full(self) -> bool:
+        arrays = [array.nbytes for segment in self._open.values() for array in segment.arrays.values()]
+        return len(arrays) > _OPEN_ARRAYS or sum(arrays) > _OPEN_BYTES
 
 
 def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)
-    return pairs[:, 0], pairs[:, 1]
+    pairs = np.ascontiguousarray(digests).reshape(-1, DIGEST_BYTES).view(">u8").astype(np.uint64)
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
 
 
-def gather(index: SegmentIndex, segments: np.ndarray, rows: np.ndarray, array: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of sequences given by segment number and row, in that order, and their residue counts.
+def _join(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    joined = np.concatenate([*parts, np.empty(0, dtype)])
+    parts.clear()
+    return joined
 
-    Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `engine.rows_per_sequence`); and int64
-    `[N]`.
+
+def gather(
+    index: SegmentIndex,
+    location: Location,
+    array: str,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The values of sequences in the order in which `location` has them, each of which must be somewhere.
+
+    Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `engine.rows_per_sequence`).
+    convert: changes the type of values, as they are read.
     """
-    lengths = np.empty(len(rows), np.int64)
-    parts: list[np.ndarray] = [np.empty(0)] * len(rows)
-    pooled: np.ndarray | None = None
-    for number in np.unique(segments):
-        segment = index.segment(int(number))
-        values = segment.arrays[array]
-        mine = np.flatnonzero(segments == number)
-        lengths[mine] = segment.lengths[rows[mine]]
+    shape, dtype = index.shapes[array]
+    if convert is not None:
+        dtype = convert(np.empty(0, dtype)).dtype
+    starts = row_offsets(array, location.lengths)
+    gathered = np.empty((starts[-1], *shape), dtype)
+    for segment, mine in _by_segment(index, location):
+        rows, values = location.rows[mine], segment.arrays[array].view(np.ndarray)
         if is_pooled(array):
-            if pooled is None:
-                pooled = np.empty((len(rows), values.shape[1]), values.dtype)
-            pooled[mine] = values[rows[mine]]
-        else:
-            offsets = segment.offsets(array)
-            for i in mine:
-                parts[i] = values[offsets[rows[i]] : offsets[rows[i] + 1]]
-    return (np.concatenate(parts) if pooled is None else pooled), lengths
+            taken = values[rows]
+            gathered[mine] = taken if convert is None else convert(taken)
+            continue
+        begins = segment.offsets(array)[rows]
+        counts = rows_per_sequence(array, location.lengths[mine])
+        for at, begin, count in zip(starts[mine].tolist(), begins.tolist(), counts.tolist()):
+            taken = values[begin : begin + count]
+            gathered[at : at + count] = taken if convert is None else convert(taken)
+    return gathered
+
+
+def _by_segment(index: SegmentIndex, location: Location) -> Iterator[tuple[Segment, np.ndarray]]:
+    """Each segment that is needed, and the positions in `location` of what is in it, in the order of its rows."""
+    order = np.lexsort((location.rows, location.segments))
+    numbers = location.segments[order]
+    cuts = np.flatnonzero(np.diff(numbers)) + 1
+    for mine in np.split(order, cuts):
+        if len(mine):
+            yield index.segment(int(location.segments[mine[0]])), mine

@@ -67,14 +67,14 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint) -> None:
         self.fingerprint = fingerprint.digest()
         self.folder = Path(folder) / self.fingerprint
-        self._description = fingerprint
+        self.description = fingerprint
 
     def create(self) -> None:
         """Makes the folder, with a file that says in words what the fingerprint stands for."""
         self.folder.mkdir(parents=True, exist_ok=True)
         description = self.folder / "fingerprint.json"
         if not description.exists():
-            write_json(description, self._description.__dict__)
+            write_json(description, self.description.__dict__)
         self._remove_left_overs()
 
     def path(self, name: str) -> Path:

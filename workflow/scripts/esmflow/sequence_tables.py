@@ -1,10 +1,13 @@
-"""Read proteins from tables: Parquet, TSV or CSV files with the columns `id` and `sequence`, and perhaps `description`."""
+"""Read proteins from tables: Parquet, TSV or CSV with the columns `id` and `sequence`, and perhaps `description`."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +17,15 @@ import pyarrow.parquet as pq
 
 from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
-from esmflow.fasta import RecordBlock, file_row, printable
+from esmflow.fasta import BlockTask, RecordBlock, file_row, printable
 from esmflow.normalisation import ResiduePolicy, normalise
-from esmflow.streams import DAMAGE, open_bytes, text_chunks, without_compression
+from esmflow.streams import DAMAGE, text_chunks, without_compression
 
 TABLE_SUFFIXES = (".parquet", ".tsv", ".csv")
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _NEEDED = ("id", "sequence")
 _OPTIONAL = "description"
+_COLUMNS = (*_NEEDED, _OPTIONAL)
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 1 << 20
 # Arrow says so when a file is no Parquet or no CSV.
@@ -46,13 +50,13 @@ def check_columns(path: str | os.PathLike[str]) -> None:
     missing = [name for name in _NEEDED if name not in columns]
     if columns and missing:
         raise TableError(
-            f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename the "
-            "columns that hold the ids and the residues to id and sequence"
+            f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename "
+            "the columns that hold the ids and the residues to id and sequence"
         )
 
 
-def read_table_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = ResiduePolicy()) -> Iterator[RecordBlock]:
-    """Yields the records of a table in order, streaming, as `fasta.read_blocks` does for FASTA.
+def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
+    """Yields the tasks that make a table's blocks of records, as `fasta.block_tasks` does for FASTA.
 
     Raises TableError when a column is missing or of a type that cannot hold it, OSError when the file is not there.
     """
@@ -63,20 +67,21 @@ def read_table_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = Resi
     rows_read = False
     bad_rows: list[tuple[int, str]] = []
     try:
-        for batch in _batches(path, bad_rows):
+        is_parquet = _suffix(path) == ".parquet"
+        for batch in _parquet_batches(path) if is_parquet else _text_batches(path, bad_rows):
             if len(batch):
-                yield _read_batch(file, position + 1, batch, policy)
+                yield partial(_read_batch, file, position + 1, batch, policy)
             position += len(batch)
             for row, detail in bad_rows:
                 rows_read = True
-                yield file_row(file, row, Reason.UNREADABLE_FILE, f"{file}, line {row}: {detail}")
+                yield partial(file_row, file, row, Reason.UNREADABLE_FILE, f"{file}, line {row}: {detail}")
             bad_rows.clear()
     except _DAMAGE as error:
         detail = f"{file} cannot be read past record {position}: {error}"
-        yield file_row(file, position + 1, Reason.UNREADABLE_FILE, detail)
+        yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0 and not rows_read:
-        yield file_row(file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
+        yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
@@ -96,30 +101,66 @@ def _columns(path: str | os.PathLike[str]) -> list[str]:
     return next(csv.reader([line], delimiter=_DELIMITERS[_suffix(path)]), [])
 
 
-def _batches(path: str | os.PathLike[str], bad_rows: list[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
-    """The columns that are needed, a batch of rows at a time. Rows that are none are put into `bad_rows`."""
-    wanted = [name for name in (*_NEEDED, _OPTIONAL) if name in _columns(path)]
-    if not wanted:
-        return
-    if _suffix(path) == ".parquet":
-        with pq.ParquetFile(path) as table:
-            yield from table.iter_batches(_BATCH_ROWS, columns=wanted)
+def _parquet_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as table:
+        columns = [name for name in _COLUMNS if name in table.schema_arrow.names]
+        yield from table.iter_batches(_BATCH_ROWS, columns=columns)
+
+
+def _text_batches(path: str | os.PathLike[str], bad_rows: list[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
+    """A text table, a batch of rows at a time. Rows of the wrong width are put into `bad_rows`."""
+    columns = [name for name in _COLUMNS if name in _columns(path)]
+    if not columns:
         return
 
     def note(row: pyarrow.csv.InvalidRow) -> str:
         bad_rows.append((row.number, f"{row.actual_columns} cells where the head has {row.expected_columns}"))
         return "skip"
 
-    with open_bytes(path) as stream:
-        reader = pyarrow.csv.open_csv(
-            stream,
-            # One thread: only then is it known which row is wrong.
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
-            pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[_suffix(path)], invalid_row_handler=note),
-            # Bytes, so that an id that is not UTF-8 does not cost the file.
-            pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.binary())),
-        )
-        yield from reader
+    lines = _WholeLines(text_chunks(path))
+    yield from pyarrow.csv.open_csv(
+        io.BufferedReader(lines, _BATCH_BYTES),
+        # One thread: only then is it known which row is wrong.
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
+        pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[_suffix(path)], invalid_row_handler=note),
+        # Bytes, so that an id that is not UTF-8 does not cost the file.
+        pyarrow.csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())),
+    )
+    if lines.damage is not None:
+        raise lines.damage
+
+
+class _WholeLines(io.RawIOBase):
+    """A stream of whole lines that ends early where its source is damaged, and keeps the error.
+
+    Arrow reads ahead, so an error raised while it reads would cost rows that were read before.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.damage: BaseException | None = None
+        self._chunks = chunks
+        self._ready = b""
+        self._begun = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            try:
+                chunk = next(self._chunks, b"")
+            except DAMAGE as error:
+                # The line that was cut is not given.
+                self.damage, self._begun = error, b""
+                return 0
+            if not chunk:
+                self._ready, self._begun = self._begun, b""
+                break
+            lines, end, rest = chunk.rpartition(b"\n")
+            self._ready, self._begun = (self._begun + lines + end, rest) if end else (b"", self._begun + rest)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
 
 
 def _read_batch(file: str, first_position: int, batch: pa.RecordBatch, policy: ResiduePolicy) -> RecordBlock:
@@ -137,9 +178,7 @@ def _read_batch(file: str, first_position: int, batch: pa.RecordBatch, policy: R
     text = bytes(sequences.buffers()[2] or b"")
     line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     found = normalise(text, offsets[:-1], offsets[1:], line_ends, policy)
-    return RecordBlock(
-        file, first_position, ids, descriptions, found.residues, found.lengths, found.reasons, found.details
-    )
+    return RecordBlock.of(file, first_position, ids, descriptions, found)
 
 
 def _texts(column: pa.Array) -> pa.StringArray:

@@ -15,7 +15,7 @@ from esmflow.engine import resolve_layers
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 from esmflow.fingerprint import Fingerprint
-from esmflow.lifetime import end_with_run
+from esmflow.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_with_run, raise_when_terminated
 from esmflow.logs import start_logging
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,14 @@ class StepError(EsmflowError):
 
 @contextmanager
 def logged_step(log_file: str) -> Iterator[None]:
-    """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1."""
+    """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1.
+
+    SIGTERM ends the step with exit status 143.
+    """
     start_logging(log_file)
     # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
     end_with_run(lambda: os._exit(1))
+    raise_when_terminated()
     try:
         yield
     except (EsmflowError, OSError) as error:
@@ -39,6 +43,9 @@ def logged_step(log_file: str) -> Iterator[None]:
     except KeyboardInterrupt:
         log.warning("interrupted; what is finished is kept")
         sys.exit(128 + signal.SIGINT)
+    except Terminated as error:
+        log.warning("%s", error)
+        sys.exit(TERMINATED_EXIT_STATUS)
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)

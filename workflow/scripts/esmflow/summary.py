@@ -1,36 +1,112 @@
-"""The few lines that a run ends with on the terminal."""
+"""The few lines that a run ends with on the terminal: what came of it, and the next thing to do."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from esmflow.failures import REMEDY, Reason
+from esmflow.verdict import Remedy
+
+_REASONS = 3
+_PROBLEMS = 3
 
 
-def summary_lines(summary: dict[str, Any], model: str, embeddings: str, manifest: str, failures: str) -> list[str]:
-    """What a person wants to know at the end: how many of what, how fast, where, and what to do about failures."""
-    without = summary["records"] - summary["embedded"]
+@dataclass(frozen=True)
+class Places:
+    """Where a run's results are, as the lines name them; and the command that made them."""
+
+    embeddings: str
+    manifest: str
+    failures: str
+    command: str
+
+
+def summary_lines(
+    summary: Mapping[str, Any], certificate: Mapping[str, Any] | None, model: str, places: Places
+) -> list[str]:
+    """Five to ten lines: how many of what, how fast, how right, where, and what to do about what is missing."""
     lines = [
-        f"model      {model}",
         f"records    {summary['records']:,}: {summary['embedded']:,} embedded, "
-        f"{summary['rejected']:,} rejected, {summary['failed']:,} failed",
-        f"duplicates {summary['duplicates']:,} records share the embedding of an equal sequence",
+        f"{summary['rejected']:,} rejected, {summary['failed']:,} failed{_remarks(summary)}",
+        *_reason_lines(summary["reasons"]),
+        _speed_line(summary, model),
+        f"verified   {certificate_line(certificate)}" if certificate else "verified   no (verify.sample: 0)",
+        f"results    {places.embeddings}  ({', '.join(summary['arrays'])}; {', '.join(summary['formats'])})",
+        f"manifest   {places.manifest}",
     ]
-    if summary["truncated"]:
-        lines.append(f"truncated  {summary['truncated']:,} records, marked in the manifest")
-    if summary["windowed"]:
-        lines.append(f"windowed   {summary['windowed']:,} records, marked in the manifest")
-    for reason, count in summary["reasons"].items():
-        lines.append(f"           {count:,} × {reason}: {REMEDY[Reason(reason)]}")
-    if summary["residues_per_second"]:
-        lines.append(
-            f"speed      {summary['residues_per_second']:,.0f} residues/s over {summary['seconds']:,.0f} s "
-            f"({summary['computed_sequences']:,} sequences computed)"
-        )
-    else:
-        lines.append("speed      nothing had to be computed")
-    lines.append(f"results    {embeddings}  ({', '.join(summary['arrays'])}; {', '.join(summary['formats'])})")
-    lines.append(f"manifest   {manifest}")
-    if without:
-        lines.append(f"failures   {failures}  (every record without an embedding, and why)")
+    if summary["records"] > summary["embedded"]:
+        lines.append(f"failures   {places.failures}  (every record without an embedding, and why)")
+    return [*lines, *_next_lines(summary, certificate, places)]
+
+
+def certificate_line(certificate: Mapping[str, Any]) -> str:
+    """The certificate in one line."""
+    outputs = certificate["outputs"].values()
+    verdict = "" if certificate["passed"] else "NOT PASSED: "
+    if not outputs:
+        return f"{verdict}no embedding was computed again"
+    cosine = min(output["cosine_min"] for output in outputs)
+    error = max(output["relative_error_max"] for output in outputs)
+    return (
+        f"{verdict}{len(certificate['sequences'])} sequences computed again with fair-esm in fp32: "
+        f"lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
+    )
+
+
+def problem_lines(certificate: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the embeddings according to a certificate that was not passed, the first few things."""
+    problems = certificate["problems"]
+    more = [f"and {len(problems) - _PROBLEMS} more"] if len(problems) > _PROBLEMS else []
+    return [*problems[:_PROBLEMS], *more]
+
+
+def _remarks(summary: Mapping[str, Any]) -> str:
+    counts = {
+        "share the embedding of an equal sequence": summary["duplicates"],
+        "truncated": summary["truncated"],
+        "in windows": summary["windowed"],
+    }
+    remarks = [f"{count:,} {what}" for what, count in counts.items() if count]
+    return f" ({', '.join(remarks)})" if remarks else ""
+
+
+def _reason_lines(reasons: Mapping[str, int]) -> list[str]:
+    """The most frequent reasons, with their remedies."""
+    by_count = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"           {count:,} × {reason}: {REMEDY[Reason(reason)]}" for reason, count in by_count[:_REASONS]]
+    if by_count[_REASONS:]:
+        lines[-1] += f"; and {sum(count for _, count in by_count[_REASONS:]):,} for other reasons"
     return lines
+
+
+def _speed_line(summary: Mapping[str, Any], model: str) -> str:
+    if not summary["residues_per_second"]:
+        return f"speed      {model}: nothing had to be computed"
+    return (
+        f"speed      {model}: {summary['residues_per_second']:,.0f} residues/s over {summary['seconds']:,.0f} s "
+        f"({summary['computed_sequences']:,} sequences computed)"
+    )
+
+
+def _next_lines(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None, places: Places) -> list[str]:
+    """The next thing to do, one thing only."""
+    if certificate and not certificate["passed"]:
+        return [f"next       do not use these embeddings; {_remedy(certificate, places)}"]
+    if summary["failed"]:
+        return [f"next       try the failed records again: {places.command} --forcerun plan"]
+    if summary["rejected"]:
+        return [f"next       correct the rejected records, or leave it at that; then run: {places.command}"]
+    return []
+
+
+def _remedy(certificate: Mapping[str, Any], places: Places) -> str:
+    if certificate["remedy"] == Remedy.COLLECT:
+        return f"write them again from the store: {places.command} --forcerun collect"
+    if certificate["remedy"] == Remedy.RECOMPUTE:
+        remove = shlex.join(["rm", *certificate["segments"]])
+        return f"compute them again: {remove} && {places.command} --forcerun plan"
+    other = "engine: reference" if certificate["engine"] == "packed" else "precision: fp32"
+    return f"set {other} in the configuration, then run: {places.command}"

@@ -42,7 +42,9 @@ class ManifestWriter:
     def __enter__(self) -> ManifestWriter:
         parquet, tsv = (target.__enter__() for target in self._targets)
         options = pyarrow.csv.WriteOptions(delimiter="\t", quoting_style="needed")
-        self._parquet = pq.ParquetWriter(parquet, MANIFEST_SCHEMA, compression="zstd")
+        # Ids and digests repeat too seldom for a dictionary.
+        repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
+        self._parquet = pq.ParquetWriter(parquet, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating)
         self._tsv = pyarrow.csv.CSVWriter(tsv, _plain(MANIFEST_SCHEMA), write_options=options)
         return self
 

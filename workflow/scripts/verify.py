@@ -1,0 +1,37 @@
+"""Produces the certificate: a sample of the run's embeddings, computed again with fair-esm's own model."""
+
+from esmflow.certificate import VerifiedRun, VerifySettings, verify
+from esmflow.files import read_json, write_json
+from esmflow.steps import logged_step, make_fingerprint, read_model_info
+
+
+def main(snakemake) -> None:
+    inputs, params = snakemake.input, snakemake.params
+    model = read_model_info(inputs.model)
+    certificate = verify(
+        VerifiedRun(inputs.candidates, inputs.manifest, inputs.embeddings, params.formats, params.store),
+        model,
+        make_fingerprint(model, params.method),
+        VerifySettings(
+            checkpoint=inputs.checkpoint,
+            checkpoint_stamp=read_json(inputs.plan)["checkpoint_stamp"],
+            sample=params.sample,
+            seed=params.seed,
+            min_cosine=None if params.min_cosine == "auto" else params.min_cosine,
+            max_relative_error=None if params.max_relative_error == "auto" else params.max_relative_error,
+            device=params.device,
+            cpu_slots=params.cpu_slots,
+            lock_folder=params.lock_folder,
+            wait_seconds=60 * params.wait_minutes,
+            threads=snakemake.threads,
+            log_file=snakemake.log[0],
+        ),
+    )
+    write_json(snakemake.output[0], certificate)
+
+
+if __name__ == "__main__":
+    # A spawned worker would run this file once more, and not find it if the workflow was deployed from a git host.
+    del __file__
+    with logged_step(snakemake.log[0]):
+        main(snakemake)
