@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from esmflow.conversion import convert_checkpoint
 from esmflow.digests import sequence_digest
 from esmflow.fasta import read_records
+from esmflow.fingerprint import Fingerprint
+from esmflow.held import HeldSequences
+from esmflow.segments import Segment, Store
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RARE_RESIDUES = "XBUZO"
@@ -58,6 +61,16 @@ def proteins(count: int, shortest: int, longest: int, seed: int = 0, letters: st
 def with_digests(sequences: Iterable[str]) -> list[tuple[bytes, str]]:
     """Sequences as `extract_esm_features` takes them."""
     return [(sequence_digest(sequence), sequence) for sequence in sequences]
+
+
+def held_in_store(folder: Path, segments: dict[str, list[str]]) -> HeldSequences:
+    """What a store holds that has these sequences, by the names of their segments."""
+    store = Store(folder, Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"))
+    store.create()
+    for name, sequences in segments.items():
+        digests = np.array([list(sequence_digest(s)) for s in sequences], np.uint8).reshape(-1, 16)
+        store.write(name, Segment(digests, np.array([len(s) for s in sequences], np.int64), {}, "fp32"))
+    return HeldSequences(store)
 
 
 def sample_proteins(data: Path) -> Iterator[str]:

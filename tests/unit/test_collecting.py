@@ -24,10 +24,11 @@ from esmflow.failures import Failure, Reason, write_failures
 from esmflow.fasta import Record, ResiduePolicy, read_records
 from esmflow.files import read_json, write_json
 from esmflow.fingerprint import Fingerprint
+from esmflow.held import HeldSequences
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.records import RecordTable
 from esmflow.reference import ReferenceEngine
-from esmflow.segments import SegmentError, Store
+from esmflow.segments import Store
 from esmflow.shards import list_shards, read_shard, shard_name
 from esmflow.summary import Places, summary_lines
 
@@ -94,7 +95,7 @@ class Run:
             cost_model=CostModel(DIMENSIONS, self.max_residues),
             policy=ResiduePolicy(),
             shard_residues=200,
-            held=self.store.held_digests(),
+            held=HeldSequences(self.store),
         )
         write_json(self.plan_path, asdict(summary))
 
@@ -347,6 +348,7 @@ def test_different_precisions_are_all_named_and_warned_of(tmp_path, engine, capl
     (shard, *_) = list_shards(run.shards[0])
     sequences = list(read_shard(shard))
     name = shard_name(digest for digest, _ in sequences)
+    run.store.path(name).unlink()
     run.store.write(name, extract_esm_features(sequences, half, 500).segment)
     with caplog.at_level(logging.WARNING):
         run.collect()
@@ -469,14 +471,13 @@ def test_more_or_fewer_records_than_were_planned_are_an_error(difficult, differe
 def test_a_segment_that_is_cut_or_gone_is_an_error_and_leaves_no_manifest(difficult):
     difficult.plan()
     difficult.embed()
-    path = difficult.store.path(read_json(difficult.run_paths[0])["segments_written"][0])
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(SegmentError, match="truncated"):
-        difficult.collect()
-    path.unlink()
-    with pytest.raises(SegmentError, match="cannot be read"):
+    cut, gone = (difficult.store.path(read_json(path)["segments_written"][0]) for path in difficult.run_paths)
+    os.truncate(cut, cut.stat().st_size - 1)
+    gone.unlink()
+    with pytest.raises(CollectError, match=r"and 1 more: missing, or damaged.* The same command again computes"):
         difficult.collect()
     assert not os.path.exists(difficult.outputs.manifest)
+    assert not cut.exists()
 
 
 def test_a_failure_of_a_sequence_goes_to_every_record_that_has_it(tmp_path, engine):

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import plan as plan_step
 import pytest
-from made_up import proteins, random_model, write_converted, write_fasta
+from made_up import held_in_store, proteins, random_model, write_converted, write_fasta
 
 from esmflow import disk_forecast
 from esmflow.checkpoints import ModelDimensions, read_checkpoint_info
-from esmflow.digests import sequence_digest
+from esmflow.configuration import computing_method, validated
 from esmflow.disk_forecast import DiskError, DiskForecast, check_disks, forecast, readable
 from esmflow.engine import Outputs, rows_per_sequence
 from esmflow.fasta import ResiduePolicy
@@ -23,6 +23,7 @@ from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Segment, Store
 from esmflow.shards import list_shards, read_shard
 
+SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 DIMENSIONS = ModelDimensions(6, 320, 20, True, True)
 
 
@@ -91,7 +92,7 @@ def test_records_that_share_a_sequence_take_room_in_the_formats_and_not_in_the_s
 
 def test_what_is_held_is_not_written_again(tmp_path):
     sequences = proteins(100, 40, 40)
-    held = {"segment": np.array([list(sequence_digest(s)) for s in sequences[:75]], np.uint8)}
+    held = held_in_store(tmp_path / "store", {"segment": sequences[:75]})
     found = forecast(make_plan(tmp_path, sequences, held), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
     assert found.segments == 25 * (320 * 4 + 24)
     assert found.formats["h5"] > 100 * 320 * 4
@@ -189,13 +190,10 @@ def test_folders_that_do_not_exist_yet_are_looked_for_above(tmp_path):
 def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tmp_path, monkeypatch, capsys, check):
     model = convert(tmp_path)
     file = write_fasta(tmp_path / "a.fasta", [(f"p{i}", s) for i, s in enumerate(proteins(50, 20, 30))])
-    method = {
-        "layers": [-1], "include": ["mean"], "per_residue_precision": "fp32", "engine": "packed", "precision": "auto",
-        "long_sequences": "truncate", "max_residues": 1022, "window_overlap": None, "invalid_residues": "reject",
-    }  # fmt: skip
+    config = validated({"disk_check": check}, SCHEMA)
     params = {
-        "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
-        "shard_residues": 1000, "gpus_per_job": 1, "store": str(tmp_path / "store"), "samples": ["a"],
+        "method": computing_method(config), "max_residues": 1022, "nucleotide_sequences": "reject",
+        "assignment": "balanced", "shard_residues": 1000, "gpus_per_job": 1, "store": str(tmp_path / "store"), "samples": ["a"],
     }  # fmt: skip
     outputs = {"records": "records.parquet", "plan": "plan/plan.json", "candidates": "candidates.fasta"}
     job = SimpleNamespace(
@@ -204,7 +202,7 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
             groups=[str(tmp_path / "group-0")], **{name: str(tmp_path / path) for name, path in outputs.items()}
         ),
         params=SimpleNamespace(**params),
-        config={"formats": ["h5"], "pooled_precision": "fp32", "disk_check": check},
+        config={**config, "formats": ["h5"]},
         threads=1,
     )
     monkeypatch.setattr(disk_forecast.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))

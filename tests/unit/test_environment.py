@@ -15,7 +15,13 @@ from packaging.utils import canonicalize_name
 PROJECT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"torch": "pytorch", "snakemake": "snakemake-minimal"}
 # What is imported under another name than it is installed by.
-INSTALLED_AS = {"Bio": "biopython", "esm": "fair-esm", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"}
+INSTALLED_AS = {
+    "Bio": "biopython",
+    "esm": "fair-esm",
+    "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 
@@ -98,6 +104,6 @@ def imported_packages(folder: Path) -> set[str]:
 
 def test_every_package_that_the_library_imports_is_a_dependency():
     imported = {canonicalize_name(name) for name in imported_packages(PROJECT / "workflow" / "scripts")}
-    assert {"torch", "numpy", "biopython"} <= imported
+    assert {"torch", "numpy", "pyarrow"} <= imported
     # Triton comes with torch's CUDA builds and is asked for only there.
     assert imported - {"triton"} <= RUN.keys()

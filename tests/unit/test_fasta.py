@@ -3,6 +3,7 @@
 import bz2
 import functools
 import gzip
+import io
 import lzma
 import os
 import random
@@ -10,6 +11,7 @@ import warnings
 
 import pyarrow as pa
 import pytest
+from Bio.SeqIO.FastaIO import SimpleFastaParser
 from made_up import proteins, sample_proteins, write_fasta
 
 from esmflow.digests import sequence_digest
@@ -382,3 +384,21 @@ def test_a_digest_is_of_the_residues_and_of_nothing_else(read):
 
 def test_every_reason_has_a_remedy():
     assert set(REMEDY) == set(Reason)
+
+
+def test_records_are_those_of_biopythons_parser(read):
+    """Random files of headers, residues in lines of any length, blank lines and both kinds of line ends."""
+    rng = random.Random(1)
+    for _ in range(200):
+        lines = []
+        for number in range(rng.randrange(1, 8)):
+            lines.append(
+                f">{rng.choice(['p', 'sp|P1|A', 'x.y', 'a/b'])}{number}{rng.choice(['', ' of something', '  two'])}"
+            )
+            lines += [
+                "".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=rng.randrange(1, 90))) for _ in range(rng.randrange(1, 4))
+            ]
+            lines += [""] * rng.choice([0, 0, 1])
+        content = rng.choice(["\n", "\r\n"]).join(lines) + rng.choice(["", "\n"])
+        expected = [(title.split(None, 1)[0], sequence) for title, sequence in SimpleFastaParser(io.StringIO(content))]
+        assert [(record.id, record.sequence) for record in read(content, ResiduePolicy(nucleotides="keep"))] == expected

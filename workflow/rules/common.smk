@@ -13,12 +13,16 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.checkpoint_sources import is_path
+from esmflow.basis import basis_number, input_stamps
+from esmflow.checkpoint_sources import files_of_checkpoint
 from esmflow.commands import command_of
-from esmflow.configuration import ConfigurationError, read_samples, validated
+from esmflow.configuration import ConfigurationError, computing_method, read_samples, validated
 from esmflow.ending import unfinished_lines
 from esmflow.gpu_slots import driver_gpus
 from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.lifetime import note_run
+
+note_run()
 
 try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
@@ -40,17 +44,13 @@ def get_fasta_files():
 
 
 def get_local_checkpoint():
-    """The checkpoint as an input file, if the configuration names one by its path."""
-    return [config["model"]] if is_path(config["model"]) else []
+    """The files of the checkpoint as inputs, if the configuration names one by its path."""
+    return files_of_checkpoint(config["model"])
 
 
-def get_max_residues():
-    """Residues after which a sequence is cut, if any is."""
-    return config["max_residues"] if config["long_sequences"] in ("truncate", "window") else None
-
-
-def get_window_overlap():
-    return config["window_overlap"] if config["long_sequences"] == "window" else None
+def get_checkpoint_stamps():
+    """Sizes and times of these files: they change even if a file is replaced by an older one."""
+    return sorted(input_stamps(get_local_checkpoint()).items())
 
 
 def get_store():
@@ -59,17 +59,13 @@ def get_store():
 
 def get_method():
     """What, besides the checkpoint, the fingerprint is made of."""
-    return {
-        "layers": config["layers"],
-        "include": config["include"],
-        "per_residue_precision": config["per_residue_precision"],
-        "engine": config["engine"],
-        "precision": config["precision"],
-        "long_sequences": config["long_sequences"],
-        "max_residues": get_max_residues(),
-        "window_overlap": get_window_overlap(),
-        "invalid_residues": config["invalid_residues"],
-    }
+    return computing_method(config)
+
+
+def get_basis(wildcards):
+    """A number that changes when what the plan counts on changes behind Snakemake's back."""
+    runs = [f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS]
+    return basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())
 
 
 def get_gpus_to_verify():
@@ -103,7 +99,7 @@ def get_embed_estimate(wildcards):
             int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
         ),
         guess_model(config["model"], f"{RESULTS}/model/model.json"),
-        job_settings(config, get_kind_of_device(), get_max_residues()),
+        job_settings(config, get_kind_of_device(), get_method()["max_residues"]),
     )
 
 

@@ -14,5 +14,6 @@ rule model:
         download=config["download"],
         layers=config["layers"],
         include=config["include"],
+        stamps=get_checkpoint_stamps(),
     script:
         "../scripts/fetch_model.py"

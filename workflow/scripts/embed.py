@@ -1,18 +1,13 @@
 """Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
 
-import os
-
 from esmflow.embed_worker import EmbedSettings
 from esmflow.embedding import embed_group, gpus_to_use
 from esmflow.files import read_json
-from esmflow.lifetime import ancestors_running, when_any_ends
 from esmflow.steps import logged_step, make_fingerprint, read_model_info
 
 
 def main(snakemake) -> None:
     params = snakemake.params
-    # A killed run must not leave jobs behind that hold GPUs.
-    when_any_ends(ancestors_running("snakemake"), lambda: os._exit(1))
     model = read_model_info(snakemake.input.model)
     embed_group(
         snakemake.wildcards.group,

@@ -3,10 +3,12 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from esmflow.basis import input_stamps, write_basis
 from esmflow.checkpoints import check_unchanged, file_stamp
 from esmflow.disk_forecast import check_disks, forecast
 from esmflow.fasta import ResiduePolicy
 from esmflow.files import write_json
+from esmflow.held import HeldSequences
 from esmflow.planning import CostModel, InputFile, plan
 from esmflow.segments import Store
 from esmflow.steps import logged_step, make_fingerprint, read_model_info, tell
@@ -16,6 +18,7 @@ def main(snakemake) -> None:
     params = snakemake.params
     model = read_model_info(snakemake.input.model)
     fingerprint = make_fingerprint(model, params.method)
+    stamps = input_stamps(snakemake.input.fasta)
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
     stamp = file_stamp(snakemake.input.checkpoint)
     check_unchanged(snakemake.input.checkpoint, model.digest, stamp=None)
@@ -33,7 +36,7 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
         candidates_path=snakemake.output.candidates,
-        held=Store(params.store, fingerprint).held_digests(),
+        held=HeldSequences(Store(params.store, fingerprint)),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
         processes=snakemake.threads,
     )
@@ -52,6 +55,8 @@ def main(snakemake) -> None:
         "disk_forecast": asdict(expected),
     }
     write_json(snakemake.output.plan, found)
+    basis = Path(snakemake.output.plan).with_name("basis.json")
+    write_basis(basis, params.basis, fingerprint.digest(), summary.held_segments, stamps)
 
 
 if __name__ == "__main__":

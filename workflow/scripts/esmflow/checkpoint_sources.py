@@ -37,6 +37,20 @@ def is_path(model: str) -> bool:
     return "/" in model or model.endswith(".pt") or Path(model).exists()
 
 
+def files_of_checkpoint(model: str) -> list[str]:
+    """The files that a checkpoint named by its path consists of; none for an official name.
+
+    A folder's own time does not change when a file in it is overwritten.
+    """
+    if not is_path(model):
+        return []
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return sorted(str(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    regression = path.with_name(f"{path.stem}-contact-regression.pt")
+    return [str(path), *([str(regression)] if regression.exists() else [])]
+
+
 def find_checkpoint(model: str, folder: str | None = None, download: bool = True) -> Path:
     """Resolves an official name or a path to a fair-esm `.pt` file or a Hugging Face folder.
 

@@ -19,7 +19,7 @@ from esmflow.files import read_json
 from esmflow.formats import FORMATS
 from esmflow.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.segment_index import SegmentIndex
-from esmflow.segments import Store
+from esmflow.segments import SegmentError, Store
 from esmflow.streaming import VectorStream
 from esmflow.tables import FailureTable, ManifestWriter
 from esmflow.writers import Description, EmbeddingWriter
@@ -71,7 +71,10 @@ def collect(
     runs = [read_json(path) for path in inputs.runs]
     plan = read_json(inputs.plan)
     names = {name for run in runs for name in (*run["segments_written"], *run["segments_reused"])}
-    index = SegmentIndex(store, sorted(names | set(plan["held_segments"])))
+    try:
+        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])))
+    except SegmentError as error:
+        raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision = _describe_precision(index)
     descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]

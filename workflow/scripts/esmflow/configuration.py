@@ -17,9 +17,11 @@ from jsonschema.exceptions import ValidationError
 
 from esmflow.checkpoint_sources import OFFICIAL_NAMES, is_path
 from esmflow.engine import resolve_layers
+from esmflow.engines import ARITHMETIC
 from esmflow.errors import EsmflowError
 from esmflow.fasta import fasta_stem
 from esmflow.files import read_json
+from esmflow.fingerprint import METHOD_VERSION
 from esmflow.formats import FORMATS, check_formats
 from esmflow.inputs import InputError, expand, is_glob
 from esmflow.planning import InputFile
@@ -55,6 +57,27 @@ def with_defaults(values: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[
         if rule.get("type") == "object" and isinstance(complete.get(key), Mapping):
             complete[key] = with_defaults(complete[key], rule)
     return complete
+
+
+def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a validated configuration that changes numbers, and the method itself.
+
+    All of it goes into the fingerprint. A rule that has it as a parameter runs again when any of it changes.
+    """
+    cut = config["long_sequences"] in ("truncate", "window")
+    return {
+        "layers": config["layers"],
+        "include": config["include"],
+        "per_residue_precision": config["per_residue_precision"],
+        "engine": config["engine"],
+        "arithmetic": ARITHMETIC[config["engine"]],
+        "precision": config["precision"],
+        "long_sequences": config["long_sequences"],
+        "max_residues": config["max_residues"] if cut else None,
+        "window_overlap": config["window_overlap"] if config["long_sequences"] == "window" else None,
+        "invalid_residues": config["invalid_residues"],
+        "method_version": METHOD_VERSION,
+    }
 
 
 def _sentence(error: ValidationError, schema: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from esmflow.digests import DIGEST_BYTES, DigestTable, first_of_each
 from esmflow.extent import Extent
+from esmflow.held import HeldSequences
 from esmflow.shards import list_shards, write_shard_columns
 
 # A window out of which repeats were taken is filled up again unless this much of it is left.
@@ -62,7 +63,7 @@ class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
 
     A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
-    `held` gives the digests (uint8 `[N, 16]`) of each segment in the store; what is dealt is added to `to_embed`.
+    held: what the store holds. to_embed: what is dealt is added to it.
     Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
     sequence. Shards are written in a thread of its own. Use it in a `with` block, whose end deals what is left.
     """
@@ -75,7 +76,7 @@ class Dealer:
         shard_residues: int,
         fewest_shards: int = 1,
         window_residues: int,
-        held: Mapping[str, np.ndarray],
+        held: HeldSequences | None,
         to_embed: Extent,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
@@ -87,9 +88,8 @@ class Dealer:
         self._shard_residues = shard_residues
         self._fewest_shards = fewest_shards
         self._window_residues = window_residues
-        self._segment_names = list(held)
         self._to_embed = to_embed
-        self._held = DigestTable.of(held.values())
+        self._held = held
         self._seen = DigestTable()
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -144,9 +144,11 @@ class Dealer:
         first = first[self._seen.find(came[first]) < 0]
         self._seen.add(came[first])
         self.duplicates += len(came) - len(first)
-        segments = self._held.find(came[first])
+        segments = np.full(len(first), -1, np.int32)
+        if self._held is not None:
+            segments = self._held.find(came[first])
+            self.held_segments.update(self._held.names[n] for n in np.unique(segments[segments >= 0]))
         self.held += int((segments >= 0).sum())
-        self.held_segments.update(self._segment_names[n] for n in np.unique(segments[segments >= 0]))
         rows = np.concatenate((np.arange(self._settled), first[segments < 0] + self._settled))
         if last or window.lengths[rows].sum() >= _FULL * self._window_residues:
             self._deal(window, rows)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
+# Inherited by jobs: the process id of the run that they belong to, and the namespace in which it means something.
+_RUN = "ESMFLOW_RUN"
 
 
 class Terminated(BaseException):
@@ -54,6 +56,32 @@ def die_with_parent(parent: int) -> None:
     # The parent may have died before the request was made; then nothing would ever come.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def note_run() -> None:
+    """Called by the process of a run, so that its jobs know which process must be alive."""
+    os.environ[_RUN] = f"{os.getpid()} {_process_namespace()}"
+
+
+def end_with_run(action: Callable[[], None]) -> None:
+    """Runs `action` as soon as the run that this job's script belongs to has ended, or at once if it has already."""
+    processes = ancestors_running("snakemake")
+    if run := _run_of_this_job():
+        try:
+            processes.append(psutil.Process(run))
+        except psutil.NoSuchProcess:
+            action()
+    when_any_ends(processes, action)
+
+
+def _run_of_this_job() -> int | None:
+    """The process id of the run, None outside a run and in a container that cannot see it."""
+    number, _, namespace = os.environ.get(_RUN, "").partition(" ")
+    return int(number) if number and namespace == _process_namespace() else None
+
+
+def _process_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
 
 
 def ancestors_running(program: str) -> list[psutil.Process]:

@@ -17,6 +17,7 @@ from esmflow.checkpoints import ModelDimensions
 from esmflow.dealing import Dealer, GroupPlan
 from esmflow.extent import Extent
 from esmflow.fasta import RecordBlock, ResiduePolicy
+from esmflow.held import HeldSequences
 from esmflow.inputs import input_tasks
 from esmflow.records import RecordTable
 from esmflow.tasks import run_in_order
@@ -105,7 +106,7 @@ def plan(
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
     workers: int = 1,
-    held: dict[str, np.ndarray] | None = None,
+    held: HeldSequences | None = None,
     truncated_at: int | None = None,
     candidates_path: str | os.PathLike[str] | None = None,
     processes: int = 1,
@@ -114,7 +115,7 @@ def plan(
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
     `processes` read at once where there is enough to read.
-    `held` gives the digests (uint8 `[N, 16]`) that the store's segments hold already: those sequences are not planned.
+    The sequences that the store holds already (`held`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
     compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
@@ -133,7 +134,7 @@ def plan(
         fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
-        held=held or {},
+        held=held,
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from esmflow.digests import DIGEST_BYTES
 from esmflow.engine import is_pooled, row_offsets, rows_per_sequence
-from esmflow.segments import Segment, Store
+from esmflow.segments import Segment, SegmentError, Store
 
 # Mapped segments count as memory, and each array as an open file: those used last are kept, up to these limits.
 _OPEN_ARRAYS = 256
@@ -33,9 +33,17 @@ class Location:
 
 
 class SegmentIndex:
-    """Finds sequences in a set of segments by digest. Takes 28 bytes of memory for each sequence."""
+    """Finds sequences in a set of segments by digest. Takes 28 bytes of memory for each sequence.
+
+    Every segment is read through first. Raises SegmentError if any is missing or damaged, only after all were looked
+    at, so that one more run mends all of them.
+    """
 
     def __init__(self, store: Store, names: Sequence[str]) -> None:
+        lost = [name for name in names if store.find(name) is None]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise SegmentError(f"{store.path(lost[0])}{more}: missing, or damaged and set aside")
         self.names = list(names)
         self.precisions: list[str] = []
         self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,11 +12,10 @@ from typing import Any
 
 from esmflow.checkpoints import CheckpointInfo, ModelDimensions
 from esmflow.engine import resolve_layers
-from esmflow.engines import ARITHMETIC
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 from esmflow.fingerprint import Fingerprint
-from esmflow.lifetime import TERMINATED_EXIT_STATUS, Terminated, raise_when_terminated
+from esmflow.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_with_run, raise_when_terminated
 from esmflow.logs import start_logging
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ def logged_step(log_file: str) -> Iterator[None]:
     SIGTERM ends the step with exit status 143.
     """
     start_logging(log_file)
+    # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
+    end_with_run(lambda: os._exit(1))
     raise_when_terminated()
     try:
         yield
@@ -69,10 +71,11 @@ def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Finger
         include=tuple(sorted(method["include"])),
         per_residue_precision=method["per_residue_precision"] if "per_residue" in method["include"] else None,
         engine=method["engine"],
-        arithmetic=ARITHMETIC[method["engine"]],
+        arithmetic=method["arithmetic"],
         precision=method["precision"],
         long_sequences=method["long_sequences"],
         max_residues=method["max_residues"],
         window_overlap=method["window_overlap"],
         invalid_residues=method["invalid_residues"],
+        method_version=method["method_version"],
     )
