@@ -127,6 +127,7 @@ def test_what_is_lost_from_the_store_is_computed_again_by_the_same_command(run):
     run.configure(formats=["h5", "pt"])
     ended = run.run()
     assert ended.returncode == 1
+    assert "Nothing to be done" not in run.run("-n").stdout
     assert "The same command again computes their sequences anew" in ended.stdout
     run.succeed()
     assert sum(computed(run)) == lost
@@ -136,23 +137,30 @@ def test_what_is_lost_from_the_store_is_computed_again_by_the_same_command(run):
     assert np.allclose(vectors(run)[1], before[1], atol=1e-5)
 
 
-def test_inputs_replaced_by_older_ones_and_weights_overwritten_in_place_are_noticed(run):
-    def would_run() -> list[str]:
-        """The rules in the table that a dry run prints."""
-        return re.findall(r"^(\w+) +\d+$", run.run("-n").stdout, re.MULTILINE)
+def would_run(run) -> list[str]:
+    """The rules in the table that a dry run prints."""
+    return re.findall(r"^(\w+) +\d+$", run.run("-n").stdout, re.MULTILINE)
 
-    assert would_run() == []
+
+def test_results_that_a_failed_step_took_away_are_made_again(run):
+    assert would_run(run) == []
+    (run.results / "manifest.parquet").unlink()
+    assert "collect" in would_run(run)
+
+
+def test_inputs_replaced_by_older_ones_and_weights_overwritten_in_place_are_noticed(run):
+    assert would_run(run) == []
     part = run.folder / "part0.faa"
     content, stamp = part.read_text(), part.stat().st_mtime_ns
     part.write_text(content.replace("L", "I"))
     os.utime(part, ns=(stamp - 10**12, stamp - 10**12))
-    assert "plan" in would_run()
-    assert "model" not in would_run()
+    assert "plan" in would_run(run)
+    assert "model" not in would_run(run)
     part.write_text(content)
     os.utime(part, ns=(stamp, stamp))
-    assert would_run() == []
+    assert would_run(run) == []
     weights = run.folder / "model" / "pytorch_model.bin"
     with open(weights, "r+b") as handle:
         handle.seek(weights.stat().st_size // 2)
         handle.write(b"\0\0\0\0")
-    assert "model" in would_run()
+    assert "model" in would_run(run)

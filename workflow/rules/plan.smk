@@ -22,7 +22,7 @@ rule plan:
         shard_residues=config["shard_residues"],
         gpus_per_job=config["gpus_per_job"],
         store=get_store(),
-        groups=len(GROUPS),
+        groups={"groups": len(GROUPS)},
         basis=get_basis,
     script:
         "../scripts/plan.py"

@@ -56,7 +56,7 @@ def main(snakemake) -> None:
     }
     write_json(snakemake.output.plan, found)
     basis = Path(snakemake.output.plan).with_name("basis.json")
-    write_basis(basis, params.basis, fingerprint.digest(), summary.held_segments, stamps)
+    write_basis(basis, params.basis["basis"], fingerprint.digest(), summary.held_segments, stamps)
 
 
 if __name__ == "__main__":
