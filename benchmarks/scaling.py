@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -185,7 +186,8 @@ def slot_checks(runs: list[dict], seen: list[tuple[float, str, frozenset[int]]])
         workers = {shard["worker"] for group in runs for shard in group["shards"]}
         known = {process for _, _, processes in seen for process in processes}
         if known & workers:
-            homes = {s["worker"]: w["slot"]["uuid"] for g in runs for w in g["workers"][:1] for s in g["shards"]}
+            slots = [{w["device"]: w["slot"]["uuid"] for w in group["workers"]} for group in runs]
+            homes = {s["worker"]: slot[s["device"]] for slot, group in zip(slots, runs) for s in group["shards"]}
             checks["processes on another GPU than their slot"] = sum(
                 homes.get(process, uuid) != uuid for _, uuid, processes in seen for process in processes
             )
@@ -249,7 +251,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             residues = int(RESIDUES_PER_SECOND[size] * (2 if options.smoke else options.seconds))
-            write_input(folder, size, residues, device)
+            # In a process of its own, which leaves nothing on the card.
+            writer = multiprocessing.get_context("spawn").Process(
+                target=write_input, args=(folder, size, residues, device)
+            )
+            writer.start()
+            writer.join()
+            if writer.exitcode != 0:
+                raise SystemExit(f"{size}: the input could not be written")
             results[size] = {}
             for layout in layouts(slots):
                 figures = run_workflow(folder, size, residues, layout, [gpu.uuid for gpu in gpus])
