@@ -26,7 +26,8 @@ example: .venv/installed
 	$(BIN)/snakemake --cores 2 --resources gpu=2 --quiet rules host reason --snakefile examples/enzymes/Snakefile --config model="$$model"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	@$(BIN)/python workflow/scripts/fetch_small_model.py --package --cache resources/models >/dev/null
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm

@@ -141,8 +141,10 @@ def write_job(folder: Path) -> None:
     """A model and a configuration as the workflow has them at this point: the 3B model's shape, no weight."""
     sys.path.insert(0, str(SCRIPTS))
     import torch
+    import yaml
 
     from esmflow.checkpoints import ModelDimensions, write_checkpoint
+    from esmflow.configuration import computing_method, with_defaults
     from esmflow.files import write_json
 
     checkpoint = folder / "checkpoint.safetensors"
@@ -150,14 +152,15 @@ def write_job(folder: Path) -> None:
         checkpoint, {"weight": torch.zeros(4)}, name="made up", dimensions=ModelDimensions(36, 2560, 40, True, True)
     )
     write_json(folder / "model.json", asdict(info))
-    method = {
-        "layers": [-1], "include": ["mean"], "per_residue_precision": "fp32", "engine": "packed", "precision": "auto",
-        "long_sequences": "truncate", "max_residues": 1022, "window_overlap": None, "invalid_residues": "reject",
-    }  # fmt: skip
+    schema = SCRIPTS.parent / "schemas" / "config.schema.yaml"
+    config = with_defaults({}, yaml.safe_load(schema.read_text()))
+    keys = ("max_residues", "nucleotide_sequences", "assignment", "shard_residues", "gpus_per_job")
     params = {
-        "method": method, "max_residues": 1022, "nucleotide_sequences": "reject", "assignment": "balanced",
-        "shard_residues": 1_000_000, "gpus_per_job": 1, "store": str(folder / "store"),
-    }  # fmt: skip
+        **{key: config[key] for key in keys},
+        "method": computing_method(config),
+        "store": str(folder / "store"),
+        "basis": {"basis": 0},
+    }
     write_json(
         folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
 
+import psutil
 from workflow_run import wait_until
 
 from esmflow.lifetime import die_with_parent
@@ -174,6 +175,17 @@ def one_node_slurm(folder: Path, gpus: int = len(_DEVICES)) -> Iterator[OneNodeS
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        _kill_orphans(folder)
+
+
+def _kill_orphans(folder: Path) -> None:
+    """Kills what is left of cancelled jobs: without control groups Slurm loses sight of some of their processes."""
+    for process in psutil.process_iter():
+        try:
+            if "SLURM_JOB_ID" in process.environ() and str(folder) in "".join(process.environ().values()):
+                process.kill()
+        except psutil.Error:
+            continue
 
 
 _MUNGE = {
