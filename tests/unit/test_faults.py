@@ -244,6 +244,30 @@ def test_a_worker_that_hangs_is_ended_and_its_shard_tried_again(job):
     assert job.whole_segments() == set(job.names.values())
 
 
+def test_a_damaged_segment_is_set_aside_and_its_shard_computed_again(job):
+    job.run()
+    flipped, truncated = sorted(job.names.values())[:2]
+    with open(job.store.path(flipped), "r+b") as handle:
+        handle.seek(-1000, os.SEEK_END)
+        byte = handle.read(1)
+        handle.seek(-1, os.SEEK_CUR)
+        handle.write(bytes([byte[0] ^ 16]))
+    os.truncate(job.store.path(truncated), job.store.path(truncated).stat().st_size // 2)
+    run = job.run()
+    assert set(run["segments_written"]) == {flipped, truncated}
+    assert len(list(job.store.folder.glob("*.damaged-*"))) == 2
+
+
+@pytest.mark.parametrize("seconds", [-86_400, 86_400])
+def test_a_clock_that_jumps_neither_ends_nor_stalls_a_job(job, monkeypatch, seconds):
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + (seconds if job.store.names() else 0))
+    run = job.run(hang_seconds=60, wait_seconds=60)
+    assert abs(run["ended"] - run["started"] - seconds) < 1000
+    assert run["workers"][0]["exits"] == []
+    assert job.whole_segments() == set(job.names.values())
+
+
 def test_two_jobs_at_once_over_the_same_shards_and_one_store_both_finish(job):
     def run(number: int) -> None:
         folder = job.folder / f"run{number}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -100,3 +101,18 @@ def test_an_offline_machine_is_told_where_the_checkpoint_was_looked_for(small_ru
     for place in ("models/esm2_t33_650M_UR50D.pt", "torch/hub/checkpoints", "hf/hub/models--facebook--esm2_t33_650M"):
         assert place in ended.stdout
     assert "model_folder" in ended.stdout
+
+
+def test_a_results_folder_that_cannot_be_written_is_named_before_any_job(run):
+    run.results.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", run.results], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        ended = run.run()
+    finally:
+        subprocess.run(["umount", "-l", run.results], check=True)
+    assert ended.returncode != 0
+    assert re.search(r"Read-only file system: '?\S*results", ended.stdout)
+    run.succeed()
+    assert run.summary()["embedded"] == 3

@@ -68,7 +68,9 @@ def get_basis(wildcards):
     Snakemake compares the values of all parameters as one set, without their names: a bare number would hide among others.
     """
     runs = [f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS]
-    return {"basis": basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())}
+    return {
+        "basis": basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())
+    }
 
 
 def get_gpus_to_verify():
