@@ -28,8 +28,9 @@ class WorkflowRun:
             "threads": 1,
             "slot_lock_folder": str(folder / "slots"),
             "device": "cpu",
-            # Two seconds of a test run, which only tests of the certificate need.
+            # Seconds of each test run, which only tests of the certificate and of the report need.
             "verify": {"sample": 0},
+            "report": False,
             **config,
         }
         (folder / "config").mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, real_model_folder) -> WorkflowRun:
-    config = {"device": "auto", "groups": 4, "shard_residues": 10000}
+    config = {"device": "auto", "groups": 4, "shard_residues": 10000, "report": True}
     run = WorkflowRun(tmp_path_factory.mktemp("run"), real_model_folder, **config)
     run.write_samples({"all": PROJECT / "tests" / "data" / "uniprot_sample_500.fasta.gz"})
     run.succeed(cores=4, gpus=2)

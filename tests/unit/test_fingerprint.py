@@ -54,6 +54,7 @@ CHANGES_NO_NUMBER = {
     "slot_lock_folder": "locks",
     "store": "elsewhere",
     "disk_check": False,
+    "report": False,
     "gpus_per_job": 2,
     "grace_seconds": 1,
     "hang_minutes": 1,

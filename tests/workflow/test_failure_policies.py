@@ -45,13 +45,14 @@ def failures(run):
 def test_report_ends_with_success_and_a_row_for_each_failure(run):
     printed = run.succeed()
     assert failures(run) == dict.fromkeys(FAILING, "non_finite")
+    assert not (run.results / "report.html").exists()
     assert (run.summary()["embedded"], run.summary()["failed"]) == (8, 2)
     assert "2 × non_finite" in printed
     assert "Nothing to be done" in run.succeed()
 
 
 def test_error_fails_after_everything_is_done_and_the_next_run_executes_only_the_failed_shards(run):
-    run.configure(failures={"policy": "error"})
+    run.configure(failures={"policy": "error"}, report=True)
     ended = run.run()
     assert ended.returncode == 1
     assert "2 records have no embedding" in ended.stdout

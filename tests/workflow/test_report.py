@@ -38,7 +38,12 @@ DRAWN = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun:
     run = WorkflowRun(
-        tmp_path_factory.mktemp("report"), real_model_folder, groups=2, max_residues=100, verify={"sample": 6}
+        tmp_path_factory.mktemp("report"),
+        real_model_folder,
+        groups=2,
+        max_residues=100,
+        verify={"sample": 6},
+        report=True,
     )
     good, bad = run.folder / "good.faa", run.folder / "hostile&amp;.faa"
     good.write_text("".join(f">{h}\n{s[:150]}\n" for h, s in short_proteins[:12]))

@@ -35,7 +35,7 @@ rule finish:
         embeddings="<results>/embeddings",
         manifest="<results>/manifest.parquet",
         failures="<results>/failures.tsv",
-        report="<results>/report.html",
+        report=get_report(),
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
     output:
         "<results>/summary.txt",

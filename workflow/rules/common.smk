@@ -78,6 +78,11 @@ def get_gpus_to_verify():
     return 0 if config["device"] == "cpu" else 1
 
 
+def get_report():
+    """The report as an input file, if the run gets one."""
+    return ["<results>/report.html"] if config["report"] else []
+
+
 def get_certificate():
     """The certificate as an input file, if the run gets one."""
     return ["<results>/certificate.json"] if config["verify"]["sample"] else []

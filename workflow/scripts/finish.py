@@ -13,9 +13,10 @@ def main(snakemake) -> None:
     inputs = snakemake.input
     summary = read_json(inputs.summary)
     certificate = read_json(inputs.certificate[0]) if inputs.certificate else None
+    report = inputs.report[0] if inputs.report else None
     started_by = ancestors_running("snakemake")
     command = command_of(started_by[-1].cmdline() if started_by else [])
-    places = Places(inputs.embeddings, inputs.manifest, inputs.report, inputs.failures, command)
+    places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
     lines = summary_lines(summary, certificate, read_model_info(inputs.model).name, places)
     ends = []
     if certificate and not certificate["passed"]:

@@ -16,11 +16,11 @@ _PROBLEMS = 3
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run's results are, as the lines name them; and the command that made them."""
+    """Where a run's results are, as the lines name them; and the command that made them. report: None without one."""
 
     embeddings: str
     manifest: str
-    report: str
+    report: str | None
     failures: str
     command: str
 
@@ -36,7 +36,7 @@ def summary_lines(
         _speed_line(summary, model),
         f"verified   {certificate_line(certificate)}" if certificate else "verified   no (verify.sample: 0)",
         f"results    {places.embeddings}  ({', '.join(summary['arrays'])}; {', '.join(summary['formats'])})",
-        f"manifest   {places.manifest}; report {places.report}",
+        f"manifest   {places.manifest}" + (f"; report {places.report}" if places.report else ""),
     ]
     if summary["records"] > summary["embedded"]:
         lines.append(f"failures   {places.failures}  (every record without an embedding, and why)")
