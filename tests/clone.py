@@ -28,5 +28,7 @@ def make_clone(folder: Path, copied: tuple[str, ...] = ()) -> Path:
 
 def make_recipe(clone: Path, target: str) -> str:
     """What `make TARGET` runs once the environment is there, with the model that the repository's figures are of."""
-    printed = subprocess.run(["make", "--no-print-directory", "-n", target], cwd=clone, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "-n", target], cwd=clone, capture_output=True, text=True, check=True
+    ).stdout
     return printed[printed.index("model=") :].rstrip().replace("fetch_small_model.py", "fetch_small_model.py --package")
