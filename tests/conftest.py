@@ -16,11 +16,12 @@ DATA = PROJECT / "tests" / "data"
 SCRIPTS = PROJECT / "workflow" / "scripts"
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    # Where tests run in parallel, those of a file share its fixtures, and those on Slurm share one Slurm.
+    item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in item.path.parts else item.path.stem))
+
+
 def pytest_collection_modifyitems(items):
-    for item in items:
-        # Where tests run in parallel, those of a file share its fixtures, and those on Slurm share one Slurm.
-        item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in item.path.parts else item.path.stem))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _why_no_gpu()):
         for item in marked:
