@@ -16,11 +16,6 @@ DATA = PROJECT / "tests" / "data"
 SCRIPTS = PROJECT / "workflow" / "scripts"
 
 
-def pytest_itemcollected(item):
-    # Where tests run in parallel, those of a file share its fixtures, and those on Slurm share one Slurm.
-    item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in item.path.parts else item.path.stem))
-
-
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _why_no_gpu()):
