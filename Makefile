@@ -27,7 +27,7 @@ example: .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python workflow/scripts/fetch_small_model.py --package --cache resources/models >/dev/null
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm
