@@ -51,3 +51,6 @@ def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
     assert "2 of 2 finished" in show(run)
     assert not list((run.results / "status").glob(".*"))
     assert read_json(run.results / "status" / "group-0.json")["failed_shards"] == 0
+    # A job that finds everything finished says so too.
+    run.succeed("--forcerun", "embed")
+    assert sum(group.beat.shards_reused for group in read_status(run.results)) == len(run.segments())

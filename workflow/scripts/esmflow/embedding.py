@@ -75,12 +75,12 @@ def _embed_group(
     reused = {path for path, name in shards.items() if _is_finished(store, name, Path(path), settings)}
     waiting = [path for path in shards if path not in reused]
     log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
+    heartbeat.tell(State.STARTING, shards=len(waiting), shards_reused=len(reused))
 
     work = _Work()
     if waiting:
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
-        heartbeat.tell(State.QUEUED, shards=len(waiting), shards_reused=len(reused))
         work = _work_through(group, waiting, settings, heartbeat)
     failed, results = work.failed, work.results
 
