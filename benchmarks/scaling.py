@@ -90,8 +90,13 @@ def write_input(folder: Path, size: str, residues: int, device: str) -> None:
     (folder / "samples.tsv").write_text(f"sample\tfasta\nproteins\t{folder / 'proteins.fasta'}\n")
 
 
-def run_workflow(folder: Path, size: str, residues: int, layout: Layout, tokens: list[str]) -> dict[str, Any]:
-    """Runs the workflow from FASTA to embeddings in this layout. Returns seconds, and what the driver saw meanwhile."""
+def run_workflow(
+    folder: Path, size: str, residues: int, layout: Layout, tokens: list[str], verified: int
+) -> dict[str, Any]:
+    """Runs the workflow from FASTA to embeddings in this layout. Returns seconds, and what the driver saw meanwhile.
+
+    verified: how many sequences the certificate computes again.
+    """
     work = folder / layout.name.replace(" ", "-").replace(",", "")
     (work / "config").mkdir(parents=True)
     config = {
@@ -104,7 +109,8 @@ def run_workflow(folder: Path, size: str, residues: int, layout: Layout, tokens:
         "slot_lock_folder": str(folder / "slots"),
         "cpu_slots": layout.slots,
         "threads": 1,
-        "verify": {"sample": 0},
+        # Speed is all that random weights can tell: whatever they give is in order.
+        "verify": {"sample": verified, "min_cosine": -1, "max_relative_error": 1e9},
     }
     (work / "config" / "config.yaml").write_text(yaml.safe_dump(config))
     snakefile, profile = PROJECT / "workflow" / "Snakefile", PROJECT / "profiles" / "default"
@@ -131,6 +137,10 @@ def run_workflow(folder: Path, size: str, residues: int, layout: Layout, tokens:
     figures = stage_figures(runs, seconds)
     figures |= slot_checks(runs, watch.seen if watch else [])
     figures["restarts"] = sum(group["worker_restarts"] for group in runs)
+    if verified:
+        certificate = json.loads(next(work.glob("results/certificate.json")).read_text())
+        figures["certificate, s"] = certificate["seconds"]
+        figures["certificate, s to load the model"] = certificate["model_load_seconds"]
     figures["embeddings"] = str(next(work.glob("results/embeddings/mean_*/embeddings.h5")))
     return figures
 
@@ -140,8 +150,11 @@ def kill_a_worker(snakemake: int, seconds: float, results: Path) -> None:
     while not list(results.glob("store/*/*.safetensors")):
         time.sleep(0.2)
     time.sleep(seconds)
-    family = psutil.Process(snakemake).children(recursive=True)
-    workers = [p for p in family if any("spawn_main" in part for part in p.cmdline())]
+    workers: list[psutil.Process] = []
+    while not workers:  # Between two jobs there is none.
+        time.sleep(0.2)
+        family = psutil.Process(snakemake).children(recursive=True)
+        workers = [p for p in family if any("spawn_main" in part for part in p.cmdline())]
     workers[0].kill()
 
 
@@ -205,10 +218,11 @@ def compare_embeddings(one: str, other: str) -> dict[str, float]:
 
 
 def layouts(slots: list[int]) -> list[Layout]:
-    """Every layout to run: separate jobs, one job on all cards, and a worker killed on the most cards."""
+    """Every layout to run: separate jobs, one job on all cards, and a worker killed where there are several."""
     several = [n for n in slots if n > 1]
     whole = [Layout(n, gpus_per_job=n) for n in several if n <= 4]
-    return [*(Layout(n) for n in slots), *whole, Layout(max(slots), kill=True)]
+    killed = [Layout(max(slots), kill=True)] if several else []
+    return [*(Layout(n) for n in slots), *whole, *killed]
 
 
 def as_markdown(where: dict[str, str], results: dict[str, dict[str, dict]]) -> str:
@@ -237,6 +251,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["650M", "3B"], choices=sorted(RESIDUES_PER_SECOND))
     parser.add_argument("--slots", nargs="+", type=int, help="as many of 1 2 4 8 as there are GPUs if left out")
     parser.add_argument("--seconds", type=float, default=150, help="work for one H100")
+    parser.add_argument("--verify", type=int, default=0, help="sequences that a certificate computes again")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     gpus = [] if options.smoke else driver_gpus() or []
@@ -261,7 +276,8 @@ def main() -> None:
                 raise SystemExit(f"{size}: the input could not be written")
             results[size] = {}
             for layout in layouts(slots):
-                figures = run_workflow(folder, size, residues, layout, [gpu.uuid for gpu in gpus])
+                tokens = [gpu.uuid for gpu in gpus]
+                figures = run_workflow(folder, size, residues, layout, tokens, options.verify)
                 if "1 slot" in results[size]:
                     figures |= compare_embeddings(results[size]["1 slot"]["embeddings"], figures["embeddings"])
                 results[size][layout.name] = figures
