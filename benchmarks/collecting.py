@@ -39,6 +39,8 @@ LARGEST = {"h5_per_protein": 1_000_000, "esm": 100_000}
 # As planning deals them: residues that are dealt at once, and residues in a shard.
 WINDOW_RESIDUES, SHARD_RESIDUES, MEAN_LENGTH = 200_000_000, 1_000_000, 342
 RECORDS_PER_FILE = 1_000_000
+# As the workflow's rule has it.
+THREADS = 2
 
 
 class MadeUp:
@@ -112,6 +114,7 @@ class MadeUp:
             array_names=[ARRAY],
             max_residues=1022,
             pooled_precision="fp16",
+            threads=THREADS,
         )
 
     @property

@@ -1,11 +1,14 @@
 """Sequences are found by their whole digest, in whichever segment, and their vectors come in the order asked for."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from esmflow import segment_index
 from esmflow.fingerprint import Fingerprint
-from esmflow.segment_index import SegmentIndex, gather
+from esmflow.segment_index import SegmentIndex
 from esmflow.segments import Segment, SegmentError, Store
 
 WIDTH = 4
@@ -120,7 +123,7 @@ def test_pooled_vectors_come_in_the_order_that_is_asked_for(three):
     order = np.random.default_rng(2).permutation(600)[:200]
     order = np.concatenate([order, order[:3]])  # The same sequence twice.
     location = index.locate(digests[order])
-    vectors = gather(index, location, "mean_layer6")
+    vectors = index.gather(location, "mean_layer6")
     expected = [segments[n].arrays["mean_layer6"][row] for n, row in (where[i] for i in order)]
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, np.stack(expected))
@@ -131,7 +134,7 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
     index, digests, where, segments = three
     order = [450, 3, 100, 3, 599, 0]
     location = index.locate(digests[order])
-    vectors = gather(index, location, "per_residue_layer6")
+    vectors = index.gather(location, "per_residue_layer6")
     expected = []
     for number, row in (where[i] for i in order):
         offsets = segments[number].offsets("per_residue_layer6")
@@ -141,29 +144,82 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
 
 
 def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypatch):
-    monkeypatch.setattr(segment_index, "_OPEN_ARRAYS", 6)
+    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
     index = SegmentIndex(store, names)
     for _ in range(2):
         location = index.locate(digests)
-        vectors = gather(index, location, "mean_layer6")
+        vectors = index.gather(location, "mean_layer6")
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
 
 
-def test_no_more_segments_stay_mapped_than_are_allowed(store, monkeypatch):
+def test_no_more_segments_stay_open_than_are_allowed(store, monkeypatch):
+    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
-    segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
-    sizes = [sum(array.nbytes for array in segment.arrays.values()) for segment in segments]
+    for n, name in enumerate(names):
+        write(store, name, digests[2 * n : 2 * n + 2], n)
     index = SegmentIndex(store, names)
-    for limit, value in (("_OPEN_ARRAYS", 6), ("_OPEN_BYTES", 2 * max(sizes))):
-        monkeypatch.setattr(segment_index, limit, value)
-        for number in range(20):
-            index.segment(number)
-            assert len(index._open) <= 3 or limit == "_OPEN_BYTES"
-            assert sum(sizes[n] for n in index._open) <= 2 * max(sizes) or limit == "_OPEN_ARRAYS"
+    before = open_files()
+    index.gather(index.locate(digests), "mean_layer6")
+    assert open_files() - before == 3
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_gathering_gives_back_the_memory_of_segments(store):
+    rows = 200_000
+    digests = random_digests(rows)
+    values = np.zeros((rows, 64), np.float32)
+    store.write("a", Segment(digests, np.ones(rows, np.int64), {"mean_layer6": values}, "fp32"))
+    index = SegmentIndex(store, ["a"])
+    location = index.locate(digests)
+    before = mapped_bytes()
+    index.gather(location, "mean_layer6")
+    assert mapped_bytes() - before < values.nbytes / 4
+
+
+def mapped_bytes() -> int:
+    """Bytes of files that this process has in memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssFile:")[1].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_any_number_of_threads_gathers_the_same(store, monkeypatch, threads):
+    # Copied in steps of a few rows, and more threads than segments that stay open.
+    monkeypatch.setattr(segment_index, "_COPIED_BYTES", 50)
+    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 2)
+    digests = random_digests(400)
+    names = [f"{n:02d}" for n in range(20)]
+    segments = [write(store, name, digests[20 * n : 20 * n + 20], n) for n, name in enumerate(names)]
+    order = np.random.default_rng(3).permutation(400)
+    index = SegmentIndex(store, names, threads)
+    location = index.locate(digests[order])
+    everything = np.concatenate([segment.arrays["mean_layer6"] for segment in segments])
+    assert np.array_equal(index.gather(location, "mean_layer6"), everything[order])
+    half = index.gather(location, "mean_layer6", lambda values: values.astype(np.float16))
+    assert half.dtype == np.float16
+    assert np.array_equal(half, everything[order].astype(np.float16))
+
+
+def test_all_damaged_segments_are_set_aside_before_the_error(store):
+    digests = random_digests(40)
+    for n in range(4):
+        write(store, f"{n}", digests[10 * n : 10 * n + 10], n)
+    for name in ("1", "3"):
+        with open(store.path(name), "r+b") as handle:
+            handle.seek(-1, os.SEEK_END)
+            last = handle.read(1)
+            handle.seek(-1, os.SEEK_END)
+            handle.write(bytes([last[0] ^ 1]))
+    with pytest.raises(SegmentError, match=r"1\.safetensors and 1 more: missing, or damaged"):
+        SegmentIndex(store, ["0", "1", "2", "3"], threads=4)
+    assert store.names() == ["0", "2"]
 
 
 def test_an_index_takes_28_bytes_for_each_sequence(store):

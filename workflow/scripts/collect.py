@@ -24,6 +24,7 @@ def main(snakemake) -> None:
         max_residues=fingerprint.max_residues,
         windows=fingerprint.window_overlap is not None,
         pooled_precision=params.pooled_precision,
+        threads=snakemake.threads,
     )
     write_json(outputs.summary, summary)
     join_logs([Path(path) for path in params.logs], outputs.joined_log)

@@ -8,6 +8,7 @@ renamed, so it is whole or it is not there.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -68,8 +69,17 @@ class TensorFile:
         return self._entries.keys()
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """Every tensor, mapped from the file: single rows of files of any size can be read. Nothing is checked."""
-        return {name: _map(self._handle, entry) for name, entry in self._entries.items()}
+        """Every tensor, mapped from the file: single rows of files of any size can be read. Nothing is checked.
+
+        All of them hold one mapping, which counts as one open file.
+        """
+        mapping = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return {
+            name: np.ndarray(entry.shape, entry.dtype, mapping, entry.begin)
+            if entry.begin < entry.end
+            else np.empty(entry.shape, entry.dtype)
+            for name, entry in self._entries.items()
+        }
 
     def check(self, names: Collection[str] | None = None) -> None:
         """Reads tensors (None: all) through and raises DamagedFileError if one is not what was written."""
@@ -82,6 +92,12 @@ class TensorFile:
                 found = zlib.crc32(self._handle.read(min(_CHUNK_BYTES, entry.end - start)), found)
             if found != self._checksums.get(name):
                 raise DamagedFileError(f"{self._path}: damaged: the checksum of its tensor {name} does not match")
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Gives back the memory that a mapped array's file takes in this process. What is read again is mapped again."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager
@@ -115,9 +131,3 @@ def _read_header(path: Path, handle: BinaryIO) -> tuple[dict[str, str], dict[str
 def _header_checksum(described: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> str:
     covered = [described, {key: value for key, value in metadata.items() if key != "checksum"}]
     return f"{zlib.crc32(json.dumps(covered, sort_keys=True).encode()):08x}"
-
-
-def _map(handle: BinaryIO, entry: _Entry) -> np.ndarray:
-    if entry.begin == entry.end:
-        return np.empty(entry.shape, entry.dtype)
-    return np.memmap(handle, entry.dtype, "r", entry.begin, entry.shape)
