@@ -3,6 +3,9 @@
 import csv
 import logging
 import re
+import subprocess
+import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from urllib.parse import unquote
@@ -10,6 +13,7 @@ from urllib.parse import unquote
 import anndata
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,6 +28,7 @@ from esmflow.extraction import extract_esm_features
 from esmflow.formats import FORMATS, check_formats
 from esmflow.reference import ReferenceEngine
 from esmflow.segments import Segment
+from esmflow.writers import parquet
 from esmflow.writers.names import NameGiver, safe_name
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -126,12 +131,77 @@ def test_formats_that_hold_more_than_vectors_agree_on_it(run, embeddings, array)
 
 
 def test_parquet_has_a_fixed_size_list_for_each_record_and_leads_to_the_manifest(run, embeddings):
-    table = pq.read_table(embeddings / f"mean_layer{LAYER}" / "embeddings.parquet")
-    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float not null>[8]"
+    path = embeddings / f"mean_layer{LAYER}" / "embeddings.parquet"
+    table = pq.read_table(path)
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[8]"
     manifest = pq.read_table(run.folder / "results" / "manifest.parquet")
     for column in ("id", "sample", "file", "record", "length"):
         assert table[column].to_pylist() == manifest[column].to_pylist()
-    assert table.schema.metadata[b"model"] == b"made up"
+    assert pq.read_metadata(path).metadata[b"model"] == b"made up"
+
+
+@pytest.mark.parametrize("array", ["mean_layer6", "per_residue_layer6"])
+def test_a_parquet_of_many_pieces_and_row_groups_has_all_in_order(tmp_path, monkeypatch, array):
+    monkeypatch.setattr(streaming, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 3_000)
+    outputs = Outputs((6,), ("mean", "per_residue"))
+    sequences = proteins(300, 5, 9)
+    made = CollectedRun(tmp_path, as_records(sequences), [random_segment(sequences, outputs)], outputs)
+    folder = made.collect(["parquet", "npy"]) / array
+    with pq.ParquetFile(folder / "embeddings.parquet") as file:
+        table = file.read()
+        # Readers take a row group at a time: a few thousand bytes here, but for what the first piece made of that.
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert len(set(sizes[:-1])) == 1
+    assert len(sizes) > 3
+    values = table["embedding"].combine_chunks()
+    while not pa.types.is_floating(values.type):
+        values = values.flatten()
+    assert np.array_equal(values.to_numpy(), np.load(folder / "embeddings.npy").ravel())
+    assert [identifier.encode() for identifier in table["id"].to_pylist()] == np.load(folder / "ids.npy").tolist()
+
+
+def test_a_parquet_that_is_given_up_leaves_no_thread_and_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "_PIECE_BYTES", 2_000)
+    outputs = Outputs((6,), ("mean",))
+    sequences = proteins(400, 5, 9)
+    segment = random_segment(sequences, outputs)
+    segment.arrays["mean_layer6"][-1, 0] = 1e6
+    made = CollectedRun(tmp_path, as_records(sequences), [segment], outputs)
+    before = threading.active_count()
+    with pytest.raises(CollectError, match="65504"):
+        made.collect(["parquet"], pooled_precision="fp16")
+    assert threading.active_count() == before
+    assert not list(tmp_path.rglob("embeddings.parquet"))
+
+
+FILLS_THE_DISK = """
+import resource, sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+from collected_run import CollectedRun, random_segment
+from made_up import proteins
+from test_formats import as_records
+from esmflow import streaming
+from esmflow.engine import Outputs
+streaming._PIECE_BYTES = 1 << 18
+outputs, sequences = Outputs((6,), ("mean",)), proteins(800, 5, 9)
+made = CollectedRun(Path(sys.argv[3]), as_records(sequences), [random_segment(sequences, outputs, 2048)], outputs)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    made.collect(["parquet"])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_parquet_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    tests = PROJECT / "tests"
+    command = [sys.executable, "-c", FILLS_THE_DISK, str(PROJECT / "workflow" / "scripts"), str(tests), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tests / "unit", timeout=120)
+    assert "embeddings.parquet cannot be written" in run.stdout
+    assert "File too large" in run.stdout
+    assert not list(tmp_path.rglob("embeddings.parquet"))
 
 
 def test_an_h5ad_has_unique_names_and_every_id(run, embeddings, tmp_path):
@@ -384,6 +454,7 @@ def datasets(file: h5py.File) -> dict[str, str]:
 @pytest.mark.parametrize("name", [*COLUMNAR, "pt", "h5_per_protein"])
 def test_memory_does_not_grow_with_the_vectors(tmp_path, monkeypatch, name):
     monkeypatch.setattr(streaming, "_PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 1 << 20)
     outputs = Outputs((6,), ("mean",))
     sequences = proteins(800, 5, 9)
     parts = [sequences[start::6] for start in range(6)]

@@ -54,12 +54,16 @@ class VectorStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._writing:
-            if kind is None:
-                self._flush()
-                self._writing.wait()
-                for writer in self._writers:
-                    writer.close()
+        try:
+            with self._writing:
+                if kind is None:
+                    self._flush()
+                    self._writing.wait()
+                    for writer in self._writers:
+                        writer.close()
+        finally:
+            for writer in self._writers:
+                writer.abandon()
 
     def add(self, file: str, joined: Joined) -> None:
         """Takes records of one input file. Those without a vector are left out."""

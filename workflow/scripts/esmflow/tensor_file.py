@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,7 +25,7 @@ from esmflow.errors import EsmflowError
 from esmflow.files import atomic_path
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "U64": np.uint64}
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20
 
 
 class DamagedFileError(EsmflowError):
@@ -55,7 +56,7 @@ class _Entry:
 class TensorFile:
     """An open tensor file whose header is whole and whose length is right."""
 
-    def __init__(self, path: Path, handle: BinaryIO) -> None:
+    def __init__(self, path: Path, handle: BufferedReader) -> None:
         self._path = path
         self._handle = handle
         try:
@@ -86,12 +87,18 @@ class TensorFile:
         for name in self._entries if names is None else names:
             if name not in self._entries:
                 raise DamagedFileError(f"{self._path}: has no tensor {name}")
-            entry, found = self._entries[name], 0
-            self._handle.seek(entry.begin)
-            for start in range(entry.begin, entry.end, _CHUNK_BYTES):
-                found = zlib.crc32(self._handle.read(min(_CHUNK_BYTES, entry.end - start)), found)
-            if found != self._checksums.get(name):
+            if self._checksum(self._entries[name]) != self._checksums.get(name):
                 raise DamagedFileError(f"{self._path}: damaged: the checksum of its tensor {name} does not match")
+
+    def _checksum(self, entry: _Entry) -> int:
+        found = 0
+        # Into the same memory again and again: new memory costs more than what is done with it.
+        chunk = memoryview(bytearray(min(_CHUNK_BYTES, entry.end - entry.begin)))
+        self._handle.seek(entry.begin)
+        for start in range(entry.begin, entry.end, _CHUNK_BYTES):
+            # What is missing at the end of a file that got shorter meanwhile does not match either.
+            found = zlib.crc32(chunk[: self._handle.readinto(chunk[: entry.end - start])], found)
+        return found
 
 
 def forget_pages(array: np.ndarray) -> None:
@@ -107,7 +114,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         yield TensorFile(path, handle)
 
 
-def _read_header(path: Path, handle: BinaryIO) -> tuple[dict[str, str], dict[str, _Entry]]:
+def _read_header(path: Path, handle: BufferedReader) -> tuple[dict[str, str], dict[str, _Entry]]:
     size = os.fstat(handle.fileno()).st_size
     header_size = int.from_bytes(handle.read(8), "little")
     if not 0 < header_size <= size - 8:

@@ -116,3 +116,6 @@ class EmbeddingWriter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Finishes what is open; every file is complete afterwards."""
+
+    def abandon(self) -> None:  # noqa: B027
+        """Lets go of what a writer that could not be closed still holds; does nothing after `close`."""
