@@ -39,8 +39,8 @@ LARGEST = {"h5_per_protein": 1_000_000, "esm": 100_000}
 # As planning deals them: residues that are dealt at once, and residues in a shard.
 WINDOW_RESIDUES, SHARD_RESIDUES, MEAN_LENGTH = 200_000_000, 1_000_000, 342
 RECORDS_PER_FILE = 1_000_000
-# As the workflow's rule has it.
-THREADS = 2
+# As the rule of the collect step allows on a machine whose cores are all for it.
+THREADS = min(4, os.cpu_count() or 1)
 
 
 class MadeUp:

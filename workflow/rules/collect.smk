@@ -16,7 +16,7 @@ rule collect:
         "<logs>/collect.log",
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: 4
     params:
         method=get_method(),
         store=get_store(),

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esmflow.background import Background
+from esmflow.background import one_ahead
 from esmflow.failures import read_failures
 from esmflow.files import read_json
 from esmflow.formats import FORMATS
@@ -80,22 +80,20 @@ def collect(
     precision = _describe_precision(index)
     descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]
     tally = Tally()
+    blocks = pq.ParquetFile(inputs.records).iter_batches()
     with (
         ManifestWriter(outputs.manifest, outputs.manifest_tsv) as manifest,
         FailureTable(outputs.failures) as failure_table,
-        Background() as tables,
         VectorStream(
             index, _open_writers(formats, Path(outputs.embeddings), descriptions), half=pooled_precision == "fp16"
         ) as vectors,
     ):
-        for block in pq.ParquetFile(inputs.records).iter_batches():
-            joined = join(block, index, failures, max_residues, windows)
+        for joined in one_ahead(join(block, index, failures, max_residues, windows) for block in blocks):
             tally.count(joined.table)
-            tables.run(manifest.write, joined.table)
+            manifest.write(joined.table)
             failure_table.write(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
-        tables.wait()
     tally.check(plan)
     return _summary(tally, plan, runs, formats, array_names)
 

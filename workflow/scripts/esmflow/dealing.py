@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from esmflow.background import Background
 from esmflow.digests import DIGEST_BYTES, DigestTable, first_of_each
 from esmflow.extent import Extent
 from esmflow.held import HeldSequences
 from esmflow.shards import list_shards, write_shard_columns
 
-# A window out of which repeats were taken is filled up again unless this much of it is left.
+# A window of which less than this is left without repeats waits and is dealt together with the next one.
 _FULL = 7 / 8
 
 
@@ -58,6 +58,15 @@ class _Window:
         residues = self.sequences().take(pa.array(rows)).buffers()[2] or pa.py_buffer(b"")
         return _Window(self.digests[rows], residues, self.lengths[rows], self.groups[rows])
 
+    def followed_by(self, other: _Window) -> _Window:
+        """The sequences of both."""
+        return _Window(
+            np.concatenate((self.digests, other.digests)),
+            bytearray().join((self.residues, other.residues)),
+            np.concatenate((self.lengths, other.lengths)),
+            np.concatenate((self.groups, other.groups)),
+        )
+
 
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
@@ -65,7 +74,8 @@ class Dealer:
     A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
     held: what the store holds. to_embed: what is dealt is added to it.
     Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
-    sequence. Shards are written in a thread of its own. Use it in a `with` block, whose end deals what is left.
+    sequence. Windows are dealt in one thread and shards written in another, while the next window fills. Use it in a
+    `with` block, whose end deals what is left; only then are the counts complete.
     """
 
     def __init__(
@@ -91,8 +101,10 @@ class Dealer:
         self._to_embed = to_embed
         self._held = held
         self._seen = DigestTable()
-        self._writer = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._dealing = Background()
+        self._writing = Background()
+        # Sequences that are known to be new, and are too few to be dealt.
+        self._left: _Window | None = None
         self._start_window()
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,12 +115,9 @@ class Dealer:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
+        with self._writing, self._dealing:
             if error[0] is None:
-                self._settle(last=True)
-                self._wait()
-        finally:
-            self._writer.shutdown()
+                self._dealing.run(self._settle, self._end_window(), True)
 
     def take(self, digests: np.ndarray, residues: bytes, lengths: np.ndarray, group: int | None) -> None:
         """Adds sequences that lie end to end, with their digests, uint8 `[N, 16]`; `group` if that is fixed."""
@@ -124,37 +133,44 @@ class Dealer:
             self._fixed.append(np.full(len(lengths[start:end]), -1 if group is None else group, np.int32))
             start, taken = end, upto
             if len(self._residues) >= self._window_residues:
-                self._settle()
+                self._dealing.run(self._settle, self._end_window())
 
-    def _start_window(self, window: _Window | None = None) -> None:
-        """Begins a window, with sequences that are known to be new if they are given."""
-        self._settled = len(window) if window else 0
-        self._residues = bytearray(window.residues if window else b"")
-        self._digests = [window.digests if window else np.empty((0, DIGEST_BYTES), np.uint8)]
-        self._lengths = [window.lengths if window else np.empty(0, np.int64)]
-        self._fixed = [window.groups if window else np.empty(0, np.int32)]
+    def _start_window(self) -> None:
+        self._residues = bytearray()
+        self._digests = [np.empty((0, DIGEST_BYTES), np.uint8)]
+        self._lengths = [np.empty(0, np.int64)]
+        self._fixed = [np.empty(0, np.int32)]
 
-    def _settle(self, last: bool = False) -> None:
-        """Leaves repeats and what is held out of the window, then deals it, or fills it up if little is left of it."""
+    def _end_window(self) -> _Window:
+        """What has been taken since the last window; the next one begins."""
         window = _Window(
             np.concatenate(self._digests), self._residues, np.concatenate(self._lengths), np.concatenate(self._fixed)
         )
-        came = window.digests[self._settled :]
-        first = first_of_each(came)
-        first = first[self._seen.find(came[first]) < 0]
-        self._seen.add(came[first])
-        self.duplicates += len(came) - len(first)
+        self._start_window()
+        return window
+
+    def _settle(self, window: _Window, last: bool = False) -> None:
+        """Leaves repeats and what is held out of a window, then deals it, or lets it wait if little is left of it."""
+        first = first_of_each(window.digests)
+        first = first[self._seen.find(window.digests[first]) < 0]
+        self._seen.add(window.digests[first])
+        self.duplicates += len(window) - len(first)
         segments = np.full(len(first), -1, np.int32)
         if self._held is not None:
-            segments = self._held.find(came[first])
+            segments = self._held.find(window.digests[first])
             self.held_segments.update(self._held.names[n] for n in np.unique(segments[segments >= 0]))
         self.held += int((segments >= 0).sum())
-        rows = np.concatenate((np.arange(self._settled), first[segments < 0] + self._settled))
-        if last or window.lengths[rows].sum() >= _FULL * self._window_residues:
+        rows = first[segments < 0]
+        residues = window.lengths[rows].sum()
+        if self._left is not None:
+            window = self._left.followed_by(window.keep(rows))
+            rows = np.arange(len(window))
+            residues = window.lengths.sum()
+        if last or residues >= _FULL * self._window_residues:
+            self._left = None
             self._deal(window, rows)
-            self._start_window()
         else:
-            self._start_window(window.keep(rows))
+            self._left = window.keep(rows)
 
     def _deal(self, window: _Window, rows: np.ndarray) -> None:
         """Deals these sequences of a window, dearest first, each to the group with the least cost so far."""
@@ -178,8 +194,7 @@ class Dealer:
             for first in range(min(count, len(share))):
                 shards.append((self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::count]))
                 group.shards += 1
-        self._wait()
-        self._writing = self._writer.submit(_write_shards, window, shards)
+        self._writing.run(_write_shards, window, shards)
 
     def _least_loaded(self, costs: np.ndarray) -> np.ndarray:
         """The group of each sequence, given by its cost, when each goes to the group with the least cost so far."""
@@ -191,10 +206,6 @@ class Dealer:
             heapq.heapreplace(loads, (load + cost, number))
             groups.append(number)
         return np.array(groups, np.int32)
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
 
 
 def _write_shards(window: _Window, shards: Sequence[tuple[Path, np.ndarray]]) -> None:

@@ -17,9 +17,14 @@ def sequence_digest(sequence: str) -> bytes:
 
 def sequence_digests(residues: bytes, lengths: np.ndarray) -> np.ndarray:
     """The digests of sequences that lie end to end, given how long each is: uint8 `[N, 16]`."""
-    blake2b = hashlib.blake2b
+    # A copy is made sooner than a hash object that has to look at its parameters.
+    begin = hashlib.blake2b(digest_size=DIGEST_BYTES).copy
     ends = np.cumsum(lengths).tolist()
-    digests = [blake2b(residues[start:end], digest_size=DIGEST_BYTES).digest() for start, end in zip([0, *ends], ends)]
+    digests = []
+    for start, end in zip([0, *ends], ends):
+        hasher = begin()
+        hasher.update(residues[start:end])
+        digests.append(hasher.digest())
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 

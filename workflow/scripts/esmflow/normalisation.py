@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,10 @@ _RESIDUE_BYTES = RESIDUES.encode()
 _SPACE = string.whitespace.encode()
 # ASCII only: str.upper would turn letters of other alphabets into residues.
 _UPPER = bytes.maketrans(string.ascii_lowercase.encode(), string.ascii_uppercase.encode())
-_FOREIGN = 0xFF
-_MARK_FOREIGN = bytes(byte if byte in _RESIDUE_BYTES else _FOREIGN for byte in range(256))
+_A, _LETTERS = ord("A"), 26
+_CAPITALS = bytes(range(_A, _A + _LETTERS))
+_OTHER_CAPITALS = _CAPITALS.translate(None, _RESIDUE_BYTES)
+_IS_RESIDUE = np.isin(np.arange(256), list(_RESIDUE_BYTES))
 
 _VALID_LETTERS = str.maketrans("", "", RESIDUES)
 _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
@@ -76,8 +77,9 @@ def normalise(
         changed[index], reasons[index], details[index] = b"", reason, detail
 
     first = np.cumsum(lengths) - lengths
-    if foreign := len(residues.translate(None, _RESIDUE_BYTES)):
-        for i in _with_foreign_bytes(residues, lengths, foreign):
+    foreign = _foreign_bytes(residues)
+    if len(foreign):
+        for i in _at(foreign, lengths):
             sequence = residues[first[i] : first[i] + lengths[i]].translate(_UPPER, _SPACE).rstrip(b"*")
             if sequence.translate(None, _RESIDUE_BYTES):
                 sequence, lengths[i], reason, details[i] = _normalise_text(text[starts[i] : ends[i]], policy)
@@ -103,13 +105,20 @@ def normalise(
     return Normalised(residues, lengths, reasons, {i: detail for i, detail in details.items() if detail})
 
 
-def _with_foreign_bytes(residues: bytes, lengths: np.ndarray, foreign: int) -> Iterable[int]:
-    """Which sequences hold a byte that is no residue; all of them where there are many such bytes."""
-    if foreign > len(residues) // 8:
-        return range(len(lengths))
-    positions = np.flatnonzero(np.frombuffer(residues.translate(_MARK_FOREIGN), np.uint8) == _FOREIGN)
-    # In ascending order, so repeats are neighbours.
+def _foreign_bytes(residues: bytes) -> np.ndarray:
+    """Where the bytes are that are no residues, in ascending order."""
+    letters = np.frombuffer(residues, np.uint8)
+    # Nearly all residues are capitals and nearly all capitals residues, and that takes no table of bytes to see.
+    found = np.flatnonzero(letters - np.uint8(_A) >= _LETTERS)
+    found = found[~_IS_RESIDUE[letters[found]]]
+    others = [np.flatnonzero(letters == other) for other in _OTHER_CAPITALS if other in residues]
+    return np.sort(np.concatenate([found, *others])) if others else found
+
+
+def _at(positions: np.ndarray, lengths: np.ndarray) -> list[int]:
+    """Which of the sequences, that lie end to end, have these positions, which are in ascending order."""
     found = np.searchsorted(np.cumsum(lengths), positions, side="right")
+    # Repeats are neighbours.
     return found[np.concatenate(([True], found[1:] != found[:-1]))].tolist()
 
 

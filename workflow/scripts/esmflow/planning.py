@@ -114,7 +114,7 @@ def plan(
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
-    `processes` read at once where there is enough to read.
+    `processes` work at once where there is enough to read.
     The sequences that the store holds already (`held`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
@@ -165,9 +165,12 @@ def plan(
 
 
 def _useful_processes(inputs: Sequence[InputFile], processes: int) -> int:
-    """No more than have enough to read; one, which is this process, where starting others would take longer."""
+    """How many read: one of all, which deals and writes, does not read unless it is the only one.
+
+    No more than have enough to read, since starting one takes a while.
+    """
     size = sum(os.path.getsize(file.path) for file in inputs)
-    return max(1, min(processes, size // BYTES_PER_PROCESS))
+    return max(1, min(processes - 1, size // BYTES_PER_PROCESS))
 
 
 def _log_rejected(block: RecordBlock, before: int) -> None:

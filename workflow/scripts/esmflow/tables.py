@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from esmflow.background import Background
 from esmflow.files import atomic_path
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -34,29 +36,36 @@ MANIFEST_SCHEMA = pa.schema(
 
 
 class ManifestWriter:
-    """The manifest, as Parquet and as TSV."""
+    """The manifest, as Parquet and as TSV, each written in a thread of its own. Both are whole when the block ends."""
 
     def __init__(self, parquet: str, tsv: str) -> None:
-        self._targets = [atomic_path(parquet), atomic_path(tsv)]
+        self._paths = parquet, tsv
 
     def __enter__(self) -> ManifestWriter:
-        parquet, tsv = (target.__enter__() for target in self._targets)
-        options = pyarrow.csv.WriteOptions(delimiter="\t", quoting_style="needed")
-        # Ids and digests repeat too seldom for a dictionary.
-        repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
-        self._parquet = pq.ParquetWriter(parquet, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating)
-        self._tsv = pyarrow.csv.CSVWriter(tsv, _plain(MANIFEST_SCHEMA), write_options=options)
+        with ExitStack() as stack:
+            parquet, tsv = (stack.enter_context(atomic_path(path)) for path in self._paths)
+            options = pyarrow.csv.WriteOptions(delimiter="\t", quoting_style="needed")
+            # Ids and digests repeat too seldom for a dictionary.
+            repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
+            self._parquet = stack.enter_context(
+                pq.ParquetWriter(parquet, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating)
+            )
+            self._tsv = stack.enter_context(pyarrow.csv.CSVWriter(tsv, _plain(MANIFEST_SCHEMA), write_options=options))
+            self._writing = stack.enter_context(Background()), stack.enter_context(Background())
+            self._open = stack.pop_all()
         return self
 
     def write(self, joined: pa.Table) -> None:
-        self._parquet.write_table(joined)
+        """Adds rows. What goes wrong with them may be raised by the next call, or at the end of the block."""
+        parquet, tsv = self._writing
+        parquet.run(self._parquet.write_table, joined)
+        tsv.run(self._write_tsv, joined)
+
+    def _write_tsv(self, joined: pa.Table) -> None:
         self._tsv.write_table(joined.cast(_plain(MANIFEST_SCHEMA)))
 
     def __exit__(self, *error: Any) -> None:
-        self._parquet.close()
-        self._tsv.close()
-        for target in self._targets:
-            target.__exit__(*error)
+        self._open.__exit__(*error)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
