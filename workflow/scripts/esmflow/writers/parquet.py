@@ -5,20 +5,24 @@ Written by Polars: Arrow's own writer looks at every value of a list by itself a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Full, Queue
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from polars.io.plugins import register_io_source
 
 from esmflow.engine import is_pooled, row_offsets
 from esmflow.files import atomic_path
 from esmflow.tables import MANIFEST_SCHEMA
 from esmflow.writers.base import Batch, Description, EmbeddingWriter
+
+# Each of its threads holds vectors, and two are as fast as a disk. It looks at this once, when it is imported.
+os.environ.setdefault("POLARS_MAX_THREADS", "2")
+import polars as pl
+from polars.io.plugins import register_io_source
 
 _COLUMNS = ("id", "sample", "file", "record", "length")
 _GROUP_BYTES = 16 << 20
