@@ -137,8 +137,8 @@ def main() -> None:
         print(
             f"{len(runs)} runs on one store in {seconds:.0f} s: all records right, the largest relative difference "
             f"{largest:.1e}.\n{len(damaged)} times a bit was flipped, {aside} segments were set aside, {again} runs "
-            f"had to be started again.\n{len(everything)} different sequences; the store holds {computed}, since runs that "
-            "start together do not know of each other's plans"
+            f"had to be started again.\n{len(everything)} different sequences; the store holds {computed}, since "
+            "runs that start together do not know of each other's plans"
         )
 
 
