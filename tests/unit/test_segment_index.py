@@ -155,6 +155,17 @@ def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypat
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
 
 
+def test_a_segment_that_another_run_replaced_meanwhile_is_an_error(store):
+    digests = random_digests(10)
+    write(store, "a", digests, 0)
+    index = SegmentIndex(store, ["a"])
+    location = index.locate(digests)
+    store.path("a").unlink()
+    write(store, "a", digests[:9], 0)
+    with pytest.raises(SegmentError, match="another run replaced it meanwhile"):
+        index.gather(location, "mean_layer6")
+
+
 def test_no_more_segments_stay_open_than_are_allowed(store, monkeypatch):
     monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
     digests = random_digests(40)

@@ -59,10 +59,10 @@ class SegmentIndex:
         # One after the other, so that few copies live at once.
         self._low = _join([content.low for content in contents], np.uint64)[order]
         self._lengths = _join([content.lengths for content in contents], np.int32)[order]
-        sizes = [len(content.high) for content in contents]
+        self._sizes = [len(content.high) for content in contents]
         del contents
-        self._segments = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
-        self._rows = _join([np.arange(size, dtype=np.int32) for size in sizes], np.int32)[order]
+        self._segments = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)[order]
+        self._rows = _join([np.arange(size, dtype=np.int32) for size in self._sizes], np.int32)[order]
 
     def _read_through(self) -> list[_Content]:
         # A second thread reads ahead while one compares checksums.
@@ -107,10 +107,17 @@ class SegmentIndex:
         return Location(segments, rows, lengths)
 
     def segment(self, number: int) -> Segment:
-        """One segment, mapped; the ones used last are kept open. From any thread."""
+        """One segment, mapped; the ones used last are kept open. From any thread.
+
+        Raises SegmentError if it is gone, or was replaced by one that holds more or fewer sequences.
+        """
         with self._opening:
             if number not in self._open:
-                self._open[number] = self._store.read(self.names[number])
+                segment = self._store.read(self.names[number])
+                if len(segment) != self._sizes[number]:
+                    path = self._store.path(self.names[number])
+                    raise SegmentError(f"{path}: another run replaced it meanwhile; run the same command again")
+                self._open[number] = segment
             self._open.move_to_end(number)
             while len(self._open) > _OPEN_SEGMENTS:
                 self._open.popitem(last=False)
