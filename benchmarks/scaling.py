@@ -138,7 +138,7 @@ def run_workflow(
     figures |= slot_checks(runs, watch.seen if watch else [])
     figures["restarts"] = sum(group["worker_restarts"] for group in runs)
     if verified:
-        certificate = json.loads(next(work.glob("results/certificate.json")).read_text())
+        certificate = json.loads((work / "results" / "certificate.json").read_text())
         figures["certificate, s"] = certificate["seconds"]
         figures["certificate, s to load the model"] = certificate["model_load_seconds"]
     figures["embeddings"] = str(next(work.glob("results/embeddings/mean_*/embeddings.h5")))

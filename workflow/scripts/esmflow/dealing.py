@@ -161,12 +161,10 @@ class Dealer:
             self.held_segments.update(self._held.names[n] for n in np.unique(segments[segments >= 0]))
         self.held += int((segments >= 0).sum())
         rows = first[segments < 0]
-        residues = window.lengths[rows].sum()
         if self._left is not None:
             window = self._left.followed_by(window.keep(rows))
             rows = np.arange(len(window))
-            residues = window.lengths.sum()
-        if last or residues >= _FULL * self._window_residues:
+        if last or window.lengths[rows].sum() >= _FULL * self._window_residues:
             self._left = None
             self._deal(window, rows)
         else:

@@ -44,7 +44,7 @@ class DigestTable:
         digests = np.concatenate(arrays)
         first = first_of_each(digests)
         table = cls()
-        table._high, table._low = _halves(digests[first])
+        table._high, table._low = halves(digests[first])
         table._numbers = np.repeat(np.arange(-1, len(arrays) - 1, dtype=np.int32), list(map(len, arrays)))[first]
         return table
 
@@ -53,7 +53,7 @@ class DigestTable:
 
     def add(self, digests: np.ndarray, number: int = 0) -> None:
         """Adds digests that are in order, differ, and are not in the table: uint8 `[N, 16]`."""
-        high, low = _halves(digests)
+        high, low = halves(digests)
         at = self._places(high, low)
         self._high = np.insert(self._high, at, high)
         self._low = np.insert(self._low, at, low)
@@ -61,7 +61,7 @@ class DigestTable:
 
     def find(self, digests: np.ndarray) -> np.ndarray:
         """The number of each digest, -1 for those that are not in the table; quick when they are in order."""
-        high, low = _halves(digests)
+        high, low = halves(digests)
         if not len(self):
             return np.full(len(high), -1, np.int32)
         at = np.minimum(self._places(high, low), len(self) - 1)
@@ -83,7 +83,7 @@ class DigestTable:
 
 def first_of_each(digests: np.ndarray) -> np.ndarray:
     """Where each different digest comes first, in the order of the digests: indices into uint8 `[N, 16]`."""
-    high, low = _halves(digests)
+    high, low = halves(digests)
     order = np.argsort(high, kind="stable")
     sorted_high, sorted_low = high[order], low[order]
     same_half = sorted_high[1:] == sorted_high[:-1]
@@ -95,6 +95,7 @@ def first_of_each(digests: np.ndarray) -> np.ndarray:
     return order[np.concatenate(([True], ~repeated))[: len(order)]]
 
 
-def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)
-    return pairs[:, 0], pairs[:, 1]
+def halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of digests, uint8 `[N, 16]`, as integers: uint64 `[N]` each. They have the order of the bytes."""
+    pairs = np.ascontiguousarray(digests).reshape(-1, DIGEST_BYTES).view(">u8").astype(np.uint64)
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])

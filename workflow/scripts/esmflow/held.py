@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esmflow.digests import DIGEST_BYTES
+from esmflow.digests import halves
 from esmflow.segments import SUFFIX, Store
 from esmflow.tensor_file import DamagedFileError, open_tensors, write_tensors
 
@@ -61,7 +61,7 @@ class HeldSequences:
         is set aside, and its sequences are no longer held.
         """
         index, found = self._index, np.full(len(digests), -1, np.int32)
-        high, low = _halves(digests)
+        high, low = halves(digests)
         at = np.searchsorted(index.high, high)
         looking = np.arange(len(digests))
         while len(looking):
@@ -132,20 +132,15 @@ def _updated(store: Store, known: _Index, kept: set[str], new: dict[str, tuple[i
         segment = store.find(name, check=False)
         if segment is None:
             continue
-        halves = _halves(segment.digests)
-        high.append(halves[0])
-        low.append(halves[1])
+        first, second = halves(segment.digests)
+        high.append(first)
+        low.append(second)
         segments.append(np.full(len(segment), len(stamps), np.int32))
         stamps[name] = stamp
     all_high = np.concatenate(high)
     # Stable sorting is quick on what is mostly sorted already.
     order = np.argsort(all_high, kind="stable")
     return _Index(stamps, all_high[order], np.concatenate(low)[order], np.concatenate(segments)[order])
-
-
-def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.ascontiguousarray(digests).reshape(-1, DIGEST_BYTES).view(">u8").astype(np.uint64)
-    return pairs[:, 0], pairs[:, 1]
 
 
 def _read_index(store: Store) -> _Index:

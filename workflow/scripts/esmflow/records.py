@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from esmflow.background import Background
 from esmflow.digests import DIGEST_BYTES
 from esmflow.failures import Reason
 from esmflow.fasta import Record, RecordBlock
@@ -48,7 +48,6 @@ class RecordTable:
         self._path = path
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
-        self._writing: Future[None] | None = None
 
     def __enter__(self) -> RecordTable:
         with ExitStack() as stack:
@@ -56,7 +55,7 @@ class RecordTable:
             self._writer = stack.enter_context(
                 pq.ParquetWriter(temporary, RECORD_SCHEMA, compression="zstd", use_dictionary=_DICTIONARIES)
             )
-            self._thread = stack.enter_context(ThreadPoolExecutor(1))
+            self._writing = stack.enter_context(Background())
             self._stack = stack.pop_all()
         return self
 
@@ -65,7 +64,6 @@ class RecordTable:
             if error[0] is not None:
                 raise error[1]
             self._flush(last=True)
-            self._wait()
 
     def add(self, sample: str, record: Record, digest: bytes | None) -> None:
         """Adds one record; `digest` is None for a rejected one."""
@@ -117,17 +115,12 @@ class RecordTable:
 
     def _flush(self, last: bool = False) -> None:
         """Hands whole row groups to the thread, and at the end what is left."""
-        self._wait()
         table = pa.Table.from_batches(self._waiting, RECORD_SCHEMA)
         rows = len(table) if last else len(table) - len(table) % ROWS_PER_GROUP
         self._waiting = table.slice(rows).to_batches()
         self._rows = len(table) - rows
         if rows:
-            self._writing = self._thread.submit(self._write, table.slice(0, rows))
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+            self._writing.run(self._write, table.slice(0, rows))
 
     def _write(self, table: pa.Table) -> None:
         self._writer.write_table(table.unify_dictionaries(), ROWS_PER_GROUP)

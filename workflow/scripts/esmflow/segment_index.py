@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 
-from esmflow.digests import DIGEST_BYTES
+from esmflow.digests import halves
 from esmflow.engine import is_pooled, row_offsets, rows_per_sequence
 from esmflow.segments import Segment, SegmentError, Store
 from esmflow.tensor_file import forget_pages
@@ -79,7 +79,7 @@ class SegmentIndex:
         if segment is None:
             return None
         self.shapes.update({key: (array.shape[1:], array.dtype) for key, array in segment.arrays.items()})
-        return _Content(segment.precision, *_halves(segment.digests), np.array(segment.lengths, np.int32))
+        return _Content(segment.precision, *halves(segment.digests), np.array(segment.lengths, np.int32))
 
     def locate(self, digests: np.ndarray) -> Location:
         """digests: uint8 `[N, 16]`."""
@@ -87,7 +87,7 @@ class SegmentIndex:
         lengths = np.zeros(len(digests), np.int32)
         if len(self._high) == 0 or len(digests) == 0:
             return Location(segments, rows, lengths)
-        high, low = _halves(digests)
+        high, low = halves(digests)
         # Searching in order finds the next one near the last one: several times faster in a large index.
         order = np.argsort(high)
         at = np.empty(len(high), np.int64)
@@ -160,11 +160,6 @@ class _Content:
     high: np.ndarray
     low: np.ndarray
     lengths: np.ndarray
-
-
-def _halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.ascontiguousarray(digests).reshape(-1, DIGEST_BYTES).view(">u8").astype(np.uint64)
-    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
 
 
 def _join(parts: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -96,12 +96,12 @@ class _Sink:
     def write(self, table: pa.Table) -> None:
         """Hands over a table. Raises what has ended the writing."""
         if not self._hand_over(table):
-            self._raise_error()
+            self._wait_for_end()
 
     def close(self) -> None:
         """Returns when the file is whole. Raises what has ended the writing."""
         self._hand_over(None)
-        self._raise_error()
+        self._wait_for_end()
         self._thread.shutdown()
 
     def abandon(self) -> None:
@@ -119,7 +119,7 @@ class _Sink:
                 continue
         return False
 
-    def _raise_error(self) -> None:
+    def _wait_for_end(self) -> None:
         try:
             self._writing.result()
         except pl.exceptions.PolarsError as error:
