@@ -26,12 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow.digests import DIGEST_BYTES
+from esmflow.collect.formats import FORMATS
 from esmflow.files import atomic_path, write_json
-from esmflow.fingerprint import Fingerprint
-from esmflow.formats import FORMATS
-from esmflow.records import RECORD_SCHEMA, ROWS_PER_GROUP
-from esmflow.segments import Segment, Store
+from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.method import Fingerprint
+from esmflow.plan.record_table import RECORD_SCHEMA, ROWS_PER_GROUP
+from esmflow.store.segments import Segment, Store
 
 ARRAY = "mean_layer6"
 # These make a file or a dataset for each record: minutes for each million.
@@ -96,7 +96,7 @@ class MadeUp:
                 writer.write_table(pa.table(table).cast(RECORD_SCHEMA))
 
     def collect(self, form: str) -> None:
-        from esmflow.collecting import CollectInputs, CollectOutputs, collect
+        from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
 
         folder = self.folder
         collect(

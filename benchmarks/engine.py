@@ -34,8 +34,8 @@ import peers  # noqa: E402
 import synthetic  # noqa: E402
 from job import measure_job  # noqa: E402
 
-from esmflow.engine import Outputs  # noqa: E402
-from esmflow.model import PackedEngine, auto_token_budget  # noqa: E402
+from esmflow.arrays import Outputs  # noqa: E402
+from esmflow.engine.packed import PackedEngine, auto_token_budget  # noqa: E402
 
 PADDED_BUDGETS = (16384, 65536)
 

@@ -18,8 +18,8 @@ SHARD_RESIDUES = 1_000_000
 
 def write_shards(folder: Path, sequences: list[str], shard_residues: int = SHARD_RESIDUES) -> int:
     """Deals sequences to shards as planning does. Returns the number of shards."""
-    from esmflow.digests import sequence_digest
-    from esmflow.shards import write_shard
+    from esmflow.inputs.residues import sequence_digest
+    from esmflow.plan.shards import write_shard
 
     unique = sorted(set(sequences), key=len, reverse=True)
     shards = max(1, round(sum(map(len, unique)) / shard_residues))
@@ -52,11 +52,9 @@ def measure_job(
 
 def run_job(folder: Path, checkpoint: str, device: str) -> None:
     """What the workflow's embed step does for one group, and like it without torch in this process."""
-    from esmflow.checkpoints import file_stamp, read_checkpoint_info
-    from esmflow.embed_worker import EmbedSettings
-    from esmflow.embedding import embed_group
-    from esmflow.engines import ARITHMETIC
-    from esmflow.fingerprint import Fingerprint
+    from esmflow.checkpoint.file import file_stamp, read_checkpoint_info
+    from esmflow.embed.job import EmbedSettings, embed_group
+    from esmflow.method import ARITHMETIC, Fingerprint
 
     info = read_checkpoint_info(checkpoint)
     settings = EmbedSettings(

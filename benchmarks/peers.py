@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from synthetic import SIZES
 
-from esmflow.packing import pack_sequences
-from esmflow.reference import load_fair_esm
+from esmflow.engine.fair_esm import load_fair_esm
+from esmflow.engine.packing import pack_sequences
 
 
 def synchronise(device: str) -> None:

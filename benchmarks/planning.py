@@ -143,9 +143,10 @@ def write_job(folder: Path) -> None:
     import torch
     import yaml
 
-    from esmflow.checkpoints import ModelDimensions, write_checkpoint
-    from esmflow.configuration import computing_method, with_defaults
+    from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+    from esmflow.config.configuration import with_defaults
     from esmflow.files import write_json
+    from esmflow.method import computing_method
 
     checkpoint = folder / "checkpoint.safetensors"
     info = write_checkpoint(

@@ -17,8 +17,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "wor
 
 import synthetic  # noqa: E402
 
-from esmflow.engine import Outputs  # noqa: E402
-from esmflow.model import PackedEngine, auto_token_budget  # noqa: E402
+from esmflow.arrays import Outputs  # noqa: E402
+from esmflow.engine.packed import PackedEngine, auto_token_budget  # noqa: E402
 
 KINDS = {
     "layer norm": ("_normalise", "layer_norm"),

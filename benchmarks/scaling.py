@@ -32,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(PROJECT / "workflow" / "scripts"
 
 import synthetic  # noqa: E402
 
-from esmflow.gpu_slots import driver_gpus  # noqa: E402
+from esmflow.slots.gpus import driver_gpus  # noqa: E402
 
 # About what one H100 does in a second: it only sizes the input.
 RESIDUES_PER_SECOND = {"8M": 10_000_000, "150M": 1_100_000, "650M": 370_000, "3B": 100_000, "smoke": 20_000}

@@ -9,9 +9,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "wor
 
 def packed(checkpoint: str, device: str) -> None:
     """Loads the packed engine and embeds one pack of 16 thousand tokens."""
-    from esmflow.checkpoints import read_checkpoint_info
-    from esmflow.engine import Outputs
-    from esmflow.model import PackedEngine
+    from esmflow.arrays import Outputs
+    from esmflow.checkpoint.file import read_checkpoint_info
+    from esmflow.engine.packed import PackedEngine
 
     last = read_checkpoint_info(checkpoint).dimensions.layers
     engine = PackedEngine.load(checkpoint, Outputs((last,), ("mean",)), "auto", device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from esmflow.checkpoints import ModelDimensions, write_checkpoint
+from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
 
 SIZES = {
     "8M": ModelDimensions(6, 320, 20, True, True),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esmflow.conversion import convert_checkpoint
+from esmflow.checkpoint.convert import convert_checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"

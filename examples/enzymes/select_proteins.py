@@ -15,7 +15,8 @@ from pathlib import Path
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from esmflow.fasta import Record, read_records
+from esmflow.inputs.fasta import read_records
+from esmflow.inputs.records import Record
 
 # Lengths that both classes have in plenty, so that length says little.
 SHORTEST, LONGEST = 100, 400

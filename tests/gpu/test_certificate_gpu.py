@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from workflow_run import PROJECT, WorkflowRun
 
-from esmflow.engine import Outputs
-from esmflow.fasta import read_records
-from esmflow.verification import Cut, Recomputation
+from esmflow.arrays import Outputs
+from esmflow.inputs.fasta import read_records
+from esmflow.verify.recompute import Cut, Recomputation
 
 pytestmark = pytest.mark.gpu
 

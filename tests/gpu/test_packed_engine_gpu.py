@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow import transformer
-from esmflow.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
-from esmflow.checkpoints import ModelDimensions, write_checkpoint
-from esmflow.engine import Outputs
-from esmflow.fasta import read_records
-from esmflow.model import PackedEngine, auto_token_budget
-from esmflow.packing import pack_sequences
+from esmflow.arrays import Outputs
+from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+from esmflow.engine import transformer
+from esmflow.engine.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
+from esmflow.engine.packed import PackedEngine, auto_token_budget
+from esmflow.engine.packing import pack_sequences
+from esmflow.inputs.fasta import read_records
 
-kernels = pytest.importorskip("esmflow.kernels") if torch.cuda.is_available() else None
+kernels = pytest.importorskip("esmflow.engine.kernels") if torch.cuda.is_available() else None
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -11,12 +11,12 @@ import torch
 from esm.rotary_embedding import RotaryEmbedding
 from workflow_run import PROJECT, WorkflowRun
 
-from esmflow.digests import sequence_digest
-from esmflow.engine import Outputs
-from esmflow.extraction import extract_esm_features
-from esmflow.fasta import read_records
-from esmflow.gpu_slots import driver_gpus
-from esmflow.reference import ReferenceEngine
+from esmflow.arrays import Outputs
+from esmflow.engine.extraction import extract_esm_features
+from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.inputs.fasta import read_records
+from esmflow.inputs.residues import sequence_digest
+from esmflow.slots.gpus import driver_gpus
 
 pytestmark = pytest.mark.gpu
 

@@ -21,7 +21,7 @@ from made_up import proteins, write_fasta
 from one_node_slurm import Allocation, OneNodeSlurm
 from workflow_run import PROJECT, demo_folder, groups, wait_until
 
-from esmflow.shards import list_shards, read_shard, shard_name
+from esmflow.plan.shards import list_shards, read_shard, shard_name
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from workflow_run import WorkflowRun
 
-from esmflow import certificate
-from esmflow.certificate import VerifiedRun, VerifySettings, verify
-from esmflow.checkpoints import file_stamp
+from esmflow.checkpoint.file import file_stamp
 from esmflow.files import read_json
-from esmflow.fingerprint import Fingerprint
-from esmflow.segments import Segment, Store
-from esmflow.steps import read_model_info
-from esmflow.verify_worker import recompute
+from esmflow.method import Fingerprint
+from esmflow.step import read_model_info
+from esmflow.store.segments import Segment, Store
+from esmflow.verify import certificate
+from esmflow.verify.certificate import VerifiedRun, VerifySettings, verify
+from esmflow.verify.worker import recompute
 
 ARRAYS = ["bos_layer6", "contacts", "mean_layer6", "per_residue_layer6"]
 

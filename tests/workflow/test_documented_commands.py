@@ -15,7 +15,7 @@ from clone import PROJECT, make_clone, make_recipe
 from documents import LANGUAGES, NEEDS, RUNNABLE, Block, blocks
 from made_up import random_model, stored_tensors, write_fair_esm
 
-from esmflow.configuration import validated
+from esmflow.config.configuration import validated
 
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 KEYS = yaml.safe_load(SCHEMA.read_text())["properties"]

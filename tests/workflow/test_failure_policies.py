@@ -11,8 +11,8 @@ import pytest
 import torch
 from workflow_run import kill, wait_until
 
-from esmflow.shards import list_shards, read_shard, shard_name
-from esmflow.vocabulary import RESIDUE_TOKEN
+from esmflow.inputs.residues import RESIDUE_TOKEN
+from esmflow.plan.shards import list_shards, read_shard, shard_name
 
 GOOD = {f"good{n}": "MKVLAAGIVGLLLAQWERTYDE"[: 12 + n] for n in range(8)}
 FAILING = {"with_pyrrolysine": "MKVLAOGIVG", "another": "OMKVLAAG"}

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from esmflow.engine import Outputs
-from esmflow.reference import ReferenceEngine
-from esmflow.windows import window_starts
+from esmflow.arrays import Outputs
+from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.engine.windows import window_starts
 
 PROTEINS = 6
 

@@ -23,7 +23,7 @@ from workflow_run import PROJECT, WorkflowRun, demo_folder, wait_until
 
 PROFILES = sorted(path.parent for path in (PROJECT / "profiles").glob("*/config.yaml"))
 OTHERS = [profile for profile in PROFILES if profile.name != "default"]
-LOCAL_BATCH = PROJECT / "tests" / "local_batch.sh"
+LOCAL_BATCH = PROJECT / "tests" / "support" / "local_batch.sh"
 
 
 def content(profile: Path) -> dict:

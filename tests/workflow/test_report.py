@@ -14,7 +14,7 @@ import pytest
 from browser import open_page
 from workflow_run import WorkflowRun
 
-from esmflow.report_sections import SECTIONS
+from esmflow.report.sections import SECTIONS
 
 # Ids without white space, as FASTA has them, that do something where they are not escaped.
 HOSTILE = [

@@ -6,8 +6,8 @@ import re
 
 from workflow_run import PROJECT
 
-from esmflow.configuration import validated
-from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
 
 
 def shown(printed):

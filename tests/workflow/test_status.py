@@ -7,8 +7,8 @@ import sys
 
 from workflow_run import PROJECT, kill, wait_until
 
+from esmflow.embed.status import Condition, is_over, read_status
 from esmflow.files import read_json
-from esmflow.status import Condition, is_over, read_status
 
 
 def show(run) -> str:

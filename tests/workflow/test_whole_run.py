@@ -13,11 +13,11 @@ import pytest
 import torch
 from workflow_run import PROJECT, WorkflowRun
 
-from esmflow.configuration import validated
-from esmflow.engine import Outputs
-from esmflow.fasta import read_records
-from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
-from esmflow.reference import ReferenceEngine
+from esmflow.arrays import Outputs
+from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.inputs.fasta import read_records
 
 FILES = {
     "reviewed": "reviewed.fasta",

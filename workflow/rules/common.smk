@@ -13,21 +13,24 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.basis import basis_number, input_stamps
-from esmflow.checkpoint_sources import files_of_checkpoint
-from esmflow.commands import command_of
-from esmflow.configuration import ConfigurationError, computing_method, read_samples, validated
-from esmflow.ending import unfinished_lines
-from esmflow.gpu_slots import driver_gpus
-from esmflow.job_estimates import estimate_job, guess_model, guess_work, job_settings
-from esmflow.lifetime import note_run
+from esmflow.checkpoint.sources import files_of_checkpoint
+from esmflow.collect.formats import named_after_inputs
+from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.errors import EsmflowError
+from esmflow.inputs.sheet import read_samples
+from esmflow.method import computing_method
+from esmflow.plan.freshness import basis_number, input_stamps
+from esmflow.report.summary import command_of, unfinished_lines
+from esmflow.slots.gpus import driver_gpus
+from esmflow.workers.lifetime import note_run
 
 note_run()
 
 try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
-    INPUTS = read_samples(config["samples"], config["formats"])
-except ConfigurationError as error:
+    INPUTS = read_samples(config["samples"], named_after_inputs(config["formats"]))
+except EsmflowError as error:
     raise WorkflowError(str(error))
 
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from esmflow.collecting import CollectInputs, CollectOutputs, collect
-from esmflow.engine import Outputs
+from esmflow.arrays import Outputs
+from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
 from esmflow.files import write_json
 from esmflow.logs import join_logs
-from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.step import logged_step, make_fingerprint, read_model_info
+from esmflow.store.segments import Store
 
 
 def main(snakemake) -> None:

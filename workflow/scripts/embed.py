@@ -1,9 +1,8 @@
 """Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
 
-from esmflow.embed_worker import EmbedSettings
-from esmflow.embedding import embed_group, gpus_to_use
+from esmflow.embed.job import EmbedSettings, embed_group, gpus_to_use
 from esmflow.files import read_json
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.step import logged_step, make_fingerprint, read_model_info
 
 
 def main(snakemake) -> None:

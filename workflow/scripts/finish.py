@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from esmflow.commands import command_of
 from esmflow.files import atomic_path, read_json
-from esmflow.lifetime import ancestors_running
-from esmflow.steps import StepError, logged_step, read_model_info
-from esmflow.summary import Places, problem_lines, summary_lines
+from esmflow.report.summary import Places, command_of, problem_lines, summary_lines
+from esmflow.step import StepError, logged_step, read_model_info
+from esmflow.workers.lifetime import ancestors_running
 
 
 def main(snakemake) -> None:

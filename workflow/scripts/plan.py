@@ -3,15 +3,17 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from esmflow.basis import input_stamps, write_basis
-from esmflow.checkpoints import check_unchanged, file_stamp
-from esmflow.disk_forecast import check_disks, forecast
-from esmflow.fasta import ResiduePolicy
+from esmflow.checkpoint.file import check_unchanged, file_stamp
+from esmflow.config.disk_forecast import check_disks, forecast
 from esmflow.files import write_json
-from esmflow.held import HeldSequences
-from esmflow.planning import CostModel, InputFile, plan
-from esmflow.segments import Store
-from esmflow.steps import logged_step, make_fingerprint, read_model_info, tell
+from esmflow.inputs.residues import ResiduePolicy
+from esmflow.inputs.sheet import InputFile
+from esmflow.plan.cost import CostModel
+from esmflow.plan.freshness import input_stamps, write_basis
+from esmflow.plan.planning import plan
+from esmflow.step import logged_step, make_fingerprint, read_model_info, tell
+from esmflow.store.lookup import HeldSequences
+from esmflow.store.segments import Store
 
 
 def main(snakemake) -> None:

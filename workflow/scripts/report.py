@@ -1,8 +1,8 @@
 """Produces the report of the run: one page, and its figures for Snakemake's own report."""
 
-from esmflow.reporting import write_report
-from esmflow.run_files import RunFiles
-from esmflow.steps import logged_step, read_model_info
+from esmflow.report.page import write_report
+from esmflow.report.run_files import RunFiles
+from esmflow.step import logged_step, read_model_info
 
 
 def main(snakemake) -> None:

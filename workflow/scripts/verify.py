@@ -1,8 +1,8 @@
 """Produces the certificate: a sample of the run's embeddings, computed again with fair-esm's own model."""
 
-from esmflow.certificate import VerifiedRun, VerifySettings, verify
 from esmflow.files import read_json, write_json
-from esmflow.steps import logged_step, make_fingerprint, read_model_info
+from esmflow.step import logged_step, make_fingerprint, read_model_info
+from esmflow.verify.certificate import VerifiedRun, VerifySettings, verify
 
 
 def main(snakemake) -> None:

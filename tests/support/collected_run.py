@@ -1,0 +1,86 @@
+"""Collect without having embedded: segments and the table of records are made up, all that follows is real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esmflow.arrays import Outputs, is_pooled, rows_per_sequence
+from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.files import write_json
+from esmflow.inputs.records import Record
+from esmflow.inputs.residues import sequence_digest
+from esmflow.method import Fingerprint
+from esmflow.plan.record_table import RecordTable
+from esmflow.store.segments import Segment, Store
+
+
+@dataclass(frozen=True)
+class MadeUpRecord:
+    """One good record of an input file."""
+
+    file: str
+    id: str
+    sequence: str
+    description: str = ""
+
+
+class CollectedRun:
+    """A store and the tables that earlier steps would leave, ready to be collected as often as a test likes."""
+
+    def __init__(self, folder: Path, records: Sequence[MadeUpRecord], segments: Sequence[Segment], outputs: Outputs):
+        self.folder, self.outputs = folder, outputs
+        fingerprint = Fingerprint(
+            "c", outputs.layers, outputs.include, None, "packed", "", "auto", "whole", None, None, "reject"
+        )
+        self.store = Store(folder / "store", fingerprint)
+        self.store.create()
+        names = [f"{number:032x}" for number in range(len(segments))]
+        for name, segment in zip(names, segments):
+            self.store.write(name, segment)
+        positions: dict[str, int] = {}
+        with RecordTable(folder / "records.parquet") as table:
+            for record in records:
+                position = positions[record.file] = positions.get(record.file, 0) + 1
+                n = len(record.sequence)
+                row = Record(record.file, position, record.id, record.description, record.sequence, n)
+                table.add(f"sample of {record.file}", row, sequence_digest(record.sequence))
+        write_json(folder / "plan.json", {"records": len(records), "held_segments": [], "duplicates": 0})
+        run = {"group": "0", "segments_written": names, "segments_reused": [], "sequences": len(records)}
+        write_json(folder / "run.json", {**run, "shards": [], "failed_sequences": 0})
+        (folder / "failures.tsv").write_text("digest\treason\tdetail\n")
+
+    def collect(self, formats: Sequence[str], name: str = "results", **options: Any) -> Path:
+        """Returns the folder of the embeddings."""
+        out = self.folder / name
+        inputs = CollectInputs(
+            *map(str, (self.folder / "records.parquet", self.folder / "plan.json")),
+            [str(self.folder / "run.json")],
+            [str(self.folder / "failures.tsv")],
+        )
+        tables = (str(out / table) for table in ("manifest.parquet", "manifest.tsv", "failures.tsv"))
+        collect(
+            inputs,
+            CollectOutputs(str(out / "embeddings"), *tables),
+            self.store,
+            formats,
+            **{"model": "made up", "array_names": self.outputs.names(), "max_residues": None, **options},
+        )
+        return out / "embeddings"
+
+
+def random_segment(sequences: Sequence[str], outputs: Outputs, width: int = 8, seed: int = 0) -> Segment:
+    """A segment as embedding these sequences would give, with random values."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    arrays = {}
+    for name in outputs.names():
+        row = {"logits": (33,), "contacts": ()}.get(name, (width,))
+        rows = len(sequences) if is_pooled(name) else int(rows_per_sequence(name, lengths).sum())
+        arrays[name] = rng.standard_normal((rows, *row), np.float32)
+    digests = np.frombuffer(b"".join(map(sequence_digest, sequences)), np.uint8).reshape(-1, 16)
+    return Segment(digests, lengths, arrays, "fp32")

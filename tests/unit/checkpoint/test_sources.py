@@ -1,0 +1,253 @@
+"""A checkpoint is looked for in its places in order, then downloaded; an error says where it was looked for."""
+
+import functools
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_face
+
+from esmflow.checkpoint import sources as checkpoint_sources
+from esmflow.checkpoint.convert import convert_checkpoint
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.sources import OFFICIAL_NAMES, find_checkpoint, is_path
+
+NAME = "esm2_t6_8M_UR50D"
+
+
+class Places:
+    """Empty caches below one folder, and the paths where a checkpoint belongs in each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.given = folder / "given"
+        self.in_given = self.given / f"{NAME}.pt"
+        self.folder_in_given = self.given / NAME
+        self.torch_hub = folder / "torch" / "hub" / "checkpoints" / f"{NAME}.pt"
+        self.snapshots = folder / "huggingface" / "hub" / f"models--facebook--{NAME}" / "snapshots"
+        self.hugging_face = self.snapshots / "abc123"
+
+    def put(self, path: Path) -> Path:
+        if path.suffix == ".pt":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"weights")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "model.safetensors").write_bytes(b"weights")
+        return path
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    for variable in ("HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    monkeypatch.chdir(tmp_path)
+    return Places(tmp_path)
+
+
+def find(places: Places) -> Path:
+    return find_checkpoint(NAME, str(places.given), download=False)
+
+
+def test_the_given_folder_comes_first_then_torch_hub_then_hugging_face(places):
+    in_order = [places.in_given, places.folder_in_given, places.torch_hub, places.hugging_face]
+    for path in reversed(in_order):
+        places.put(path)
+        # What was put before stays: each place goes before those after it.
+        assert find(places) == path
+
+
+def test_without_a_given_folder_the_caches_are_looked_at(places):
+    places.put(places.in_given)
+    places.put(places.torch_hub)
+    assert find_checkpoint(NAME, None, download=False) == places.torch_hub
+
+
+@pytest.mark.parametrize("name", OFFICIAL_NAMES)
+def test_every_official_name_is_found(places, name):
+    path = places.put(places.torch_hub.with_name(f"{name}.pt"))
+    assert find_checkpoint(name, None, download=False) == path
+
+
+def test_torch_hub_is_looked_at_where_torch_itself_puts_its_files(places):
+    assert places.torch_hub.parent == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_the_caches_follow_xdg_cache_home(places, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    moved = Places(tmp_path / "xdg")
+    moved.put(moved.hugging_face)
+    assert find_checkpoint(NAME, download=False) == moved.hugging_face
+    moved.put(moved.torch_hub)
+    assert find_checkpoint(NAME, download=False) == moved.torch_hub
+    assert moved.torch_hub.parent == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_the_caches_are_in_the_home_folder_where_nothing_else_is_said(places, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = Places(tmp_path / "home" / ".cache")
+    home.put(home.hugging_face)
+    assert find_checkpoint(NAME, download=False) == home.hugging_face
+    home.put(home.torch_hub)
+    assert find_checkpoint(NAME, download=False) == home.torch_hub
+
+
+def test_hf_hub_cache_goes_before_hf_home(places, tmp_path, monkeypatch):
+    places.put(places.hugging_face)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    snapshot = tmp_path / "elsewhere" / f"models--facebook--{NAME}" / "snapshots" / "def456"
+    places.put(snapshot)
+    assert find_checkpoint(NAME, download=False) == snapshot
+
+
+def test_the_newest_snapshot_that_has_weights_is_taken(places):
+    old, new, without_weights = (places.snapshots / name for name in ("b", "a", "c"))
+    places.put(old)
+    places.put(new)
+    without_weights.mkdir()
+    (without_weights / "config.json").write_text("{}")
+    for age, path in enumerate((without_weights, new, old)):
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    assert find(places) == new
+
+
+def test_a_snapshot_with_bin_weights_is_taken_too(places):
+    places.hugging_face.mkdir(parents=True)
+    (places.hugging_face / "pytorch_model.bin").write_bytes(b"weights")
+    assert find(places) == places.hugging_face
+
+
+def test_what_is_found_converts(places, tmp_path):
+    tensors = stored_tensors(random_model())
+    write_hugging_face(places.hugging_face, tensors)
+    digests = [convert_checkpoint(find(places), tmp_path / "target", NAME).digest]
+    write_fair_esm(places.torch_hub, tensors)
+    digests.append(convert_checkpoint(find(places), tmp_path / "target", NAME).digest)
+    assert digests[0] == digests[1]
+
+
+# Paths
+
+
+def test_a_path_is_that_path_and_no_place_is_looked_at(places, tmp_path):
+    places.put(places.torch_hub)
+    own = places.put(tmp_path / "own" / f"{NAME}.pt")
+    assert find_checkpoint(str(own)) == own
+    assert find_checkpoint(f"own/{NAME}.pt") == Path("own") / f"{NAME}.pt"
+
+
+def test_a_path_below_the_home_folder_may_begin_with_a_tilde(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places.put(tmp_path / "own.pt")
+    assert find_checkpoint("~/own.pt") == tmp_path / "own.pt"
+
+
+@pytest.mark.parametrize("model", ["own/none.pt", "none.pt", "./folder"])
+def test_a_path_with_nothing_there_is_an_error(places, model):
+    with pytest.raises(CheckpointError, match=f"model: {model} does not exist"):
+        find_checkpoint(model)
+
+
+def test_an_official_name_is_no_path_until_there_is_a_folder_of_that_name(places, tmp_path):
+    assert not is_path(NAME)
+    (tmp_path / NAME).mkdir()
+    assert is_path(NAME)
+    assert is_path("some/folder")
+    assert is_path("own.pt")
+
+
+def test_a_name_that_is_not_official_is_an_error_that_lists_those_that_are(places):
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint("esm1b_t33_650M_UR50S")
+    assert all(name in str(error.value) for name in OFFICIAL_NAMES)
+
+
+# Offline
+
+
+def test_the_error_offline_lists_every_place_and_how_to_put_the_file_there(places):
+    with pytest.raises(CheckpointError) as error:
+        find(places)
+    message = str(error.value)
+    lines = message.splitlines()
+    assert lines[0] == (
+        f"{NAME} is not on this machine and could not be downloaded (downloading is switched off). Looked at:"
+    )
+    assert lines[1:-1] == [
+        f"  - model_folder: {places.in_given}",
+        f"  - model_folder: {places.folder_in_given}",
+        f"  - torch hub's cache: {places.torch_hub}",
+        f"  - Hugging Face's cache: {places.snapshots / '*'}",
+    ]
+    assert f"https://dl.fbaipublicfiles.com/fair-esm/models/{NAME}.pt" in lines[-1]
+    assert f"https://dl.fbaipublicfiles.com/fair-esm/regression/{NAME}-contact-regression.pt" in lines[-1]
+    assert "name that folder as model_folder" in lines[-1]
+
+
+def test_following_the_error_by_hand_helps(places):
+    with pytest.raises(CheckpointError):
+        find(places)
+    write_fair_esm(places.in_given, stored_tensors(random_model()))
+    assert find(places) == places.in_given
+
+
+# Downloads
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *message) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server that stands for fair-esm's; gives the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(checkpoint_sources, "_WEIGHTS_URL", address + "/{name}.pt")
+        monkeypatch.setattr(checkpoint_sources, "_REGRESSION_URL", address + "/{name}-contact-regression.pt")
+        yield folder
+        server.shutdown()
+        thread.join()
+
+
+def test_what_is_nowhere_is_downloaded_with_its_contact_regression(places, server, tmp_path):
+    tensors = stored_tensors(random_model())
+    write_fair_esm(server / f"{NAME}.pt", tensors)
+    found = find_checkpoint(NAME)
+    assert found == places.torch_hub
+    assert convert_checkpoint(found, tmp_path / "target", NAME).dimensions.has_contact_head
+    # It is a cache: the second time nothing is asked for.
+    for file in server.iterdir():
+        file.unlink()
+    assert find_checkpoint(NAME) == found
+
+
+def test_a_download_that_fails_is_an_error_that_lists_every_place_and_leaves_no_checkpoint(places, server):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    (server / f"{NAME}.pt").unlink()
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint(NAME)
+    assert "could not be downloaded (HTTP Error 404: File not found)" in str(error.value)
+    assert str(places.torch_hub) in str(error.value)
+    assert not places.torch_hub.exists()
+
+
+def test_nothing_is_downloaded_where_that_is_switched_off(places, server):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    with pytest.raises(CheckpointError, match="downloading is switched off"):
+        find_checkpoint(NAME, download=False)
+    assert not places.torch_hub.parent.exists()

@@ -1,0 +1,187 @@
+"""Each format holds every vector it was given, under its id, in the order it came."""
+
+import os
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from esmflow.collect.formats import FORMATS
+from esmflow.collect.tables import MANIFEST_SCHEMA
+from esmflow.collect.writers.base import Batch, Description
+from esmflow.collect.writers.pt import pt_file_name
+
+WIDTH = 6
+IDS = ["a", "b", "a", "../../etc/passwd", "sp|P1|X", 'tab"quote', "naïve", "i" * 300, r"caf\xe9 \x00", "", "b"]
+VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
+
+
+def describe(array: str) -> Description:
+    return Description(array, "esm2_t6_8M_UR50D", "bf16", "f" * 32, VERSIONS)
+
+
+def make(count: int, per_residue: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and lengths."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 9, count)
+    return random.standard_normal((lengths.sum() if per_residue else count, WIDTH)).astype(np.float32), lengths
+
+
+def batch(ids: list[str], arrays: dict[str, np.ndarray], lengths: np.ndarray, file: str = "a.fasta") -> Batch:
+    """Records of one file, numbered from 1."""
+    columns = {
+        "sample": ["sample of " + file] * len(ids),
+        "file": [file] * len(ids),
+        "record": range(1, len(ids) + 1),
+        "id": ids,
+        "description": [f"protein {i}" for i in range(len(ids))],
+        "length": lengths,
+    }
+    missing = {field.name: pa.nulls(len(ids), field.type) for field in MANIFEST_SCHEMA if field.name not in columns}
+    table = pa.table({**columns, **missing})
+    return Batch(table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA), arrays, lengths)
+
+
+def write(folder, name: str, array: str, files: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -> None:
+    writer = FORMATS[name].load_writer()(folder, [describe(array)])
+    for path, blocks in files.items():
+        writer.begin_file(path)
+        for ids, vectors, lengths in blocks:
+            writer.add(batch(ids, {array: vectors}, lengths, path))
+    writer.close()
+
+
+def load_pt(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+# pt
+
+
+def test_a_pt_has_ids_and_vectors_in_input_order_and_repeated_ids_are_repeated(tmp_path):
+    vectors, lengths = make(len(IDS))
+    write(tmp_path, "pt", "mean_layer6", {"in/a.faa.gz": [(IDS, vectors, lengths)]})
+    found = load_pt(tmp_path / "pt" / "a_ESM.pt")
+    assert found.keys() == {"proteins", "data"}
+    assert found["proteins"] == IDS
+    assert all(tensor.dtype == torch.float32 and tensor.shape == (WIDTH,) for tensor in found["data"])
+    assert np.array_equal(torch.stack(found["data"]).numpy(), vectors)
+
+
+def test_each_input_file_has_a_pt_of_its_own(tmp_path):
+    first, second = make(2, seed=1), make(3, seed=2)
+    files = {"x/a.fasta": [(["p", "q"], *first)], "y/b.fasta": [(["p", "r", "s"], *second)]}
+    write(tmp_path, "pt", "mean_layer6", files)
+    assert sorted(os.listdir(tmp_path / "pt")) == ["a_ESM.pt", "b_ESM.pt"]
+    assert load_pt(tmp_path / "pt" / "a_ESM.pt")["proteins"] == ["p", "q"]
+    assert np.array_equal(torch.stack(load_pt(tmp_path / "pt" / "b_ESM.pt")["data"]).numpy(), second[0])
+
+
+def test_blocks_of_one_file_are_one_pt(tmp_path):
+    blocks = [([f"{seed}.{i}" for i in range(4)], *make(4, seed=seed)) for seed in range(3)]
+    write(tmp_path, "pt", "mean_layer6", {"a.fasta": blocks})
+    found = load_pt(tmp_path / "pt" / "a_ESM.pt")
+    assert found["proteins"] == [f"{seed}.{i}" for seed in range(3) for i in range(4)]
+    assert np.array_equal(torch.stack(found["data"]).numpy(), np.concatenate([vectors for _, vectors, _ in blocks]))
+
+
+def test_a_file_without_embedded_records_has_an_empty_pt(tmp_path):
+    write(tmp_path, "pt", "mean_layer6", {"a.fasta": [], "b.fasta": [(["p"], *make(1))]})
+    assert load_pt(tmp_path / "pt" / "a_ESM.pt") == {"proteins": [], "data": []}
+    assert load_pt(tmp_path / "pt" / "b_ESM.pt")["proteins"] == ["p"]
+
+
+def test_a_per_residue_pt_has_a_row_for_each_residue(tmp_path):
+    vectors, lengths = make(5, per_residue=True)
+    write(tmp_path, "pt", "per_residue_layer6", {"a.fasta": [(list("abcde"), vectors, lengths)]})
+    data = load_pt(tmp_path / "pt" / "a_ESM.pt")["data"]
+    assert [tuple(tensor.shape) for tensor in data] == [(n, WIDTH) for n in lengths]
+    assert np.array_equal(torch.cat(data).numpy(), vectors)
+
+
+def test_a_vector_changed_after_loading_changes_no_other(tmp_path):
+    write(tmp_path, "pt", "mean_layer6", {"a.fasta": [(["p", "q"], *make(2))]})
+    data = load_pt(tmp_path / "pt" / "a_ESM.pt")["data"]
+    before = data[1].clone()
+    data[0].zero_()
+    assert torch.equal(data[1], before)
+
+
+def test_a_pt_is_hardly_larger_than_its_vectors(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((2000, 320)).astype(np.float32)
+    write(tmp_path, "pt", "mean_layer6", {"a.fasta": [([str(i) for i in range(2000)], vectors, np.ones(2000, int))]})
+    assert (tmp_path / "pt" / "a_ESM.pt").stat().st_size < 1.2 * vectors.nbytes
+
+
+def test_what_was_mapped_from_a_segment_need_not_outlive_it(tmp_path):
+    vectors, lengths = make(3)
+    vectors.tofile(tmp_path / "mapped")
+    mapped = np.memmap(tmp_path / "mapped", np.float32, "r", shape=vectors.shape)
+    write(tmp_path, "pt", "mean_layer6", {"a.fasta": [(list("abc"), mapped, lengths)]})
+    write(tmp_path, "h5", "mean_layer6", {"a.fasta": [(list("abc"), mapped, lengths)]})
+    (tmp_path / "mapped").unlink()
+    assert np.array_equal(torch.stack(load_pt(tmp_path / "pt" / "a_ESM.pt")["data"]).numpy(), vectors)
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert np.array_equal(file["embeddings"][:], vectors)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("viruses/a.faa.gz", "a_ESM.pt"), ("a.b.fasta", "a.b_ESM.pt"), ("../x/plain", "plain_ESM.pt")],
+)
+def test_a_pt_is_named_after_its_input(path, name):
+    assert pt_file_name(path) == name
+
+
+# h5
+
+
+def test_an_h5_has_ids_vectors_and_attributes(tmp_path):
+    vectors, lengths = make(len(IDS))
+    write(tmp_path, "h5", "mean_layer6", {"a.fasta": [(IDS, vectors, lengths)]})
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert file["ids"].asstr()[:].tolist() == IDS
+        assert file["embeddings"].dtype == np.float32
+        assert np.array_equal(file["embeddings"][:], vectors)
+        assert "offsets" not in file
+        assert dict(file.attrs) == {
+            "model": "esm2_t6_8M_UR50D",
+            "layer": 6,
+            "pooling": "mean",
+            "precision": "bf16",
+            "fingerprint": "f" * 32,
+            "version_python": "3.11.7",
+            "version_torch": "2.13.0",
+        }
+
+
+def test_files_and_blocks_follow_one_another_in_one_h5(tmp_path):
+    blocks = [([f"{seed}.{i}" for i in range(50)], *make(50, seed=seed)) for seed in range(4)]
+    write(tmp_path, "h5", "bos_layer3", {"a.fasta": blocks[:3], "empty.fasta": [], "b.fasta": blocks[3:]})
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert file["ids"].asstr()[:].tolist() == [i for ids, _, _ in blocks for i in ids]
+        assert np.array_equal(file["embeddings"][:], np.concatenate([vectors for _, vectors, _ in blocks]))
+        assert (file.attrs["layer"], file.attrs["pooling"]) == (3, "bos")
+
+
+def test_a_per_residue_h5_says_where_each_record_is(tmp_path):
+    blocks = [(list(ids), *make(len(ids), per_residue=True, seed=len(ids))) for ids in ("abc", "defgh")]
+    write(tmp_path, "h5", "per_residue_layer6", {"a.fasta": blocks})
+    lengths = np.concatenate([block[2] for block in blocks])
+    vectors = np.concatenate([block[1] for block in blocks])
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        offsets = file["offsets"][:]
+        assert file["ids"].asstr()[:].tolist() == list("abcdefgh")
+        assert np.diff(offsets).tolist() == lengths.tolist()
+        assert offsets[0] == 0
+        assert np.array_equal(file["embeddings"][offsets[4] : offsets[5]], vectors[sum(lengths[:4]) : sum(lengths[:5])])
+        assert np.array_equal(file["embeddings"][:], vectors)
+
+
+@pytest.mark.parametrize("array", ["mean_layer6", "per_residue_layer6"])
+def test_an_h5_of_nothing_is_a_file_with_nothing_in_it(tmp_path, array):
+    write(tmp_path, "h5", array, {"a.fasta": []})
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert len(file["embeddings"]) == len(file["ids"]) == 0

@@ -1,0 +1,140 @@
+"""Estimates of a job's time and memory: against what was measured, and in every case of what is known beforehand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from esmflow.checkpoint.file import ModelDimensions
+from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import (
+    GroupWork,
+    JobEstimate,
+    count_parameters,
+    estimate_job,
+    guess_model,
+    guess_work,
+    job_settings,
+)
+
+PROJECT = Path(__file__).resolve().parents[3]
+SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
+
+
+def settings(device="cpu", **config):
+    complete = validated({"model": "esm2_t6_8M_UR50D", "threads": 1, "shard_residues": 10000, **config}, SCHEMA)
+    return job_settings(complete, device, complete["max_residues"])
+
+
+def measured():
+    """The rows of the documentation's table."""
+    for line in (PROJECT / "docs" / "resources.md").read_text().splitlines():
+        if re.match(r"\| `esm2_", line):
+            yield [cell.strip(" `") for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("row", list(measured()), ids=lambda row: f"{row[0]} {row[3]}")
+def test_estimates_are_within_a_factor_of_two_of_what_was_measured_and_as_documented(row):
+    name, device, tflops, residues, sequences, seconds, estimated, megabytes, estimated_megabytes = row
+    estimate = estimate_job(
+        GroupWork(int(residues), int(sequences), True),
+        guess_model(name, "none"),
+        settings(device, device_tflops=float(tflops)),
+    )
+    assert 0.5 < estimate.seconds / float(seconds) < 2
+    assert f"{estimate.seconds:.1f}" == estimated
+    if megabytes:
+        assert 0.5 < estimate.memory_mb / float(megabytes) < 2
+        assert f"{estimate.memory_mb:.0f}" == estimated_megabytes
+
+
+def test_requests_grow_with_the_attempt_and_leave_room():
+    estimate = JobEstimate(seconds=3600, memory_mb=1010)
+    assert [estimate.runtime_minutes(attempt) for attempt in (1, 2, 3)] == [120, 240, 360]
+    assert [estimate.memory_mb_to_ask_for(attempt) for attempt in (1, 2, 3)] == [1600, 3200, 4800]
+    assert JobEstimate(1, 1).runtime_minutes(1) == 10
+
+
+def test_more_gpus_take_less_time_and_more_memory():
+    work, model = GroupWork(100_000_000, 300_000, True), guess_model("esm2_t33_650M_UR50D", "none")
+    one, four = (estimate_job(work, model, settings("cuda", gpus_per_job=gpus)) for gpus in (1, 4))
+    assert 0.2 < four.seconds / one.seconds < 0.4
+    assert 2 < four.memory_mb / one.memory_mb < 4
+
+
+def test_what_is_kept_for_every_residue_takes_memory():
+    work, model = GroupWork(1_000_000, 3000, True), guess_model("esm2_t6_8M_UR50D", "none")
+    pooled, residues = (
+        estimate_job(work, model, settings(include=[kind], shard_residues=1_000_000))
+        for kind in ("mean", "per_residue")
+    )
+    # 320 values of 4 bytes for a million residues, three times.
+    assert residues.memory_mb - pooled.memory_mb == pytest.approx(3 * 4 * 320, rel=0.01)
+
+
+def test_an_empty_group_takes_a_moment():
+    assert estimate_job(GroupWork(0, 0, True), guess_model("esm2_t48_15B_UR50D", "none"), settings()).seconds <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("esm2_t6_8M_UR50D", 7.5),
+        ("esm2_t12_35M_UR50D", 33.5),
+        ("esm2_t30_150M_UR50D", 148),
+        ("esm2_t33_650M_UR50D", 650),
+        ("esm2_t36_3B_UR50D", 2835),
+        ("esm2_t48_15B_UR50D", 15100),
+    ],
+)
+def test_official_models_have_about_the_parameters_in_their_names(name, millions):
+    assert count_parameters(guess_model(name, "none")) == pytest.approx(millions * 1e6, rel=0.05)
+
+
+def test_a_model_is_known_from_its_description_its_folder_its_name_or_its_size(tmp_path):
+    dimensions = ModelDimensions(7, 64, 4, True, False)
+    (tmp_path / "model.json").write_text(json.dumps({"dimensions": asdict(dimensions)}))
+    assert guess_model("esm2_t6_8M_UR50D", tmp_path / "model.json") == dimensions
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    config = {"num_hidden_layers": 9, "hidden_size": 96, "num_attention_heads": 6}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert guess_model(str(folder), "none").hidden == 96
+
+    named, sized = tmp_path / "esm2_t12_35M_UR50D.pt", tmp_path / "mine.pt"
+    named.write_bytes(b"")
+    assert guess_model(str(named), "none").hidden == 480
+    with open(sized, "wb") as handle:
+        handle.truncate(2_610_000_000)
+    assert guess_model(str(sized), "none").hidden == 1280
+
+
+def test_work_is_read_from_the_plan_and_guessed_from_the_inputs_before_there_is_one(tmp_path):
+    sequences = "".join(
+        f">protein{n} with a description of some length\n{'MKVLAAGIVGLLLAQWERTYDE' * 15}\n" for n in range(200)
+    )
+    plain = tmp_path / "a.faa"
+    plain.write_text(sequences)
+    guessed = guess_work(0, 2, tmp_path / "plan.json", [plain])
+    assert not guessed.planned
+    assert guessed.residues == pytest.approx(200 * 22 * 15 / 2, rel=0.3)
+
+    (tmp_path / "plan.json").write_text(json.dumps({"groups": [{"residues": 5, "sequences": 1}] * 2}))
+    assert guess_work(1, 2, tmp_path / "plan.json", [plain]) == GroupWork(5, 1, True)
+    # A plan of another number of groups is an old one.
+    assert guess_work(1, 3, tmp_path / "plan.json", [plain]).planned is False
+
+
+def test_real_inputs_are_guessed_within_a_factor_of_two():
+    demo = PROJECT / "resources" / "demo"
+    files = [demo / "reviewed.fasta", demo / "unreviewed.fasta.gz", PROJECT / "tests/data/uniprot_sample_500.fasta.gz"]
+    for file in files:
+        text = (gzip.open(file, "rt") if file.suffix == ".gz" else open(file)).read()
+        residues = sum(len(line) for line in text.splitlines() if not line.startswith(">"))
+        assert 0.5 < guess_work(0, 1, "none", [file]).residues / residues < 2

@@ -1,0 +1,106 @@
+"""Slots: which there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from esmflow.slots.gpus import Gpu, SlotError, candidate_slots, driver_gpus
+
+A, B, C = (Gpu(i, f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
+MIG = tuple(Gpu(1, f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
+SPLIT = Gpu(1, B.uuid, B.name, MIG)
+
+
+def tokens(value, gpus, device="auto"):
+    environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    return [slot.visible_devices for slot in candidate_slots(device, 2, environment, lambda: gpus)]
+
+
+def test_unset_means_every_gpu_of_the_driver_by_uuid():
+    assert tokens(None, [A, B, C]) == [A.uuid, B.uuid, C.uuid]
+
+
+def test_unset_on_a_gpu_in_mig_mode_means_every_instance():
+    assert tokens(None, [A, SPLIT]) == [A.uuid, MIG[0].uuid, MIG[1].uuid]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0", [A.uuid]),
+        ("2,0", [C.uuid, A.uuid]),
+        (" 1 , 2 ", [B.uuid, C.uuid]),
+        (B.uuid, [B.uuid]),
+        ("GPU-222", [C.uuid]),
+        (f"{B.uuid},GPU-000", [B.uuid, A.uuid]),
+        ("1,1", [B.uuid]),
+        (f"1,{B.uuid}", [B.uuid]),
+    ],
+)
+def test_indexes_and_uuids_and_their_beginnings_are_resolved_in_order(value, expected):
+    assert tokens(value, [A, B, C]) == expected
+
+
+def test_mig_uuids_are_resolved_and_an_index_of_a_split_gpu_is_its_first_instance():
+    assert tokens(MIG[1].uuid, [A, SPLIT]) == [MIG[1].uuid]
+    assert tokens("1", [A, SPLIT]) == [MIG[0].uuid]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0,9,1", [A.uuid]), ("1,-1,0", [B.uuid]), ("2,nonsense,0", [C.uuid]), ("0,GPU-,1", [A.uuid]), ("0,,1", [A.uuid])],
+)
+def test_what_follows_the_first_invalid_token_is_ignored_as_cuda_does(value, expected):
+    assert tokens(value, [A, B, C]) == expected
+
+
+@pytest.mark.parametrize("value", ["9", "-1", "nonsense", "GPU-ffff"])
+def test_no_valid_token_is_an_error_that_lists_what_is_there(value):
+    with pytest.raises(SlotError, match=f"{value} names no GPU.*{A.uuid}"):
+        tokens(value, [A])
+
+
+@pytest.mark.parametrize("gpus", [[A], None])
+@pytest.mark.parametrize("value", ["", "  "])
+def test_set_but_empty_is_an_error_with_a_remedy(value, gpus):
+    with pytest.raises(SlotError, match=r"set but empty.*device: cpu"):
+        tokens(value, gpus)
+
+
+def test_device_cuda_without_a_driver_is_an_error():
+    with pytest.raises(SlotError, match="lists no GPU"):
+        candidate_slots("cuda", 2, {}, lambda: None)
+
+
+def test_without_a_driver_there_are_as_many_cpu_slots_as_configured():
+    slots = candidate_slots("auto", 3, {}, lambda: None)
+    assert [slot.token for slot in slots] == ["CPU-0", "CPU-1", "CPU-2"]
+    assert {slot.device for slot in slots} == {"cpu"}
+    assert {slot.visible_devices for slot in slots} == {""}
+
+
+def test_on_a_cpu_the_tokens_of_an_allocation_are_the_slots():
+    slots = candidate_slots("cpu", 2, {"CUDA_VISIBLE_DEVICES": "2,3"}, driver_gpus)
+    assert [(slot.token, slot.device) for slot in slots] == [("2", "cpu"), ("3", "cpu")]
+
+
+@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "none"])
+def test_on_a_cpu_a_job_that_was_given_no_device_has_the_configured_slots(value):
+    slots = candidate_slots("cpu", 2, {"CUDA_VISIBLE_DEVICES": value}, driver_gpus)
+    assert [slot.token for slot in slots] == ["CPU-0", "CPU-1"]
+
+
+def test_two_names_of_one_gpu_are_one_lock():
+    by_index, by_uuid = (
+        candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": value}, lambda: [A, B])[0] for value in ("1", B.uuid)
+    )
+    assert by_index.lock_name == by_uuid.lock_name
+
+
+@pytest.mark.gpu
+def test_the_driver_and_torch_agree_on_the_gpus():
+    import torch
+
+    assert [gpu.uuid for gpu in driver_gpus()] == [
+        f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())
+    ]

@@ -1,0 +1,45 @@
+"""Numbers as a person reads them say neither more nor less than what is so."""
+
+from __future__ import annotations
+
+import pytest
+
+from esmflow.text import bytes_in_words, duration, percent, span
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(1, "100%"), (0, "0%"), (9_999_999 / 10_000_000, "99.99%"), (1e-7, "under 0.1%"), (228 / 232, "98.3%")],
+)
+def test_all_and_nothing_are_said_only_when_true(share, words):
+    assert percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1500, "1.5 kB"),
+        (29_648_212, "29.6 MB"),
+        (5e11, "500 GB"),
+        (2.5e15, "2,500 TB"),
+    ],
+)
+def test_sizes_have_the_unit_that_suits_them(size, words):
+    assert bytes_in_words(size) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.25, "0.2 s"), (38.4, "38 s"), (600, "10 min"), (12_000, "3 h 20 min"), (604_800, "168 h 0 min")],
+)
+def test_durations_have_the_unit_that_suits_them(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_a_day_is_said_once():
+    first, last = span(1_795_523_048.0, 1_795_523_049.0).split(" to ")
+    assert first[:4] == "2026"
+    assert last.count("-") == 0
+    assert span(0.0, 10_000_000.0).count("1970-") == 2

@@ -1,0 +1,197 @@
+"""What the certificate holds embeddings against is right, and well-known mistakes do not get past it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_up import proteins, random_model, relative_error, with_digests, write_converted
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from esmflow.arrays import Outputs
+from esmflow.engine.extraction import extract_esm_features
+from esmflow.engine.load import load_engine
+from esmflow.verify.agreement import LIMITS, UNLIKE, Agreement, common_fault, compare
+from esmflow.verify.recompute import Cut, Recomputation
+
+WHOLE = Cut(None, None)
+POOLED = Outputs((6,), ("mean",))
+
+
+def expected(checkpoint, sequences, outputs, cut=WHOLE, **options):
+    """By sequence and array."""
+    found = dict(Recomputation(str(checkpoint), "cpu", **options).expect(sequences, outputs, cut))
+    return [found[number] for number in range(len(sequences))]
+
+
+def embedded(checkpoint, sequences, outputs, precision="fp32", **cut):
+    """What the packed engine gives, by sequence and array."""
+    engine = load_engine("packed", str(checkpoint), outputs, precision, "cpu")
+    segment = extract_esm_features(with_digests(sequences), engine, 4096, **cut).segment
+    row = {digest.tobytes(): i for i, digest in enumerate(segment.digests)}
+    places = [row[digest] for digest, _ in with_digests(sequences)]
+    offsets = {name: segment.offsets(name) for name in outputs.names()}
+    return [
+        {name: segment.arrays[name][offsets[name][p] : offsets[name][p + 1]] for name in outputs.names()}
+        for p in places
+    ]
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A checkpoint with every head and random weights."""
+    return write_converted(tmp_path_factory.mktemp("made_up") / "a.safetensors", random_model(3, 32, 2))
+
+
+@pytest.fixture(scope="module")
+def sample(golden):
+    """Real proteins of all lengths up to 300."""
+    return sorted((str(s) for s in golden["sequences"] if len(s) <= 250), key=len)
+
+
+@pytest.fixture(scope="module")
+def right(real_checkpoint, sample):
+    """fair-esm's arrays of the sample."""
+    return [arrays["mean_layer6"] for arrays in expected(real_checkpoint, sample, POOLED)]
+
+
+@pytest.fixture(scope="module")
+def with_ends(real_checkpoint, sample):
+    """fair-esm's last layer of the sample with cls and eos, `[n + 2, 320]` each."""
+    model = Recomputation(str(real_checkpoint), "cpu")
+    return [model._run([sequence], [6])["representations"][6][0].numpy() for sequence in sample]
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
+def precision(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def vectors(real_checkpoint, sample, precision):
+    """The engine's vectors of the sample, layers 5 and 6, `[N, 320]` each."""
+    found = embedded(real_checkpoint, sample, Outputs((5, 6), ("mean",)), precision)
+    return {layer: np.concatenate([arrays[f"mean_layer{layer}"] for arrays in found]) for layer in (5, 6)}
+
+
+def test_vectors_are_those_of_the_golden_file(golden, real_checkpoint):
+    numbers = [i for i, s in enumerate(golden["sequences"]) if len(s) <= 150]
+    sequences = [str(golden["sequences"][i]) for i in numbers]
+    found = expected(real_checkpoint, sequences, Outputs((3, 6), ("mean", "bos")))
+    for array in ("mean_layer6", "mean_layer3", "bos_layer6"):
+        for number, arrays in zip(numbers, found, strict=True):
+            assert relative_error(arrays[array].right, golden[array][number]) < 1e-4
+
+
+EVERYTHING = Outputs((0, 2, 3), ("mean", "bos", "per_residue", "contacts", "logits"))
+
+
+def test_every_kind_of_output_agrees_with_the_engine(made_up):
+    sequences = proteins(6, 1, 40)
+    for right, found in zip(
+        expected(made_up, sequences, EVERYTHING), embedded(made_up, sequences, EVERYTHING), strict=True
+    ):
+        assert set(right) == set(EVERYTHING.names())
+        for name, values in right.items():
+            assert compare(found[name], values.right, values.mistakes).relative_error < 1e-4
+            assert compare(found[name], values.right, values.mistakes).nearer_to is None
+
+
+@pytest.mark.parametrize("overlap", [None, 0, 5])
+def test_long_sequences_are_cut_as_the_engine_cuts_them(made_up, overlap):
+    outputs = Outputs((1, 3), ("mean", "bos", "per_residue"))
+    sequences = proteins(8, 15, 70)
+    right = expected(made_up, sequences, outputs, Cut(16, overlap))
+    found = embedded(made_up, sequences, outputs, max_residues=16, window_overlap=overlap)
+    for arrays, values in zip(found, right, strict=True):
+        assert all(relative_error(arrays[name].ravel(), values[name].right.ravel()) < 1e-4 for name in arrays)
+
+
+def test_a_model_that_is_read_layer_by_layer_gives_the_same_and_holds_no_layer(made_up):
+    sequences = proteins(3, 5, 30)
+    at_once = expected(made_up, sequences, EVERYTHING)
+    model = Recomputation(str(made_up), "cpu", resident_bytes=0)
+    layer_by_layer = dict(model.expect(sequences, EVERYTHING, WHOLE))
+    for number, arrays in enumerate(at_once):
+        for name, values in arrays.items():
+            assert np.array_equal(layer_by_layer[number][name].right, values.right)
+    assert all(tensor.device.type == "meta" for layer in model.model.layers for tensor in layer.parameters())
+
+
+def test_a_sequence_that_does_not_fit_is_left_out_and_the_others_are_computed(made_up, monkeypatch):
+    model = Recomputation(str(made_up), "cpu")
+    run = model._run
+
+    def small_memory(sequences, layers):
+        if sum(len(sequence) for sequence in sequences) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(sequences, layers)
+
+    monkeypatch.setattr(model, "_run", small_memory)
+    monkeypatch.setattr("esmflow.verify.recompute._BATCH_TOKENS", {"cpu": 1000})
+    found = dict(model.expect(proteins(5, 10, 20) + proteins(1, 40, 40), EVERYTHING, WHOLE))
+    assert [number for number, arrays in sorted(found.items()) if arrays is None] == [5]
+
+
+# Planted faults
+
+
+def verdict(vectors, right, precision):
+    """How many sequences do not pass, and what is wrong with all of them together."""
+    limits = LIMITS[precision]
+    agreements = [compare(vector, values.right, values.mistakes) for vector, values in zip(vectors, right, strict=True)]
+    return sum(not limits.allow(agreement) for agreement in agreements), common_fault(agreements, limits)
+
+
+def test_right_embeddings_pass_in_every_precision(vectors, right, precision):
+    assert verdict(vectors[6], right, precision) == (0, None)
+
+
+def test_an_engine_that_forgets_the_scale_of_token_embeddings_is_caught(real_checkpoint, sample, right, tmp_path):
+    with safe_open(real_checkpoint, "pt") as handle:
+        metadata = handle.metadata()
+    tensors = load_file(real_checkpoint)
+    tensors["embed_tokens.weight"] /= 0.88
+    save_file(tensors, tmp_path / "unscaled.safetensors", metadata)
+    unscaled = [a["mean_layer6"] for a in embedded(tmp_path / "unscaled.safetensors", sample, POOLED)]
+    for limits in LIMITS:
+        failing, common = verdict(unscaled, right, limits)
+        assert failing == len(right) or common
+
+
+@pytest.mark.parametrize("factor", [1.14, 0.98, 1.02])
+def test_vectors_of_another_length_are_caught_though_their_cosine_is_1(vectors, right, precision, factor):
+    failing, common = verdict(factor * vectors[6], right, precision)
+    assert f"vectors are {factor:.2f}" in common
+    assert failing == len(right) or precision != "fp32"
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [(slice(1, None), "eos in it"), (slice(None, -1), "cls in it"), (slice(None), "cls and eos in it")],
+)
+def test_a_mean_over_more_than_the_residues_is_caught_and_named(with_ends, vectors, right, precision, rows, what):
+    # With the rounding of the precision in it, as an engine with this fault would give it.
+    wrong = [tokens[rows].mean(0) + v - r.right for tokens, v, r in zip(with_ends, vectors[6], right, strict=True)]
+    assert what in verdict(wrong, right, precision)[1]
+
+
+def test_another_layer_is_caught_and_named(vectors, right, precision):
+    failing, common = verdict(vectors[5], right, precision)
+    assert failing == len(right)
+    assert "the mean of layer 5" in common
+
+
+def test_two_swapped_rows_are_caught_and_no_other(vectors, right, precision):
+    order = np.arange(len(right))
+    order[[1, 4]] = order[[4, 1]]
+    assert verdict(vectors[6][order], right, precision) == (2, None)
+
+
+def test_what_is_not_finite_or_of_another_shape_does_not_pass():
+    right = np.ones(4)
+    for found in (np.full(4, np.nan), np.array([1, 1, 1, np.inf]), np.ones(5), np.zeros(4)):
+        agreement = compare(found, right, {})
+        assert not LIMITS["bf16"].allow(agreement)
+    assert compare(np.ones(5), right, {}) == Agreement(0.0, UNLIKE, 0.0)

@@ -1,0 +1,1 @@
+"""The model's weights: found or downloaded, converted once, opened and checked."""

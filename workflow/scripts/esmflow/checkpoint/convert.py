@@ -1,0 +1,238 @@
+"""Convert an ESM-2 checkpoint of any origin, fair-esm's `.pt` or a Hugging Face folder, to one `.safetensors` file.
+
+This is the only place that unpickles, and it takes nothing from a pickle but tensors and an argparse.Namespace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions, raw_bytes, write_checkpoint
+from esmflow.files import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+# fair-esm's names, with {n} for the layer, from transformers' names without the "esm." prefix.
+_FROM_HUGGING_FACE = {
+    "embeddings.word_embeddings.weight": "embed_tokens.weight",
+    "encoder.layer.{n}.attention.self.query.{p}": "layers.{n}.self_attn.q_proj.{p}",
+    "encoder.layer.{n}.attention.self.key.{p}": "layers.{n}.self_attn.k_proj.{p}",
+    "encoder.layer.{n}.attention.self.value.{p}": "layers.{n}.self_attn.v_proj.{p}",
+    "encoder.layer.{n}.attention.self.rotary_embeddings.inv_freq": "layers.{n}.self_attn.rot_emb.inv_freq",
+    "encoder.layer.{n}.attention.output.dense.{p}": "layers.{n}.self_attn.out_proj.{p}",
+    "encoder.layer.{n}.attention.LayerNorm.{p}": "layers.{n}.self_attn_layer_norm.{p}",
+    "encoder.layer.{n}.intermediate.dense.{p}": "layers.{n}.fc1.{p}",
+    "encoder.layer.{n}.output.dense.{p}": "layers.{n}.fc2.{p}",
+    "encoder.layer.{n}.LayerNorm.{p}": "layers.{n}.final_layer_norm.{p}",
+    "encoder.emb_layer_norm_after.{p}": "emb_layer_norm_after.{p}",
+    "contact_head.regression.{p}": "contact_head.regression.{p}",
+    "lm_head.dense.{p}": "lm_head.dense.{p}",
+    "lm_head.layer_norm.{p}": "lm_head.layer_norm.{p}",
+    "lm_head.decoder.weight": "lm_head.weight",
+    "lm_head.bias": "lm_head.bias",
+}
+_FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
+
+
+def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
+    """Converts a fair-esm `.pt` file or a Hugging Face folder to one `.safetensors` file, atomically.
+
+    The source is memory-mapped where its format allows and written tensor by tensor: memory stays far below twice its
+    size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
+    """
+    files = _weight_files(source)
+    tensors = _read_hugging_face(files) if source.is_dir() else _read_fair_esm(source)
+    dimensions = _dimensions(tensors, source)
+    info = write_checkpoint(
+        target, tensors, name=name, dimensions=dimensions, source=source.name, source_sha256=_digest_of_files(files)
+    )
+    log.info("%s: %d layers of width %d, %d heads", source, dimensions.layers, dimensions.hidden, dimensions.heads)
+    return info
+
+
+def _digest_of_files(files: list[Path]) -> str:
+    """SHA-256 of one file; of the files' digests if there are several."""
+    digests = [file_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _weight_files(source: Path) -> list[Path]:
+    """The files that hold the weights: one, or the shards that an index file lists."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such checkpoint")
+    if source.is_file():
+        return [source]
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (source / single).exists():
+            return [source / single]
+        if (source / index).exists():
+            names = _shards_listed_in(source / index)
+            missing = [n for n in names if not (source / n).exists()]
+            if missing:
+                raise CheckpointError(f"{source}: {index} names {', '.join(missing)}, which is not there; fetch it")
+            return [source / n for n in names]
+    raise CheckpointError(
+        f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
+    )
+
+
+def _shards_listed_in(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weight files ({error!r}); fetch it again") from error
+
+
+def _unpickle_tensors(path: Path) -> dict:
+    """`torch.load` restricted to tensors and the argparse.Namespace that fair-esm's files hold."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Only the zip format can be mapped; the older one is read into memory.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        # Which kind cannot be foreseen: on bytes that are no pickle, the unpickler raises KeyError, IndexError, …
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file, truncated or of another kind ({reason}); fetch it again"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(loaded).__name__}, not a model's weights; "
+            "give an esm2_….pt file or a Hugging Face folder"
+        )
+    return loaded
+
+
+def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
+    loaded = _unpickle_tensors(path)
+    if not isinstance(loaded.get("model"), dict) or "cfg" not in loaded:
+        raise CheckpointError(
+            f"{path}: not an ESM-2 checkpoint of fair-esm (no 'cfg' and 'model' inside); "
+            "give an esm2_….pt file or a Hugging Face folder"
+        )
+    tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
+    regression = path.with_name(f"{path.stem}-contact-regression.pt")
+    if regression.exists():
+        head = _unpickle_tensors(regression).get("model")
+        if not isinstance(head, dict):
+            raise CheckpointError(
+                f"{regression}: not fair-esm's contact regression (no 'model' inside); fetch it again"
+            )
+        tensors.update(head)
+    else:
+        log.warning("%s is not beside the checkpoint: contacts cannot be computed", regression.name)
+    return {key: value for key, value in tensors.items() if not key.endswith("version")}
+
+
+def _read_hugging_face(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    stored: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                stored.update(load_file(file))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
+        else:
+            stored.update(_unpickle_tensors(file))
+    translate = _translator()
+    tensors = {}
+    for key, value in stored.items():
+        translated = translate(key.removeprefix("esm."))
+        if translated is not None:
+            tensors[translated] = value
+    return tensors
+
+
+def _translator() -> Callable[[str], str | None]:
+    exact = {}
+    for theirs, ours in _FROM_HUGGING_FACE.items():
+        for parameter in ("weight", "bias") if "{p}" in theirs else ("",):
+            exact[theirs.replace("{p}", parameter)] = ours.replace("{p}", parameter)
+
+    def translate(key: str) -> str | None:
+        layer = re.search(r"\.layer\.(\d+)\.", key)
+        general = key.replace(f".layer.{layer.group(1)}.", ".layer.{n}.", 1) if layer else key
+        ours = exact.get(general)
+        return ours.replace("{n}", layer.group(1)) if ours and layer else ours
+
+    return translate
+
+
+def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensions:
+    """Reads the dimensions and checks that no tensor is missing or misshapen; ties the LM head to the embedding."""
+    embedding = tensors.get("embed_tokens.weight")
+    frequencies = tensors.get("layers.0.self_attn.rot_emb.inv_freq")
+    if embedding is None or frequencies is None or embedding.shape[0] != 33:
+        raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
+    hidden = embedding.shape[1]
+    layers = 1 + max(int(layer.group(1)) for key in tensors if (layer := re.match(r"layers\.(\d+)\.", key)))
+    heads = hidden // (2 * frequencies.shape[0])
+    expected: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (33, hidden),
+        "emb_layer_norm_after.weight": (hidden,),
+        "emb_layer_norm_after.bias": (hidden,),
+    }
+    for n in range(layers):
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            expected[f"layers.{n}.self_attn.{projection}.weight"] = (hidden, hidden)
+            expected[f"layers.{n}.self_attn.{projection}.bias"] = (hidden,)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            expected[f"layers.{n}.{norm}.weight"] = (hidden,)
+            expected[f"layers.{n}.{norm}.bias"] = (hidden,)
+        expected[f"layers.{n}.self_attn.rot_emb.inv_freq"] = tuple(frequencies.shape)
+        expected[f"layers.{n}.fc1.weight"] = (4 * hidden, hidden)
+        expected[f"layers.{n}.fc1.bias"] = (4 * hidden,)
+        expected[f"layers.{n}.fc2.weight"] = (hidden, 4 * hidden)
+        expected[f"layers.{n}.fc2.bias"] = (hidden,)
+    decoder = tensors.pop("lm_head.weight", None)
+    has_lm_head = any(key.startswith("lm_head.") for key in tensors)
+    has_contact_head = any(key.startswith("contact_head.") for key in tensors)
+    if has_lm_head:
+        expected["lm_head.dense.weight"] = (hidden, hidden)
+        expected["lm_head.dense.bias"] = expected["lm_head.layer_norm.weight"] = (hidden,)
+        expected["lm_head.layer_norm.bias"] = (hidden,)
+        expected["lm_head.bias"] = (33,)
+    if has_contact_head:
+        expected["contact_head.regression.weight"] = (1, layers * heads)
+        expected["contact_head.regression.bias"] = (1,)
+    for key, shape in expected.items():
+        found = tuple(tensors[key].shape) if key in tensors else None
+        if found != shape:
+            raise CheckpointError(f"{source}: {key} should have shape {shape} and has {found}: the file is incomplete")
+    unexpected = sorted(set(tensors) - set(expected))
+    if unexpected:
+        raise CheckpointError(f"{source}: holds {unexpected[0]}, which no ESM-2 has: it is another model")
+    if decoder is not None and not _same(decoder, embedding):
+        raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every ESM-2's is")
+    return ModelDimensions(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        has_lm_head=has_lm_head,
+        has_contact_head=has_contact_head,
+    )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    # By their bytes: NaN is not equal to itself.
+    return a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)

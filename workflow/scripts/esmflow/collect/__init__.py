@@ -1,0 +1,1 @@
+"""Collecting: records joined to segments, written as manifest, failures and output formats."""

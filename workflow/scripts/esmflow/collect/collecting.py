@@ -1,0 +1,166 @@
+"""Collect a run: write the formats asked for, the manifest and the failures, and check that all adds up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from esmflow.collect.formats import FORMATS
+from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.streaming import VectorStream
+from esmflow.collect.tables import FailureTable, ManifestWriter
+from esmflow.collect.writers.base import Description, EmbeddingWriter
+from esmflow.failures import read_failures
+from esmflow.files import read_json
+from esmflow.store.gather import SegmentIndex
+from esmflow.store.segments import SegmentError, Store
+from esmflow.threads import one_ahead
+
+__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect", "versions"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CollectInputs:
+    """What earlier steps left: the record table, the plan, and each group's summary and failure list."""
+
+    records: str
+    plan: str
+    runs: Sequence[str]
+    failures: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CollectOutputs:
+    """What to write. `embeddings` is a folder with one folder for each output array."""
+
+    embeddings: str
+    manifest: str
+    manifest_tsv: str
+    failures: str
+
+
+def collect(
+    inputs: CollectInputs,
+    outputs: CollectOutputs,
+    store: Store,
+    formats: Sequence[str],
+    *,
+    model: str,
+    array_names: Sequence[str],
+    max_residues: int | None,
+    windows: bool = False,
+    pooled_precision: str = "fp32",
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
+
+    max_residues, windows: what was done with records longer than that: cut off, or embedded in windows; for the marks
+    in the manifest. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
+    Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
+    """
+    runs = [read_json(path) for path in inputs.runs]
+    plan = read_json(inputs.plan)
+    names = {name for run in runs for name in (*run["segments_written"], *run["segments_reused"])}
+    try:
+        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])), threads)
+    except SegmentError as error:
+        raise CollectError(f"{error}. The same command again computes their sequences anew") from error
+    failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
+    precision = _describe_precision(index)
+    descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]
+    tally = Tally()
+    blocks = pq.ParquetFile(inputs.records).iter_batches()
+    with (
+        ManifestWriter(outputs.manifest, outputs.manifest_tsv) as manifest,
+        FailureTable(outputs.failures) as failure_table,
+        VectorStream(
+            index, _open_writers(formats, Path(outputs.embeddings), descriptions), half=pooled_precision == "fp16"
+        ) as vectors,
+    ):
+        for joined in one_ahead(join(block, index, failures, max_residues, windows) for block in blocks):
+            tally.count(joined.table)
+            manifest.write(joined.table)
+            failure_table.write(joined.table)
+            for file, part in _by_file(joined):
+                vectors.add(file, part)
+    tally.check(plan)
+    return _summary(tally, plan, runs, formats, array_names)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes and writes numbers."""
+    packages = ("torch", "fair-esm", "numpy", "h5py")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _open_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
+    """The writers of every format, for the outputs that it can hold."""
+    writers: list[EmbeddingWriter] = []
+    for each in map(FORMATS.__getitem__, formats):
+        held = [description for description in descriptions if each.holds(description.array)]
+        left_out = [description.array for description in descriptions if not each.holds(description.array)]
+        if left_out:
+            log.warning("%s holds %s only: without %s", each.name, ", ".join(each.kinds), ", ".join(left_out))
+        writer = each.load_writer()
+        if each.joins_outputs:
+            writers += [writer(folder / each.name, held)] if held else []
+        else:
+            writers += [writer(folder / description.array, [description]) for description in held]
+    return writers
+
+
+def _describe_precision(index: SegmentIndex) -> str:
+    """The precision that was used; more than one if `auto` met different cards."""
+    used = sorted(set(index.precisions))
+    if len(used) > 1:
+        log.warning(
+            "embeddings were computed in different precisions (%s): see the manifest's precision", ", ".join(used)
+        )
+    return "+".join(used) or "none"
+
+
+def _by_file(joined: Joined) -> Iterator[tuple[str, Joined]]:
+    """A block cut where the input file changes."""
+    files = pc.run_end_encode(joined.table["file"].combine_chunks().cast("string"))
+    start = 0
+    for file, end in zip(files.values.to_pylist(), files.run_ends.to_pylist(), strict=True):
+        yield file, Joined(joined.table.slice(start, end - start), joined.location[start:end])
+        start = end
+
+
+def _summary(
+    tally: Tally, plan: dict[str, Any], runs: list[dict[str, Any]], formats: Sequence[str], arrays: Sequence[str]
+) -> dict[str, Any]:
+    shards = [shard for run in runs for shard in run["shards"]]
+    seconds = max(s["ended"] for s in shards) - min(s["started"] for s in shards) if shards else 0.0
+    residues = sum(shard["residues"] for shard in shards)
+    rejected = {reason: n for reason, n in sorted(tally.reasons.items()) if n}
+    return {
+        "records": tally.records,
+        "embedded": tally.status[EMBEDDED],
+        "failed": tally.status[FAILED],
+        "rejected": tally.status[REJECTED],
+        "reasons": rejected,
+        "truncated": tally.truncated,
+        "windowed": tally.windowed,
+        "duplicates": plan["duplicates"],
+        "computed_sequences": sum(run["sequences"] for run in runs),
+        "computed_residues": residues,
+        "seconds": seconds,
+        "residues_per_second": residues / seconds if seconds else None,
+        "groups_with_failures": [run["group"] for run in runs if run["failed_sequences"]],
+        "formats": list(formats),
+        "arrays": list(arrays),
+        "versions": versions(),
+    }

@@ -1,0 +1,80 @@
+"""The output formats: what each is called in the configuration, what it can hold, and which writer makes it.
+
+Imports no writer by itself: the rules read this table, and must start without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from esmflow.arrays import INCLUDE, POOLED
+
+if TYPE_CHECKING:
+    from esmflow.collect.writers.base import EmbeddingWriter
+
+
+@dataclass(frozen=True)
+class Format:
+    """One output format.
+
+    kinds: what of `include` it can hold. writer: its class, as module and name. record_bytes: what comes with each
+    record's values, about, besides its id. joins_outputs: one writer takes all
+    outputs of a run; otherwise each output has a folder and a writer of its own. named_after_inputs: files are named
+    after the stems of the input files, so no two inputs may share one.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    writer: str
+    record_bytes: int
+    joins_outputs: bool = False
+    named_after_inputs: bool = False
+
+    def holds(self, array: str) -> bool:
+        """Whether it can hold the output of this name."""
+        return array.partition("_layer")[0] in self.kinds
+
+    def load_writer(self) -> type[EmbeddingWriter]:
+        module, name = self.writer.split(":")
+        return getattr(importlib.import_module(f"esmflow.collect.writers.{module}"), name)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("h5", INCLUDE, "h5:H5Writer", 48),
+        Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter", 400),
+        Format("npy", INCLUDE, "npy:NpyWriter", 24),
+        Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter", 24),
+        Format("h5ad", POOLED, "h5ad:H5adWriter", 72),
+        Format("pt", INCLUDE, "pt:PtWriter", 80, named_after_inputs=True),
+        Format(
+            "esm",
+            ("mean", "bos", "per_residue", "contacts"),
+            "esm:EsmWriter",
+            4096,
+            joins_outputs=True,
+            named_after_inputs=True,
+        ),
+    )
+}
+
+
+def named_after_inputs(formats: Sequence[str]) -> list[str]:
+    """Those of the formats that name their files after the input files' stems."""
+    return [name for name in formats if FORMATS[name].named_after_inputs]
+
+
+def check_formats(formats: Sequence[str], include: Collection[str]) -> None:
+    """Raises ValueError for a format that can hold nothing of what is included."""
+    for name in formats:
+        kinds = FORMATS[name].kinds
+        if not set(kinds) & set(include):
+            others = ", ".join(each.name for each in FORMATS.values() if set(each.kinds) & set(include))
+            raise ValueError(
+                f"formats: {name} holds {', '.join(kinds)} and nothing of include: {', '.join(sorted(include))}; "
+                f"leave {name} out of formats, or choose one of {others}"
+            )

@@ -1,0 +1,121 @@
+"""What every output format has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from esmflow.arrays import row_offsets
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the values of one output are: written into formats that can hold it.
+
+    array: the output's name, such as `mean_layer36` or `contacts`. kind, layer: its two parts; contacts and logits are
+    of the whole model and have no layer. precision: what was used; more than one if `auto` met different cards.
+    """
+
+    array: str
+    model: str
+    precision: str
+    fingerprint: str
+    versions: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        return self.array.partition("_layer")[0]
+
+    @property
+    def layer(self) -> int | None:
+        layer = self.array.partition("_layer")[2]
+        return int(layer) if layer else None
+
+    def attributes(self) -> dict[str, str | int]:
+        """All of it, flat, as formats store it beside the vectors."""
+        return {
+            "model": self.model,
+            **({} if self.layer is None else {"layer": self.layer}),
+            "pooling": self.kind,
+            "precision": self.precision,
+            "fingerprint": self.fingerprint,
+            **{f"version_{name}": version for name, version in self.versions.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Embedded records that follow one another.
+
+    records: sample, file, record, id, description and length of each, as in the manifest. arrays: for each output
+    `[N, D]` if it is pooled, else the records' rows end to end (see `engine.rows_per_sequence`). lengths: residues of
+    each that were embedded, `[N]`.
+    """
+
+    records: pa.Table
+    arrays: Mapping[str, np.ndarray]
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids, as an array of strings."""
+        return self.records["id"].to_numpy()
+
+    def part(self, start: int, end: int) -> Batch:
+        """The records from `start` to before `end`."""
+        arrays = {}
+        for name, values in self.arrays.items():
+            offsets = row_offsets(name, self.lengths)
+            arrays[name] = values[offsets[start] : offsets[end]]
+        return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end])
+
+    def values(self, array: str) -> list[np.ndarray]:
+        """One output, record by record: `[D]`, `[residues, D]`, `[residues, 33]` or `[residues, residues]`."""
+        kind, values = array.partition("_layer")[0], self.arrays[array]
+        if kind in ("mean", "bos"):
+            return list(values)
+        parts = np.split(values, row_offsets(array, self.lengths)[1:-1])
+        return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if kind == "contacts" else parts
+
+
+class EmbeddingWriter(ABC):
+    """Writes outputs of one run in one format. Records come in input order, file by file.
+
+    Every file is complete once it has its name: a writer that is not closed leaves none behind under it.
+    """
+
+    by_file = False
+    """Whether it wants to be told where an input file begins; otherwise a batch may hold records of several."""
+
+    def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
+        """descriptions: of the outputs it writes; one, unless its format joins them."""
+        self.folder = folder
+        self.descriptions = descriptions
+        self.description = descriptions[0]
+
+    @property
+    def arrays(self) -> list[str]:
+        """The outputs that it writes."""
+        return [description.array for description in self.descriptions]
+
+    def begin_file(self, path: str) -> None:  # noqa: B027
+        """The records that follow are of this input file."""
+
+    @abstractmethod
+    def add(self, batch: Batch) -> None:
+        """Adds embedded records; at least one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finishes what is open; every file is complete afterwards."""
+
+    def abandon(self) -> None:  # noqa: B027
+        """Lets go of what a writer that could not be closed still holds; does nothing after `close`."""

@@ -1,0 +1,1 @@
+"""The configuration, checked; and what is foretold from it: time, memory, disk."""

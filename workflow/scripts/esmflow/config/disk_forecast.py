@@ -1,0 +1,138 @@
+"""How many bytes a run will write, by what it is, and whether the disks can hold them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esmflow.arrays import Outputs, is_pooled
+from esmflow.checkpoint.file import ModelDimensions
+from esmflow.collect.formats import FORMATS, Format
+from esmflow.errors import EsmflowError
+from esmflow.inputs.residues import SIZE
+from esmflow.method import Fingerprint
+from esmflow.plan.planning import PlanSummary
+
+# What comes with each sequence's values in a segment: its digest and length.
+_SEGMENT_BYTES = 24
+# A row of the manifest, as Parquet and as TSV, without its texts: digest, segment, numbers, and the names in the TSV.
+_TABLE_BYTES = 200
+# Disks are not filled to the last byte.
+_SPARE = 1.02
+_REPLACED = ("embeddings", "manifest.parquet", "manifest.tsv")
+
+
+class DiskError(EsmflowError):
+    """A disk that cannot hold what the run will write. The message says how much is missing, and what to do."""
+
+
+@dataclass(frozen=True)
+class DiskForecast:
+    """Bytes that a run will write: to the store, and to the results by format, and for the tables."""
+
+    segments: int
+    formats: dict[str, int] = field(default_factory=dict)
+    tables: int = 0
+
+    @property
+    def results(self) -> int:
+        """Everything but the segments."""
+        return sum(self.formats.values()) + self.tables
+
+    def sentence(self) -> str:
+        """For a person."""
+        formats = "".join(f", {name} {readable(size)}" for name, size in self.formats.items())
+        return (
+            f"the run will write about {readable(self.segments + self.results)}: "
+            f"segments {readable(self.segments)}{formats}, manifest {readable(self.tables)}"
+        )
+
+
+def forecast(
+    summary: PlanSummary,
+    fingerprint: Fingerprint,
+    dimensions: ModelDimensions,
+    formats: Sequence[str],
+    pooled_precision: str = "fp32",
+) -> DiskForecast:
+    """What the run will write at most; what the store holds already is not part of it."""
+    to_embed, valid = summary.to_embed, summary.valid
+    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
+    widths = {name: _row_bytes(name, fingerprint, dimensions) for name in arrays}
+    segments = sum(to_embed.rows(name) * width for name, width in widths.items())
+    records = {
+        name: valid.rows(name) * (width // 2 if is_pooled(name) and pooled_precision == "fp16" else width)
+        for name, width in widths.items()
+    }
+
+    def written(form: Format) -> int:
+        held = [name for name in arrays if form.holds(name)]
+        times = 1 if form.joins_outputs else len(held)
+        beside = valid.sequences * form.record_bytes + summary.id_bytes
+        return sum(records[name] for name in held) + times * beside
+
+    return DiskForecast(
+        segments + to_embed.sequences * _SEGMENT_BYTES,
+        {name: written(FORMATS[name]) for name in formats},
+        # Once as Parquet, which packs texts, and once as TSV.
+        summary.records * _TABLE_BYTES + 2 * summary.text_bytes,
+    )
+
+
+def _row_bytes(array: str, fingerprint: Fingerprint, dimensions: ModelDimensions) -> int:
+    """Bytes of one row of the array of this name."""
+    if array == "contacts":
+        return 4
+    if array == "logits":
+        return 4 * SIZE
+    half = array.startswith("per_residue") and fingerprint.per_residue_precision == "fp16"
+    return dimensions.hidden * (2 if half else 4)
+
+
+def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) -> None:
+    """Raises DiskError when the disk of the store or that of the results, or the one that both are on, is too small.
+
+    What an earlier run left in the results, and this one deletes before it writes it anew, counts as free.
+    """
+    places = {str(store): expected.segments, f"{results}/": expected.results}
+    replaced = [Path(results) / name for name in _REPLACED]
+    disks: dict[int, list[str]] = {}
+    for place in places:
+        disks.setdefault(os.stat(_existing(place)).st_dev, []).append(place)
+    for device, on_it in disks.items():
+        needed = int(_SPARE * sum(places[place] for place in on_it))
+        there = os.statvfs(_existing(on_it[0]))
+        free = there.f_bavail * there.f_frsize + sum(_used(path, device) for path in replaced)
+        if needed > free:
+            where = " and ".join(on_it)
+            raise DiskError(
+                f"{expected.sentence()}; {readable(needed)} of it to the disk of {where}, where {readable(free)} are "
+                "free. Make room there, put the store or the results on another disk (store, pathvars), write fewer "
+                "formats, or set disk_check: false if you know better"
+            )
+
+
+def _existing(path: str) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _used(path: Path, device: int) -> int:
+    """Bytes that a file or a folder takes on a disk."""
+    found = [path, *path.rglob("*")] if path.is_dir() else [path]
+    sizes = [entry.lstat() for entry in found if entry.is_symlink() or entry.exists()]
+    return sum(512 * size.st_blocks for size in sizes if size.st_dev == device)
+
+
+def readable(size: float) -> str:
+    """`12.3 GB`: a number of bytes in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

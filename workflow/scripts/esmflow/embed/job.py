@@ -1,0 +1,303 @@
+"""One embed job: lease its slots, work through a shard group in spawned workers, and write down what happened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esmflow.checkpoint.file import check_unchanged
+from esmflow.embed.heartbeat import Heartbeat, State
+from esmflow.embed.progress import Progress
+from esmflow.embed.status import status_path
+from esmflow.embed.worker import ShardResult, process_esm_files_worker
+from esmflow.errors import EsmflowError
+from esmflow.failures import Failure, write_failures
+from esmflow.files import write_json
+from esmflow.method import Fingerprint
+from esmflow.plan.shards import list_shards, read_shard, shard_name
+from esmflow.slots.gpus import Slot, candidate_slots
+from esmflow.slots.leases import SlotLease, check_enough, leased_slots
+from esmflow.store.segments import Store
+from esmflow.workers.lifetime import Terminated, when_terminated
+from esmflow.workers.manager import BatchQueueManager
+from esmflow.workers.queue import FailedFile
+
+log = logging.getLogger(__name__)
+
+
+class EmbedError(EsmflowError):
+    """The job must be tried again. The message says which shards failed and why."""
+
+
+def gpus_to_use(gpus_per_job: int, given: int) -> int:
+    """How many GPUs a job may use: Snakemake clamps what a job asks for, silently, to what the run was given."""
+    if given < gpus_per_job:
+        log.warning("gpus_per_job is %d, but the run was given --resources gpu=%d: using that", gpus_per_job, given)
+    # A run on CPUs may well say gpu=0.
+    return max(1, min(gpus_per_job, given))
+
+
+def embed_group(
+    group: str,
+    shard_folder: str | os.PathLike[str],
+    run_path: str | os.PathLike[str],
+    failures_path: str | os.PathLike[str],
+    settings: EmbedSettings,
+) -> None:
+    """Embeds every shard of a group that the store does not hold yet, and writes `run.json` and the failure list.
+
+    A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
+    left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
+    """
+    with Heartbeat(status_path(run_path, group), group, settings.attempt, settings.log_file) as heartbeat:
+        _embed_group(group, shard_folder, run_path, failures_path, settings, heartbeat)
+
+
+def _embed_group(
+    group: str,
+    shard_folder: str | os.PathLike[str],
+    run_path: str | os.PathLike[str],
+    failures_path: str | os.PathLike[str],
+    settings: EmbedSettings,
+    heartbeat: Heartbeat,
+) -> None:
+    started = time.time()
+    store = Store(settings.store, settings.fingerprint)
+    store.create()
+    shards = {str(path): shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(shard_folder)}
+    reused = {path for path, name in shards.items() if _is_finished(store, name, Path(path), settings)}
+    waiting = [path for path in shards if path not in reused]
+    log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
+    heartbeat.tell(State.STARTING, shards=len(waiting), shards_reused=len(reused))
+
+    work = _Work()
+    if waiting:
+        # Before a slot is taken, which a job that cannot work should not keep from others.
+        check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
+        work = _work_through(group, waiting, settings, heartbeat)
+    failed, results = work.failed, work.results
+
+    if failed and settings.attempt < settings.last_attempt:
+        listed = "; ".join(f"{Path(f.file).name}: {f.reason} ({f.detail})" for f in failed[:5])
+        raise EmbedError(
+            f"group {group}: {len(failed)} of {len(shards)} shards failed on attempt {settings.attempt}: {listed}"
+        )
+
+    finished = [*reused, *results]
+    failures = [failure for path in finished for failure in store.read(shards[path]).failures]
+    failures += [failure for file in failed for failure in _shard_failures(file)]
+    write_failures(failures_path, failures)
+    write_json(
+        run_path,
+        {
+            "group": group,
+            "attempt": settings.attempt,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "started": started,
+            "ended": time.time(),
+            "engine": settings.fingerprint.engine,
+            "fingerprint": store.fingerprint,
+            "workers": work.workers,
+            "worker_restarts": work.restarts,
+            "segments_written": [shards[path] for path in results],
+            "segments_reused": [shards[path] for path in shards if path in reused],
+            "shards_failed": [{"shard": Path(f.file).name, "reason": f.reason, "detail": f.detail} for f in failed],
+            "failed_sequences": len(failures),
+            **_totals(results.values()),
+            "job_memory_bytes": _job_memory(results.values()),
+            "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
+        },
+    )
+
+
+@dataclass
+class _Work:
+    """What came of the shards that were not finished before."""
+
+    results: dict[str, ShardResult] = field(default_factory=dict)
+    failed: list[FailedFile] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    restarts: int = 0
+
+
+def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, heartbeat: Heartbeat) -> _Work:
+    """Leases a slot for each worker and lets them work. Raises Terminated, with the slots free, after SIGTERM."""
+    candidates = candidate_slots(settings.device, settings.cpu_slots)
+    check_enough(candidates, settings.gpus)
+    # A worker without a shard would load the model for nothing.
+    count = min(settings.gpus, len(waiting))
+    residues = _residues(waiting, settings.fingerprint)
+    heartbeat.tell(State.QUEUED, residues=residues)
+    with leased_slots(
+        candidates,
+        count,
+        lock_folder=settings.lock_folder,
+        purpose=f"shard group {group}",
+        wait_seconds=settings.wait_seconds,
+    ) as leases:
+        leased = time.time()
+        manager = BatchQueueManager(count, process_esm_files_worker)
+        with (
+            Progress(f"group {group}", residues) as progress,
+            when_terminated(lambda: manager.stop(settings.grace_seconds)),
+        ):
+            heartbeat.tell(State.LOADING, slots=tuple(lease.slot.token for lease in leases))
+            heartbeat.observe(lambda: _observed(manager, progress))
+            _, failed = manager.process_files(
+                [waiting[number::count] for number in range(count)],
+                inherited=[[lease.descriptor] for lease in leases],
+                log_file=settings.log_file,
+                hang_seconds=settings.hang_seconds,
+                on_progress=progress.advance,
+                on_tick=lambda: _tick(progress, leases),
+                toks_per_batch=settings.batch_tokens,
+                output_dir=settings.store,
+                slots=[lease.slot for lease in leases],
+                checkpoint=settings.checkpoint,
+                fingerprint=settings.fingerprint,
+                threads=settings.threads,
+                attempt=settings.attempt,
+            )
+        slots = [_describe_slot(lease.slot) for lease in leases]
+    released = time.time()
+    # When everything was finished in time, there is nothing to end for.
+    if manager.stopped and failed:
+        raise Terminated(
+            f"group {group}: asked to end (SIGTERM); {len(manager.results)} of {len(waiting)} shards were finished and "
+            "are kept, the same command again does the rest"
+        )
+    workers = [
+        {"slot": slot, "leased": leased, "released": released, **_plain(record)}
+        for slot, record in zip(slots, manager.worker_records(), strict=True)
+    ]
+    return _Work(manager.results, failed, workers, manager.restarts)
+
+
+def _observed(manager: BatchQueueManager, progress: Progress) -> dict[str, Any]:
+    """What the status tells of a job at work."""
+    results = list(manager.results.values())
+    records = manager.worker_records()
+    # A worker says how long it took to load its model when it has.
+    loaded = any("model_load_seconds" in record for record in records)
+    return {
+        "state": State.EMBEDDING if loaded else State.LOADING,
+        "residues_done": progress.done,
+        "shards_done": len(results),
+        "failed_sequences": sum(result.failures for result in results),
+        "failed_shards": len(manager.failed),
+        "worker_deaths": sum(len(record["exits"]) for record in records),
+    }
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A worker's record as JSON has it, shards by their names."""
+    exits = [{**asdict(death), "in_hand": [Path(file).name for file in death.in_hand]} for death in record["exits"]]
+    return {**record, "exits": exits}
+
+
+def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:
+    """Whether the store holds the shard's segment, and nothing in it is to be tried again.
+
+    A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
+    earlier plan, and what failed then may work now.
+    """
+    segment = store.find(name)
+    if segment is None:
+        return False
+    if not segment.failures:
+        return True
+    return not settings.retry_failed and store.path(name).stat().st_mtime >= shard.stat().st_mtime
+
+
+def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
+    progress.tick()
+    for lease in leases:
+        lease.keep_fresh()
+
+
+def _residues(shards: Iterable[str], method: Fingerprint) -> int:
+    """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
+    cut = method.max_residues if method.window_overlap is None else None
+    return sum(len(sequence[:cut]) for shard in shards for _, sequence in read_shard(shard))
+
+
+def _shard_failures(failed: FailedFile) -> Iterable[Failure]:
+    for digest, _ in read_shard(failed.file):
+        yield Failure(digest.hex(), failed.reason, failed.detail)
+
+
+def _describe_slot(slot: Slot) -> dict[str, Any]:
+    return {**asdict(slot), "visible_devices": slot.visible_devices}
+
+
+def _totals(results: Iterable[ShardResult]) -> dict[str, Any]:
+    shards = list(results)
+    return {
+        "sequences": sum(shard.sequences for shard in shards),
+        "residues": sum(shard.residues for shard in shards),
+        "residues_per_second": _speed(shards) or None,
+        "model_load_seconds": max((shard.model_load_seconds for shard in shards), default=None),
+        "peak_memory_bytes": max((shard.peak_memory_bytes for shard in shards), default=None),
+        "peak_host_memory_bytes": max((shard.peak_host_memory_bytes for shard in shards), default=None),
+        "token_budget": min((shard.token_budget for shard in shards), default=None),
+        "precisions": sorted({shard.precision for shard in shards}),
+    }
+
+
+def _job_memory(shards: Iterable[ShardResult]) -> int:
+    """Host memory of this process and of one process in each worker's place, each at its own peak."""
+    peaks: dict[int, int] = {}
+    for shard in shards:
+        peaks[shard.device] = max(peaks.get(shard.device, 0), shard.peak_host_memory_bytes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(peaks.values())
+
+
+def _speed(shards: Iterable[ShardResult]) -> float:
+    """Residues per second while shards are worked on, the workers' speeds added up."""
+    residues: Counter[int] = Counter()
+    busy: dict[int, float] = {}
+    for shard in shards:
+        residues[shard.device] += shard.residues
+        busy[shard.device] = busy.get(shard.device, 0.0) + shard.ended - shard.started
+    return sum(residues[device] / seconds for device, seconds in busy.items() if seconds)
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """What an embed job needs to know besides its shards.
+
+    checkpoint_stamp: see `checkpoints.file_stamp`.
+    batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
+    gpus: slots to lease at once, each with a worker of its own; threads: CPU threads of each.
+    grace_seconds: how long a shard in hand may take to end after SIGTERM. hang_seconds: after how long without progress
+    a worker is ended.
+    attempt, last_attempt: counted from 1. On the last attempt shards that fail are recorded instead of raised.
+    retry_failed: compute finished shards again if any of their sequences failed.
+    """
+
+    checkpoint: str
+    checkpoint_stamp: list[int]
+    fingerprint: Fingerprint
+    store: str
+    batch_tokens: int | None
+    gpus: int
+    device: str
+    cpu_slots: int
+    lock_folder: str
+    wait_seconds: float
+    grace_seconds: float
+    hang_seconds: float
+    threads: int
+    attempt: int
+    last_attempt: int
+    retry_failed: bool
+    log_file: str

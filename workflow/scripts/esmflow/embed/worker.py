@@ -1,0 +1,174 @@
+"""What runs in a worker's process: shard after shard through the model on one slot.
+
+The module is imported before `CUDA_VISIBLE_DEVICES` is set and counts towards every job's start, so it imports neither
+torch nor what only planning and collecting need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from esmflow.arrays import Outputs
+from esmflow.engine.engine import Engine
+from esmflow.engine.load import load_engine
+from esmflow.failures import Reason
+from esmflow.method import Fingerprint
+from esmflow.plan.shards import read_shard, shard_name
+from esmflow.slots.gpus import Slot
+from esmflow.store.segments import Store
+from esmflow.workers.process import FileSubset
+from esmflow.workers.queue import FailedFile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end.
+
+    peak_memory_bytes: of the GPU, on a CPU of the host. worker: the process; device: the worker's number in its job.
+    """
+
+    segment: str
+    sequences: int
+    residues: int
+    failures: int
+    token_budget: int
+    precision: str
+    started: float
+    ended: float
+    write_seconds: float
+    model_load_seconds: float
+    peak_memory_bytes: int
+    peak_host_memory_bytes: int
+    worker: int
+    device: int
+
+
+def process_esm_files_worker(
+    file_subset: FileSubset,
+    device_id: int,
+    toks_per_batch: int | None,
+    output_dir: str,
+    *,
+    slots: Sequence[Slot],
+    checkpoint: str,
+    fingerprint: Fingerprint,
+    threads: int = 1,
+    attempt: int = 1,
+) -> tuple[list[str], list[FailedFile]]:
+    """A worker: embeds shard after shard on one slot with the model loaded once, committing each as a segment.
+
+    file_subset: shards. device_id: which of `slots` is its own. toks_per_batch: tokens in a batch on the first attempt,
+    None for the engine's own choice; halved at every attempt and whenever memory runs out. output_dir: the store.
+    A shard for which memory runs out, of the device or of the host, has failed and the worker goes on with half the
+    budget; what is not about one shard is raised. Returns the shards processed and those failed.
+    """
+    slot = slots[device_id]
+    # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
+    os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+    import torch
+
+    from esmflow.engine.extraction import is_out_of_memory, release_memory
+
+    torch.set_num_threads(threads)
+    started = time.time()
+    engine = load_engine(
+        fingerprint.engine,
+        checkpoint,
+        Outputs(fingerprint.layers, fingerprint.include),
+        fingerprint.precision,
+        slot.device,
+        fingerprint.per_residue_precision or "fp32",
+    )
+    load_seconds = time.time() - started
+    log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
+    file_subset.about(model_load_seconds=load_seconds)
+    worker = _Worker(device_id, slot, engine, Store(output_dir, fingerprint), load_seconds, file_subset.progress)
+    budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (attempt - 1))
+    processed, failed = [], []
+    for file in file_subset:
+        try:
+            result = worker.embed(file, budget)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            complaint = str(error) or "out of memory"
+        else:
+            budget = result.token_budget
+            file_subset.done(file, result)
+            processed.append(file)
+            continue
+        # Outside of the except block, where the traceback no longer keeps the failed attempt's tensors alive.
+        release_memory()
+        detail = f"memory ran out with {budget} tokens per batch: {complaint}"
+        failed.append(file_subset.failed(file, Reason.OUT_OF_MEMORY, detail))
+        budget = max(1, budget // 2)
+    return processed, failed
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A loaded model on its slot, and where its results go."""
+
+    device_id: int
+    slot: Slot
+    engine: Engine
+    store: Store
+    load_seconds: float
+    on_progress: Callable[[int], None]
+
+    def embed(self, file: str, budget: int) -> ShardResult:
+        """Embeds one shard and commits it."""
+        from esmflow.engine.extraction import extract_esm_features
+
+        started = time.time()
+        method = self.store.description
+        sequences = list(read_shard(file))
+        extraction = extract_esm_features(
+            sequences,
+            self.engine,
+            budget,
+            max_residues=method.max_residues,
+            window_overlap=method.window_overlap,
+            on_progress=self.on_progress,
+        )
+        segment = extraction.segment
+        name = shard_name(digest for digest, _ in sequences)
+        computed = time.time()
+        self.store.write(name, segment)
+        ended = time.time()
+        return ShardResult(
+            segment=name,
+            sequences=len(segment),
+            residues=int(segment.lengths.sum()),
+            failures=len(segment.failures),
+            token_budget=extraction.token_budget,
+            precision=self.engine.precision,
+            started=started,
+            ended=ended,
+            write_seconds=ended - computed,
+            model_load_seconds=self.load_seconds,
+            peak_memory_bytes=_peak_device_memory() if self.slot.device == "cuda" else _peak_host_memory(),
+            peak_host_memory_bytes=_peak_host_memory(),
+            worker=os.getpid(),
+            device=self.device_id,
+        )
+
+
+def _peak_device_memory() -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
+def _peak_host_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,104 @@
+"""What an extraction engine is: the interface that every engine shares, and the words for what it computes.
+
+An engine turns batches of sequences into arrays. It works in three steps, so that a caller can overlap them:
+`prepare` (tokens, on the host, from any thread), `launch` (start the work on the device) and `fetch` (wait for the
+result). `esmflow.engine.extraction` drives them and deals with everything that can go wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from esmflow.arrays import Outputs
+from esmflow.checkpoint.file import ModelDimensions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
+    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
+    if "contacts" in include and not dimensions.has_contact_head:
+        raise ValueError(
+            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
+            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
+        )
+    if "logits" in include and not dimensions.has_lm_head:
+        raise ValueError(
+            "include: logits are asked for, but the checkpoint has no language model head; "
+            "use a checkpoint with one, or leave logits out"
+        )
+
+
+class Engine(Protocol):
+    """One model on one device, ready to embed."""
+
+    precision: str
+    """`bf16`, `fp16` or `fp32`: the precision of the matrix products. Results are fp32 whatever it is."""
+
+    outputs: Outputs
+
+    def default_token_budget(self) -> int:
+        """Tokens in one batch where the user leaves the choice to the engine."""
+        ...
+
+    def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Groups sequences, given by their residue counts, into batches of at most `token_budget` tokens.
+
+        Returns lists of indices into `lengths`. A sequence longer than the budget is a batch of its own.
+        """
+        ...
+
+    def prepare(self, sequences: Sequence[str]) -> Any:
+        """Tokenises one batch of residue strings on the host."""
+        ...
+
+    def launch(self, prepared: Any) -> Any:
+        """Starts the forward pass of one prepared batch; may return before the device is done.
+
+        Raises torch.OutOfMemoryError when the batch does not fit.
+        """
+        ...
+
+    def fetch(self, launched: Any) -> dict[str, np.ndarray]:
+        """Waits for one launched batch. Returns the arrays named by `Outputs.names`, fp32.
+
+        `mean` and `bos` are `[B, D]` in the order of the batch; `per_residue` is `[sum of residues, D]`: the sequences'
+        residues end to end, in the order of the batch, without cls and eos.
+        """
+        ...
+
+    def with_outputs(self, outputs: Outputs) -> Engine:
+        """The same model, in the same precision, computing something else."""
+        ...
+
+    def at_full_precision(self) -> Engine:
+        """The same model in fp32: what a sequence with a non-finite result is tried again with."""
+        ...
+
+
+log = logging.getLogger(__name__)
+
+
+def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:
+    """`auto` is `sixteen_bits` on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay.
+
+    sixteen_bits: `fp16` or `bf16`, whichever the engine prefers.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        log.info("precision auto: fp32, because this runs on a CPU")
+        return "fp32"
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    if (major, minor) >= (8, 0):
+        log.info("precision auto: %s, because %s has compute capability %d.%d", sixteen_bits, name, major, minor)
+        return sixteen_bits
+    log.info("precision auto: fp32, because %s has compute capability %d.%d, below 8.0", name, major, minor)
+    return "fp32"

@@ -1,0 +1,243 @@
+"""The packed engine: ESM-2 over packs, in the precision asked for, with copies and work on the device overlapped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from esmflow.arrays import PER_LAYER, Outputs
+from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.engine.contacts import ContactAttention
+from esmflow.engine.engine import check_heads, resolve_precision
+from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
+from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
+from esmflow.engine.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# ESM-2 was trained in fp16, whose range it keeps to, and fp16 has three more bits than bf16 at the same speed.
+_SIXTEEN_BITS = "fp16"
+_TILE_ROWS = 128
+"""Rows of one matrix product tile: a multiple of this many tokens for each multiprocessor leaves none idle."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One pack's results on their way to the host. done: reached when they are there; None when they already are."""
+
+    arrays: dict[str, torch.Tensor]
+    done: torch.cuda.Event | None
+
+
+class PackedEngine:
+    """ESM-2 without padding. See `engine.Engine`.
+
+    method: the arithmetic that a fingerprint must record: 16-bit precision on a GPU uses GELU's tanh form.
+    """
+
+    def __init__(
+        self,
+        model: Esm2,
+        outputs: Outputs,
+        *,
+        dimensions: ModelDimensions,
+        precision: str,
+        device: torch.device,
+        per_residue: str = "fp32",
+        checkpoint: str | os.PathLike[str] = "",
+    ) -> None:
+        """Use `load`; this takes the parts already built."""
+        self.model = model
+        self.outputs = outputs
+        self.precision = precision
+        self.method = f"packed-gelu-{model.operations.gelu}"
+        self._dimensions = dimensions
+        self._device = device
+        self._per_residue = per_residue
+        self._checkpoint = checkpoint
+        self._full_precision: PackedEngine | None = self if precision == "fp32" else None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._quantum = quantum_of(device)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        outputs: Outputs,
+        precision: str = "auto",
+        device: str = "cuda",
+        *,
+        per_residue: str = "fp32",
+        fast_kernels: bool = True,
+    ) -> PackedEngine:
+        """Loads a converted checkpoint straight to `device`.
+
+        precision: `auto` is fp16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
+        per_residue: `fp32` or `fp16`, the type of per-residue arrays; fp16 halves what is copied from the device.
+        fast_kernels: whether to use this project's own GPU kernels where they run.
+        Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
+        when the file is not a whole converted checkpoint.
+        """
+        target = torch.device(device)
+        resolved = resolve_precision(precision, target, _SIXTEEN_BITS)
+        dtype = _DTYPE[resolved]
+        dimensions = read_checkpoint_info(checkpoint).dimensions
+        check_heads(outputs.include, dimensions)
+        with ThreadPoolExecutor(1) as loader:
+            # The file is read while the kernels are compiled.
+            weights = loader.submit(load_weights, checkpoint, dimensions, dtype, target)
+            if fast_kernels:
+                operations = fastest_operations(target, dtype, dimensions.hidden, dimensions.heads)
+            else:
+                operations = plain_operations(target, dtype)
+            model = Esm2(weights.result(), operations)
+        return cls(
+            model,
+            outputs,
+            dimensions=dimensions,
+            precision=resolved,
+            device=target,
+            per_residue=per_residue,
+            checkpoint=checkpoint,
+        )
+
+    def default_token_budget(self) -> int:
+        """Tokens for one pack that fit the device's free memory and fill it. See `auto_token_budget`."""
+        return auto_token_budget(self._dimensions, self.precision, str(self._device), len(self.outputs.layers))
+
+    def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Groups sequences into packs of at most `token_budget` tokens, longest first. See `engine.Engine`."""
+        return fill_packs(lengths, full_size(token_budget, self._quantum))
+
+    def prepare(self, sequences: Sequence[str]) -> Pack:
+        """Lays one batch of residue strings end to end, in page-locked memory when it goes to a GPU.
+
+        Raises ValueError for a character outside ESM-2's alphabet.
+        """
+        pack = pack_sequences(sequences, self._quantum)
+        return pack.pinned() if self._device.type == "cuda" else pack
+
+    @torch.inference_mode()
+    def launch(self, prepared: Pack) -> Launched:
+        """Queues the copy to the device, the forward pass and the copy back; on a GPU it returns at once.
+
+        Raises torch.OutOfMemoryError when the pack does not fit, having given unused memory back.
+        """
+        try:
+            return self._copy_to_host(self._compute(prepared.to(self._device)))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise
+
+    def fetch(self, launched: Launched) -> dict[str, np.ndarray]:
+        """Waits for one pack. See `engine.Engine`; `contacts` is every `[n, n]` map, flattened, end to end."""
+        if launched.done is None:
+            return {name: array.numpy() for name, array in launched.arrays.items()}
+        launched.done.synchronize()
+        # Copied out of page-locked memory, which is scarce and used again for the next packs.
+        return {name: array.numpy().copy() for name, array in launched.arrays.items()}
+
+    def with_outputs(self, outputs: Outputs) -> PackedEngine:
+        """The same weights, computing something else."""
+        return PackedEngine(
+            self.model,
+            outputs,
+            dimensions=self._dimensions,
+            precision=self.precision,
+            device=self._device,
+            per_residue=self._per_residue,
+            checkpoint=self._checkpoint,
+        )
+
+    def at_full_precision(self) -> PackedEngine:
+        """The same checkpoint in fp32, loaded at the first call."""
+        if self._full_precision is None:
+            self._full_precision = PackedEngine.load(
+                self._checkpoint, self.outputs, "fp32", str(self._device), per_residue=self._per_residue
+            )
+        return self._full_precision
+
+    def _compute(self, pack: Pack) -> dict[str, torch.Tensor]:
+        """Everything asked for, on the device."""
+        weights, include = self.model.weights, self.outputs.include
+        # What is asked for is there: `check_heads` has seen to it.
+        head, regression = weights.lm_head, weights.regression
+        contacts = ContactAttention(*regression) if regression and "contacts" in include else None
+        last = len(weights.layers)
+        layers = self.outputs.layers
+        computed = layers if contacts is None and "logits" not in include else tuple(sorted({*layers, last}))
+        arrays: dict[str, torch.Tensor] = {}
+        representation = torch.empty(0)
+        for layer, representation in zip(
+            computed, self.model.representations(pack, contacts or self.model.operations.attend, computed), strict=True
+        ):
+            if layer in layers:
+                for kind in (k for k in include if k in PER_LAYER):
+                    arrays[f"{kind}_layer{layer}"] = self._pool(kind, representation, pack)
+        if contacts is not None:
+            arrays["contacts"] = contacts.contacts()
+        if head and "logits" in include:
+            arrays["logits"] = logits(representation[pack.residue_rows], head)
+        return {name: arrays[name] for name in self.outputs.names()}
+
+    def _pool(self, kind: str, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if kind == "bos":
+            return representation[pack.runs[:-1:3]]
+        if kind == "mean":
+            return mean_over_residues(representation, pack)
+        rows = representation[pack.residue_rows]
+        return rows.half() if self._per_residue == "fp16" else rows
+
+    def _copy_to_host(self, arrays: dict[str, torch.Tensor]) -> Launched:
+        if self._copies is None:
+            return Launched(arrays, None)
+        self._copies.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._copies):
+            on_host = {}
+            for name, array in arrays.items():
+                on_host[name] = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+                on_host[name].copy_(array, non_blocking=True)
+                # Its memory may be used again only after this copy.
+                array.record_stream(self._copies)
+            done = torch.cuda.Event()
+            done.record()
+        return Launched(on_host, done)
+
+
+def mean_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Mean of `[T, D]` over each sequence's residues, neither cls nor eos, accumulated in fp32: `[B, D]`."""
+    sums = torch.segment_reduce(representation, "sum", offsets=pack.runs, axis=0, unsafe=True)[1::3]
+    return sums / (pack.runs[2::3] - pack.runs[1::3])[:, None]
+
+
+def quantum_of(device: torch.device) -> int:
+    """The token count that gives each multiprocessor of the device whole rows of tiles; 1 on a CPU."""
+    if device.type != "cuda":
+        return 1
+    return _TILE_ROWS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def auto_token_budget(dimensions: ModelDimensions, precision: str, device: str, layers: int = 1) -> int:
+    """The token budget for `batch_tokens: auto`, from the device's free memory and the model's dimensions.
+
+    Small models want large packs, since each kernel must outlast its launch; beyond some 33 thousand tokens large
+    models gain nothing. layers: how many representations are asked for. Call it after the weights are loaded.
+    """
+    target = torch.device(device)
+    quantum = quantum_of(target)
+    if target.type != "cuda":
+        return 4096
+    free, _ = torch.cuda.mem_get_info(target)
+    bytes_per_value = 4 if precision == "fp32" else 2
+    # The stream, its norm, q k v, attention's result and fc1's; then fp32 representations and what is made of them.
+    bytes_per_token = dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
+    fits = int(0.6 * free) // bytes_per_token
+    wanted = quantum * max(2, min(16, 5120 // dimensions.hidden))
+    return full_size(max(min(fits, wanted), 1024), quantum)

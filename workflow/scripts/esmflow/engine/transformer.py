@@ -1,0 +1,158 @@
+"""ESM-2's forward pass over a pack (Lin et al., 2023, doi 10.1126/science.ade2574)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from esmflow.engine.attention import (
+    Attention,
+    Rotation,
+    choose_attention,
+    flash_available,
+    sdpa_attention,
+    triton_attention,
+)
+from esmflow.engine.packing import Pack, pack_sequences
+from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Norm, Weights
+
+log = logging.getLogger(__name__)
+
+EPSILON = 1e-5
+
+
+class Operations(NamedTuple):
+    """What the forward pass is made of besides matrix products, chosen once for a device and a precision.
+
+    normalise: `(x, weight, bias, offset, epsilon, dtype)`, the layer norm of `x + offset` `[T, D]`, computed in fp32.
+    attend: see `esmflow.engine.attention`.
+    activate: `(x, fc1)`, GELU of fc1's product.
+    gelu: GELU's form, `erf` or `tanh`, which a fingerprint must record.
+    """
+
+    normalise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
+    attend: Attention
+    activate: Callable[[torch.Tensor, Linear], torch.Tensor]
+    gelu: str
+
+
+def plain_operations(device: torch.device, dtype: torch.dtype) -> Operations:
+    """PyTorch's own operations: right on every device and in every precision."""
+    # 16-bit rounding is larger than what the tanh form changes; where fp32 was asked for it never serves.
+    if device.type == "cuda" and dtype != torch.float32:
+        return Operations(normalise, choose_attention(device, dtype), fused_tanh_gelu, "tanh")
+    return Operations(normalise, choose_attention(device, dtype), exact_gelu, "erf")
+
+
+def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, heads: int) -> Operations:
+    """The kernels of `esmflow.engine.kernels` where they run and agree with PyTorch's; else those, with one warning."""
+    if not flash_available(device, dtype):
+        return plain_operations(device, dtype)
+    try:
+        fast = Operations(_kernel_normalise(), triton_attention(), fused_tanh_gelu, "tanh")
+        _check_kernels(fast, device, dtype, hidden, heads)
+    except Exception as error:  # whatever a compiler raises, the plain operations are right
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        log.warning("the fast kernels do not work here (%s); going on with PyTorch's own, at a lower speed", reason)
+        return plain_operations(device, dtype)
+    return fast
+
+
+@torch.inference_mode()
+def _check_kernels(fast: Operations, device: torch.device, dtype: torch.dtype, hidden: int, heads: int) -> None:
+    """Compiles the kernels and holds them against PyTorch's own on small packs. Raises when they differ."""
+    # One pack of short sequences and one with a long one: the kernel has a variant for each.
+    for pack in (pack_sequences(["M" * n for n in lengths]).to(device) for lengths in ((98, 28), (398, 28))):
+        x, qkv = (torch.randn(len(pack.tokens), n * hidden, device=device).to(dtype) for n in (1, 3))
+        weight, bias, offset = torch.randn(3, hidden, device=device).unbind()
+        for kind in (dtype, torch.float32):
+            _check("layer norm", *(f(x, weight, bias, offset, EPSILON, kind) for f in (fast.normalise, normalise)))
+        qkv, qk_bias = qkv.unflatten(1, (3, heads, -1)), torch.cat((weight, bias))
+        rotation = Rotation.of(torch.rand(hidden // heads // 2, device=device), pack.longest)
+        _check("attention", *(f(qkv.clone(), qk_bias, rotation, pack) for f in (fast.attend, sdpa_attention)))
+
+
+def _check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (found.float() - expected.float()).norm() / expected.float().norm()
+    if not error < 0.02:
+        raise RuntimeError(f"{name} is wrong by {error:.1e}")
+
+
+def _kernel_normalise() -> Callable[..., torch.Tensor]:
+    from esmflow.engine import kernels
+
+    return kernels.normalise
+
+
+def normalise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    offset: torch.Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Layer norm of `x + offset` `[T, D]`, computed in fp32."""
+    return F.layer_norm(x.float() + offset, x.shape[-1:], weight, bias, epsilon).to(dtype)
+
+
+def exact_gelu(x: torch.Tensor, fc1: Linear) -> torch.Tensor:
+    """fc1 and the error function's GELU, as ESM-2 was trained."""
+    return F.gelu(F.linear(x, *fc1))
+
+
+def fused_tanh_gelu(x: torch.Tensor, fc1: Linear) -> torch.Tensor:
+    """fc1 with GELU's tanh form computed inside the matrix product: its error is below 16-bit rounding."""
+    return torch._addmm_activation(fc1.bias, x, fc1.weight.t(), use_gelu=True)
+
+
+class Esm2:
+    """The encoder: token ids to representations."""
+
+    def __init__(self, weights: Weights, operations: Operations) -> None:
+        self.weights = weights
+        self.operations = operations
+        # Published checkpoints repeat the same frequencies in every layer: their angles are computed once per pack.
+        self._frequencies: list[torch.Tensor] = []
+        self._rotation_of_layer: list[int] = []
+        for layer in weights.layers:
+            known = (i for i, f in enumerate(self._frequencies) if torch.equal(f, layer.frequencies))
+            self._rotation_of_layer.append(next(known, len(self._frequencies)))
+            if self._rotation_of_layer[-1] == len(self._frequencies):
+                self._frequencies.append(layer.frequencies)
+
+    def representations(self, pack: Pack, attend: Attention, layers: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Yields the representations of `layers` (ascending), each `[T, D]` fp32; layers above the last are not run."""
+        rotations = [Rotation.of(frequencies, pack.longest) for frequencies in self._frequencies]
+        x = self.weights.embedding[pack.tokens]
+        if 0 in layers:
+            yield x.float()
+        for number, layer in enumerate(self.weights.layers[: max(layers)], start=1):
+            x = self._layer(x, layer, rotations[self._rotation_of_layer[number - 1]], attend, pack)
+            if number == len(self.weights.layers):
+                yield self._norm(x, self.weights.last_norm, torch.float32)
+            elif number in layers:
+                yield x.float() + layer.offset
+
+    def _layer(
+        self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, attend: Attention, pack: Pack
+    ) -> torch.Tensor:
+        qkv = F.linear(self._norm(x, layer.attention_norm, x.dtype), layer.qkv)
+        heads = qkv.unflatten(1, (3, -1, 2 * rotation.cos.shape[1]))
+        x = x.addmm_(attend(heads, layer.qk_bias, rotation, pack), layer.out)
+        hidden = self.operations.activate(self._norm(x, layer.ffn_norm, x.dtype), layer.fc1)
+        return x.addmm_(hidden, layer.fc2)
+
+    def _norm(self, x: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
+        return self.operations.normalise(x, *norm, EPSILON, dtype)
+
+
+def logits(x: torch.Tensor, head: HeadWeights) -> torch.Tensor:
+    """The language model head on representations of the last layer: `[R, D]` to `[R, 33]` fp32."""
+    x = F.gelu(F.linear(x.to(head.dense.weight.dtype), *head.dense))
+    x = F.layer_norm(x, x.shape[-1:], *head.norm, EPSILON)
+    return F.linear(x, *head.decoder).float()

@@ -1,0 +1,167 @@
+"""Read protein FASTA files as people have them, and normalise their records.
+
+This module finds the records of a file and says for each either its normalised residues or why it is rejected. It does
+so a block of records at a time: ten million proteins are too many to take one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from esmflow.failures import Reason
+from esmflow.inputs.records import STRICT, BlockTask, Record, RecordBlock, file_row, printable
+from esmflow.inputs.residues import ResiduePolicy, normalise
+from esmflow.inputs.streams import DAMAGE, text_chunks
+
+BLOCK_BYTES = 1 << 19
+
+_NEXT_HEADER = b"\n>"
+_LINE_END, _HEADER = _NEXT_HEADER
+# Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
+_PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
+
+
+def count_sequences(path: str | os.PathLike[str]) -> int:
+    """How many records a FASTA file holds, rejected ones included."""
+    count, last = 0, b"\n"
+    for chunk in text_chunks(path):
+        count += _count_next_headers(last + chunk)
+        last = chunk[-1:] or last
+    return count
+
+
+def _count_next_headers(text: bytes) -> int:
+    # Four times as fast as bytes.count.
+    letters = np.frombuffer(text, np.uint8)
+    marks = np.flatnonzero(letters[1:] == _HEADER)
+    return int(np.count_nonzero(letters[marks] == _LINE_END))
+
+
+def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[Record]:
+    """Yields every record of a FASTA file in order, one by one; see `read_blocks`."""
+    for block in read_blocks(path, policy):
+        yield from block.records()
+
+
+def read_blocks(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[RecordBlock]:
+    """Yields every record of a FASTA file in order, streaming, each normalised or rejected with a reason.
+
+    What is wrong with the file as a whole (empty, damaged, text above the first header) is yielded as a rejected record
+    too, so that it is accounted for like any other; the records that could be read are kept. Only a file that does not
+    exist or may not be opened raises OSError.
+    """
+    return (task() for task in block_tasks(path, policy))
+
+
+def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
+    """Yields, for each block that `read_blocks` yields, the task that makes it; the file is read meanwhile."""
+    file = os.fspath(path)
+    open(file, "rb").close()
+    position = 0
+    preamble: list[str] = []
+    try:
+        for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
+            if position == 0 and preamble:
+                yield _preamble_row(file, preamble[0])
+            yield partial(_read_block, file, position + 1, text, policy)
+            position += 1 + _count_next_headers(text)
+    except DAMAGE as error:
+        if position == 0 and preamble:
+            yield _preamble_row(file, preamble[0])
+        detail = f"{file} cannot be read past record {position}: {error}"
+        yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
+        return
+    if position == 0:
+        if preamble:
+            yield _preamble_row(file, preamble[0])
+        else:
+            yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
+
+
+def _preamble_row(file: str, preamble: str) -> BlockTask:
+    detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
+    return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
+
+
+def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
+    """The chunks from the first header on. The first line above it that is not blank is put into `preamble`."""
+    line_end = b"\n"
+    for chunk in chunks:
+        # As if a line had ended before the file, whose first line may be a header.
+        start = (line_end + chunk).find(_NEXT_HEADER)
+        above = chunk if start < 0 else chunk[:start]
+        if not preamble and above:
+            lines = map(str.strip, above.decode("utf-8", "surrogateescape").split("\n"))
+            preamble += [line for line in lines if line][:1]
+        if start >= 0:
+            yield chunk[start:]
+            yield from chunks
+        line_end = chunk[-1:] or line_end
+
+
+def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cuts text that begins with a header into blocks of whole records, each beginning with a header.
+
+    A record is whole only when the next one begins or the file ends, so when reading fails the last one is not: it is
+    dropped before the error is raised on.
+    """
+    text = bytearray()
+    searched = 0
+    try:
+        for chunk in chunks:
+            text += chunk
+            if len(text) >= BLOCK_BYTES:
+                cut = text.rfind(_NEXT_HEADER, searched)
+                # One record can be longer than a block.
+                searched = max(0, len(text) - 1)
+                if cut >= 0:
+                    with memoryview(text) as view:
+                        whole = bytes(view[: cut + 1])
+                    yield whole
+                    del text[: cut + 1]
+                    searched = 0
+    except DAMAGE:
+        cut = text.rfind(_NEXT_HEADER)
+        if cut >= 0:
+            yield bytes(text[: cut + 1])
+        raise
+    if text:
+        yield bytes(text)
+
+
+def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePolicy) -> RecordBlock:
+    """A block of whole records that begins with a header."""
+    letters = np.frombuffer(text, np.uint8)
+    line_ends = np.flatnonzero(letters == _LINE_END)
+    next_lines = line_ends[: np.searchsorted(line_ends, len(text) - 1)] + 1
+    above_header = np.flatnonzero(letters[next_lines] == _HEADER)
+    starts = np.concatenate(([0], next_lines[above_header]))
+    # A header ends at the first line end from there on, or at the end of the text.
+    title_ends = np.append(line_ends, len(text))[np.concatenate(([0], above_header + 1))]
+    titles = [text[start:end] for start, end in zip((starts + 1).tolist(), title_ends.tolist())]
+    ids, descriptions = _split_titles(titles)
+    ends = np.append(starts[1:], len(text))
+    found = normalise(text, title_ends, ends, line_ends, policy)
+    return RecordBlock.of(file, first_position, ids, descriptions, found)
+
+
+def _split_titles(titles: list[bytes]) -> tuple[pa.StringArray, pa.StringArray]:
+    """Ids, which end at the first white space, and descriptions, which are the rest."""
+    joined = b"".join(titles)
+    if joined.translate(None, _PLAIN_TITLE):
+        pairs = [(*printable(title).split(maxsplit=1), "", "")[:2] for title in titles]
+        return pa.array([i for i, _ in pairs], pa.string()), pa.array([d for _, d in pairs], pa.string())
+    offsets = np.zeros(len(titles) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, titles), np.int32, len(titles)), out=offsets[1:])
+    plain = pa.StringArray.from_buffers(len(titles), pa.py_buffer(offsets), pa.py_buffer(joined))
+    parts = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(plain), max_splits=1)
+    has_description = np.diff(parts.offsets.to_numpy()) == 2
+    rest = pc.list_element(pc.if_else(has_description, parts, pa.scalar(["", ""], pa.list_(pa.string()))), 1)
+    return pc.list_element(parts, 0), rest

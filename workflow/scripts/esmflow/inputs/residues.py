@@ -1,0 +1,198 @@
+"""Residues: ESM-2's alphabet; turning what is written under headers into residues, or saying why that cannot be done;
+the digest by which a sequence is known everywhere. Many sequences at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import dataclass
+
+import numpy as np
+
+from esmflow.failures import Reason
+
+# ESM-2's vocabulary of 33 tokens, as fair-esm numbers them (`esm.data.Alphabet.from_architecture("ESM-1b")`).
+CLS, PAD, EOS, UNK = 0, 1, 2, 3
+RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+FIRST_RESIDUE = 4
+MASK = 32
+SIZE = 33
+
+RESIDUE_TOKEN = {residue: FIRST_RESIDUE + i for i, residue in enumerate(RESIDUES)}
+
+DIGEST_BYTES = 16
+
+# A protein of this many residues that is spelled with nucleotide letters only is a nucleotide sequence.
+_NUCLEOTIDE_MIN_LENGTH = 60
+_NUCLEOTIDES = b"ACGTUN"
+_IS_NUCLEOTIDE = np.isin(np.arange(256), list(_NUCLEOTIDES))
+
+_RESIDUE_BYTES = RESIDUES.encode()
+_SPACE = string.whitespace.encode()
+# ASCII only: str.upper would turn letters of other alphabets into residues.
+_UPPER = bytes.maketrans(string.ascii_lowercase.encode(), string.ascii_uppercase.encode())
+_A, _LETTERS = ord("A"), 26
+_CAPITALS = bytes(range(_A, _A + _LETTERS))
+_OTHER_CAPITALS = _CAPITALS.translate(None, _RESIDUE_BYTES)
+_IS_RESIDUE = np.isin(np.arange(256), list(_RESIDUE_BYTES))
+
+_VALID_LETTERS = str.maketrans("", "", RESIDUES)
+_UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
+
+
+@dataclass(frozen=True)
+class ResiduePolicy:
+    """What to do with residues and lengths that ESM-2 has no token or no room for.
+
+    invalid: `reject` or `replace_with_x`. nucleotides: `reject` or `keep`.
+    max_residues: longer records are rejected; None keeps them.
+    """
+
+    invalid: str = "reject"
+    nucleotides: str = "reject"
+    max_residues: int | None = None
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Sequences after normalisation, in the order they came.
+
+    residues: all of them end to end: upper-case residues, without white space and without trailing stops; nothing of
+    rejected ones. lengths: residues of each, int64 `[N]`, those of rejected ones too. reasons, details: by index, of
+    those that are rejected, and details also of those that were changed to be kept.
+    """
+
+    residues: bytes
+    lengths: np.ndarray
+    reasons: dict[int, Reason]
+    details: dict[int, str]
+
+
+def normalise(
+    text: bytes, starts: np.ndarray, ends: np.ndarray, line_ends: np.ndarray, policy: ResiduePolicy
+) -> Normalised:
+    """Normalises the sequences that are written in `text` from `starts` to `ends`, int64 `[N]`.
+
+    In UTF-8 where they are not ASCII. line_ends: where every `\\n` of the text is, in ascending order.
+    """
+    # Most of them are plain residues: whatever can be, is done to all of them at once, and only where that finds
+    # something else is a sequence looked at by itself.
+    view = memoryview(text)
+    residues = b"".join([view[start:end] for start, end in zip(starts.tolist(), ends.tolist())]).replace(b"\n", b"")
+    lengths = ends - starts - (np.searchsorted(line_ends, ends) - np.searchsorted(line_ends, starts))
+    kept = lengths.copy()
+    changed: dict[int, bytes] = {}
+    reasons: dict[int, Reason] = {}
+    details: dict[int, str] = {}
+
+    def reject(index: int, reason: Reason, detail: str) -> None:
+        changed[index], reasons[index], details[index] = b"", reason, detail
+
+    first = np.cumsum(lengths) - lengths
+    foreign = _foreign_bytes(residues)
+    if len(foreign):
+        for i in _at(foreign, lengths):
+            sequence = residues[first[i] : first[i] + lengths[i]].translate(_UPPER, _SPACE).rstrip(b"*")
+            if sequence.translate(None, _RESIDUE_BYTES):
+                sequence, lengths[i], reason, details[i] = _normalise_text(text[starts[i] : ends[i]], policy)
+                if reason:
+                    reasons[i] = reason
+            else:
+                lengths[i] = len(sequence)
+            changed[i] = sequence
+        residues, kept = _with_changes(residues, kept, changed)
+        changed.clear()
+
+    for i in np.flatnonzero(lengths == 0).tolist():
+        reject(i, Reason.EMPTY_SEQUENCE, "no residues")
+    if policy.nucleotides == "reject":
+        for i in _nucleotides(residues, kept):
+            reject(i, Reason.NUCLEOTIDE_SEQUENCE, f"{lengths[i]} letters, all of them A, C, G, T, U or N")
+    if policy.max_residues is not None:
+        for i in np.flatnonzero(lengths > policy.max_residues).tolist():
+            if i not in reasons:
+                reject(i, Reason.TOO_LONG, f"{lengths[i]} residues; the limit is {policy.max_residues}")
+    if changed:
+        residues, _ = _with_changes(residues, kept, changed)
+    return Normalised(residues, lengths, reasons, {i: detail for i, detail in details.items() if detail})
+
+
+def _foreign_bytes(residues: bytes) -> np.ndarray:
+    """Where the bytes are that are no residues, in ascending order."""
+    letters = np.frombuffer(residues, np.uint8)
+    # Nearly all residues are capitals and nearly all capitals residues, and that takes no table of bytes to see.
+    found = np.flatnonzero(letters - np.uint8(_A) >= _LETTERS)
+    found = found[~_IS_RESIDUE[letters[found]]]
+    others = [np.flatnonzero(letters == other) for other in _OTHER_CAPITALS if other in residues]
+    return np.sort(np.concatenate([found, *others])) if others else found
+
+
+def _at(positions: np.ndarray, lengths: np.ndarray) -> list[int]:
+    """Which of the sequences, that lie end to end, have these positions, which are in ascending order."""
+    found = np.searchsorted(np.cumsum(lengths), positions, side="right")
+    # Repeats are neighbours.
+    return found[np.concatenate(([True], found[1:] != found[:-1]))].tolist()
+
+
+def _with_changes(residues: bytes, lengths: np.ndarray, changed: dict[int, bytes]) -> tuple[bytes, np.ndarray]:
+    """The residues of all sequences, and how many each has, when some sequences are replaced."""
+    ends = np.cumsum(lengths)
+    lengths = lengths.copy()
+    pieces, done = [], 0
+    for i in sorted(changed):
+        pieces += [residues[done : ends[i] - lengths[i]], changed[i]]
+        done = ends[i]
+        lengths[i] = len(changed[i])
+    return b"".join([*pieces, residues[done:]]), lengths
+
+
+def _nucleotides(residues: bytes, lengths: np.ndarray) -> list[int]:
+    """Which sequences are long enough and spelled with nucleotide letters only."""
+    letters = np.frombuffer(residues, np.uint8)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    candidates = np.flatnonzero(lengths >= _NUCLEOTIDE_MIN_LENGTH)
+    # Few proteins get past their first letters.
+    for offset in range(_NUCLEOTIDE_MIN_LENGTH):
+        if not len(candidates):
+            break
+        candidates = candidates[_IS_NUCLEOTIDE[letters[starts[candidates] + offset]]]
+    return [i for i in candidates.tolist() if not residues[starts[i] : ends[i]].translate(None, _NUCLEOTIDES)]
+
+
+def _normalise_text(body: bytes, policy: ResiduePolicy) -> tuple[bytes, int, Reason | None, str]:
+    """One sequence with something in it that is no residue: what is left of it, its length, and what was wrong.
+
+    As text, since what is not ASCII is one letter in several bytes.
+    """
+    lines = body.decode("utf-8", "surrogateescape").split("\n")
+    text = "".join(line.rstrip() for line in lines).translate(_UPPER_WITHOUT_SPACE).rstrip("*")
+    invalid = text.translate(_VALID_LETTERS)
+    if not invalid:
+        return text.encode("ascii"), len(text), None, ""
+    if policy.invalid == "reject":
+        where = text.index(invalid[0]) + 1
+        more = f", and {len(invalid) - 1} more" if len(invalid) > 1 else ""
+        if "\ufeff" in invalid:
+            more += "; files with byte order marks were joined here, and what follows the mark is not read"
+        return b"", len(text), Reason.INVALID_RESIDUE, f"{invalid[0]!r} at residue {where}{more}"
+    replaced = text.translate({ord(letter): "X" for letter in set(invalid)})
+    return replaced.encode("ascii"), len(text), None, f"{len(invalid)} residues replaced with X"
+
+
+def sequence_digest(sequence: str) -> bytes:
+    """The 16-byte BLAKE2b digest of normalised residues."""
+    return hashlib.blake2b(sequence.encode("ascii"), digest_size=DIGEST_BYTES).digest()
+
+
+def sequence_digests(residues: bytes, lengths: np.ndarray) -> np.ndarray:
+    """The digests of sequences that lie end to end, given how long each is: uint8 `[N, 16]`."""
+    # A copy is made sooner than a hash object that has to look at its parameters.
+    begin = hashlib.blake2b(digest_size=DIGEST_BYTES).copy
+    ends = np.cumsum(lengths).tolist()
+    digests = []
+    for start, end in zip([0, *ends], ends):
+        hasher = begin()
+        hasher.update(residues[start:end])
+        digests.append(hasher.digest())
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)

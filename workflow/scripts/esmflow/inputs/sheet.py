@@ -1,0 +1,145 @@
+"""The sample sheet: which files there are to read, named one by one, as folders, or by a glob."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esmflow.errors import EsmflowError
+from esmflow.inputs.streams import without_compression
+from esmflow.inputs.tables import TableError, check_columns, is_table
+
+# What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
+FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
+
+
+class InputError(EsmflowError):
+    """A sample sheet that cannot be used, or a place where no input is. The message names the line or the place."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the sample sheet: FASTA or a table."""
+
+    sample: str
+    path: str
+
+
+def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[InputFile]:
+    """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
+
+    In a sheet too, `fasta` may be a folder or a glob. named_after_inputs: the formats of the run that name their files
+    after the inputs' stems. Raises InputError for a sheet that is missing or
+    malformed, a file that does not exist, a table without its columns, a sample or a file that is listed twice, and two
+    files that would write one output.
+    """
+    if is_glob(samples):
+        files = [InputFile(fasta_stem(path), path) for path in _expand(samples, "samples")]
+    else:
+        files = _read_sheet(samples)
+    paths = [os.path.normpath(file.path) for file in files]
+    _refuse_repeats(paths, "{samples}: the file {name} is listed twice; remove one", samples)
+    missing = [file.path for file in files if not os.path.isfile(file.path)]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(f"{samples}: fasta: {missing[0]} does not exist{more}; correct the path")
+    for file in files:
+        if is_table(file.path):
+            try:
+                check_columns(file.path)
+            except TableError as error:
+                raise InputError(f"{samples}: fasta: {error}") from error
+    if named_after_inputs:
+        _refuse_repeats(
+            [fasta_stem(file.path) for file in files],
+            "{samples}: two files would both be written under the name {name}; rename one, "
+            f"or leave {' and '.join(named_after_inputs)} out of formats",
+            samples,
+        )
+    return files
+
+
+def _read_sheet(path: str) -> list[InputFile]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = csv.DictReader(handle, delimiter="\t")
+            columns = rows.fieldnames or []
+            if not {"sample", "fasta"} <= set(columns):
+                found = ", ".join(columns) or "none"
+                raise InputError(
+                    f"{path}: needs the tab-separated columns sample and fasta; its first line has: {found}"
+                )
+            lines = [(n, (row["sample"] or "").strip(), (row["fasta"] or "").strip()) for n, row in enumerate(rows, 2)]
+    except OSError as error:
+        raise InputError(
+            f"samples: {path} cannot be read ({error.strerror}); "
+            "give a TSV file with the columns sample and fasta, or a glob"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"samples: {path} is not a text file in UTF-8 ({error}); save it as tab-separated UTF-8 text"
+        ) from error
+    lines = [line for line in lines if (line[1] or line[2]) and not line[1].startswith("#")]
+    if not lines:
+        raise InputError(f"{path}: lists no sample")
+    files = []
+    for number, sample, fasta in lines:
+        if not sample or not fasta:
+            raise InputError(f"{path}, line {number}: sample and fasta must both be filled in")
+        files += [InputFile(sample, file) for file in _expand(fasta, f"{path}, line {number}: fasta")]
+    names = [sample for _, sample, _ in lines]
+    _refuse_repeats(names, "{samples}: sample {name} is listed twice; give each its own name", path)
+    return files
+
+
+def _expand(place: str, where: str) -> list[str]:
+    try:
+        return expand(place)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _refuse_repeats(names: Sequence[str], message: str, samples: str) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(message.format(samples=samples, name=repeated[0]))
+
+
+def expand(place: str) -> list[str]:
+    """The files that a path, a folder or a glob stands for, sorted. Raises InputError if there are none.
+
+    Of a folder all files with a FASTA suffix, compressed or not, and none of its subfolders. A path that is neither a
+    folder nor a glob is not looked at.
+    """
+    if os.path.isdir(place):
+        found = sorted(entry.name for entry in os.scandir(place) if entry.is_file() and _is_fasta(entry.name))
+        if not found:
+            raise InputError(f"the folder {place} holds no FASTA file; their names end in {', '.join(FASTA_SUFFIXES)}, "
+                             "and .gz, .bz2, .xz or .zst after that if they are compressed")  # fmt: skip
+        return [os.path.join(place, name) for name in found]
+    if is_glob(place):
+        matched = sorted(glob.glob(place, recursive=True))
+        if not matched:
+            raise InputError(f"{place} matches no file")
+        return matched
+    return [place]
+
+
+def is_glob(place: str) -> bool:
+    """Whether this is a pattern, and not the name of a file with such letters in it."""
+    return any(character in place for character in "*?[") and not os.path.exists(place)
+
+
+def _is_fasta(name: str) -> bool:
+    return not name.startswith(".") and Path(without_compression(name)).suffix.lower() in FASTA_SUFFIXES
+
+
+def fasta_stem(path: str | os.PathLike[str]) -> str:
+    """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`."""
+    name = without_compression(path)
+    return name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name

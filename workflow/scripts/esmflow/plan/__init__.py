@@ -1,0 +1,1 @@
+"""Planning: every input read once, records listed, unique sequences dealt to shard groups."""

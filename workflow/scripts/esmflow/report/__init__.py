@@ -1,0 +1,1 @@
+"""The report of a run, and the lines that it ends with."""

@@ -1,0 +1,143 @@
+"""The report of a run: one HTML page that opens offline, made from files that the run wrote."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.offline
+
+from esmflow.files import atomic_path
+from esmflow.report.manifest_counts import ManifestCounts, count_manifest
+from esmflow.report.run_files import RunFiles, devices
+from esmflow.report.sections import SECTIONS, Section
+from esmflow.report.static import static_figure, static_message
+from esmflow.text import duration, percent, plural
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).resolve().parents[3] / "report"
+
+_STATUS_COLOURS = {"embedded": "green", "rejected": "orange", "failed": "vermillion"}
+
+
+def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder: Path = TEMPLATES) -> None:
+    """Writes the page and, for Snakemake's own report, figures as SVG.
+
+    figures: where the figure of a section goes, by the section's key. folder: where the page's template, style and
+    script are, and each section's caption. A section that cannot be made says so in its place, and the log has the
+    error: what the run computed must not be lost for a drawing.
+    """
+    counts = count_manifest(files.manifest, files.written_segments, embedded=files.summary["embedded"])
+    sections = {key: _made(title, make, files, counts) for key, title, make in SECTIONS}
+    for key, path in figures.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(_static(key, sections[key], folder), encoding="utf-8")
+    with atomic_path(page) as temporary:
+        temporary.write_text(_page(files, counts, sections, folder), encoding="utf-8")
+    log.info("report of %d records in %s", counts.total, page)
+
+
+def _made(
+    title: str, make: Callable[[RunFiles, ManifestCounts], Section], files: RunFiles, counts: ManifestCounts
+) -> Section:
+    try:
+        return make(files, counts)
+    except Exception as error:
+        return Section(note=_excuse(title, error))
+
+
+def _static(title: str, section: Section, folder: Path) -> str:
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    if section.figure is None:
+        return static_message(section.note, style)
+    try:
+        return static_figure(section.figure, style)
+    except Exception as error:
+        return static_message(_excuse(title, error), style)
+
+
+def _excuse(title: str, error: Exception) -> str:
+    log.error("the report's section %s could not be made", title, exc_info=error)
+    return f"This could not be shown ({type(error).__name__}: {error}); the report's log has the details."
+
+
+def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Section], folder: Path) -> str:
+    """The page. Everything that comes from the input is escaped by the template, or here in figures."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["digest"] = re.compile("[0-9a-f]{32}").fullmatch
+    environment.tests["number_like"] = lambda cell: str(cell)[:1].isdigit() and len(str(cell)) < 25
+    shown = [
+        {
+            "key": key,
+            "title": title,
+            "caption": (folder / f"{key}.rst").read_text(encoding="utf-8").strip(),
+            "content": sections[key],
+            "figure": _embedded(sections[key].figure),
+        }
+        for key, title, _ in SECTIONS
+    ]
+    return environment.get_template("page.html.j2").render(
+        headline=headline(files),
+        model=files.model.name,
+        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
+        share=[(status, counts.records(status), shade) for status, shade in _STATUS_COLOURS.items()],
+        numbers=key_numbers(files, counts),
+        sections=shown,
+        fingerprint=files.store.fingerprint,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        plotly=plotly.offline.get_plotlyjs(),
+    )
+
+
+def _embedded(figure: go.Figure | None) -> str | None:
+    """A figure as JSON inside a script element, which no text in it can end."""
+    if figure is None:
+        return None
+    json = figure.to_json()
+    assert json is not None
+    return json.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def headline(files: RunFiles) -> str:
+    """What came of the run, in one sentence."""
+    summary = files.summary
+    if summary["embedded"] == summary["records"]:
+        return f"All {summary['records']:,} records have an embedding"
+    return f"{summary['embedded']:,} of {summary['records']:,} records have an embedding"
+
+
+def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str, str]]:
+    """The numbers at the top: name, value, and a few words that explain it."""
+    summary, slots = files.summary, files.slots()
+    share = summary["embedded"] / summary["records"] if summary["records"] else 1.0
+    numbers = [
+        ("Records", f"{summary['records']:,}", plural(len(counts.files), "input file")),
+        ("Embedded", f"{summary['embedded']:,}", f"{percent(share)} of the records"),
+        (
+            "Without embedding",
+            f"{summary['rejected'] + summary['failed']:,}",
+            f"{summary['rejected']:,} rejected, {summary['failed']:,} failed",
+        ),
+    ]
+    if summary["residues_per_second"]:
+        computed = f"{plural(summary['computed_sequences'], 'sequence')} in {duration(summary['seconds'])}"
+        numbers.append(("Residues per second", f"{summary['residues_per_second']:,.0f}", computed))
+        jobs = plural(sum(bool(run["workers"]) for run in files.runs), "job")
+        numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {devices(files)}"))
+    else:
+        numbers.append(("Computed", "0", files.why_nothing()))
+    if files.certificate is None:
+        numbers.append(("Certificate", "none", "verification was off"))
+    else:
+        verdict = "passed" if files.certificate["passed"] else "not passed"
+        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate['sequences']), 'sequence')}"))
+    return numbers

@@ -1,0 +1,271 @@
+"""The sections of a run's report: for each a figure, the same in words and tables, made from the run's files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from esmflow.failures import REMEDY, Reason
+from esmflow.report.embedding_map import FEWEST, embedding_map, map_array
+from esmflow.report.figures import (
+    GIB,
+    certificate_figure,
+    disk_figure,
+    flow_figure,
+    lengths_figure,
+    map_figure,
+    reasons_figure,
+    speed_figure,
+    timeline_figure,
+)
+from esmflow.report.manifest_counts import LONGEST, ManifestCounts
+from esmflow.report.run_files import RunFiles, devices
+from esmflow.report.timeline import kind_seconds, slot_name, slot_pieces
+from esmflow.text import bytes_in_words, clock, duration, percent, plural, span
+
+# A page with a row for each of a thousand files helps nobody; the manifest has them all.
+MOST_ROWS = 100
+RUN_JSON = "the groups' run.json"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page. note: a sentence above it. folded: shown when the reader opens it, and when printed."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+    folded: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a section shows. note: what its figure says, in words; facts: names and values."""
+
+    note: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    figure: go.Figure | None = None
+    tables: Sequence[Table] = ()
+
+
+def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
+    """Model, method, versions and hardware."""
+    method, model, runs = files.fingerprint, files.model, files.runs
+    size = model.dimensions
+    used = ", ".join(f"{name} ({number:,} records)" for name, number in counts.precisions.most_common()) or "none"
+    cut = {
+        "truncate": f"cut off after {method.max_residues} residues",
+        "window": f"in windows of {method.max_residues} residues that share {method.window_overlap}",
+    }
+    versions = files.summary.get("versions", {})
+    facts = [
+        ("Model", f"{model.name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
+        ("Checkpoint", model.digest),
+        ("Outputs", f"{', '.join(files.summary['arrays'])} as {', '.join(files.summary['formats'])}"),
+        ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
+        ("Engine", f"{method.engine}, method version {method.method_version}: {method.arithmetic}"),
+        ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
+        ("Invalid residues", method.invalid_residues.replace("_", " ")),
+        ("Fingerprint", files.store.fingerprint),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
+        ("Hardware", devices(files) if files.slots() else "no slot was needed"),
+        ("Hosts", ", ".join(sorted({run["host"] for run in runs}))),
+    ]
+    if runs:
+        facts.append(("Time", span(min(run["started"] for run in runs), max(run["ended"] for run in runs))))
+    again = [f"group {run['group']}, attempt {run['attempt']}" for run in runs if run["attempt"] > 1]
+    if again:
+        facts.append(("Tried again", ", ".join(again)))
+    return Section(facts=facts)
+
+
+def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
+    """What became of the records, of each file."""
+    embedded, failed = counts.records("embedded"), counts.records("failed")
+    repeats = embedded + failed - counts.computed - counts.reused - counts.failed
+    note = (
+        f"Of {counts.total:,} records {counts.records('rejected'):,} were rejected and {repeats:,} are duplicates. "
+        f"Of {counts.computed + counts.reused + counts.failed:,} unique sequences {counts.computed:,} were computed, "
+        f"{counts.reused:,} taken from the store, {counts.failed:,} failed."
+    )
+    rows = [
+        (file, f"{c.total():,}", *(f"{c[status]:,}" for status in ("embedded", "rejected", "failed")))
+        for file, c in counts.files.items()
+    ]
+    table = _first_rows("By input file", ("file", "records", "embedded", "rejected", "failed"), rows, "the manifest")
+    return Section(note=note, figure=flow_figure(counts), tables=[table])
+
+
+def failures(files: RunFiles, counts: ManifestCounts) -> Section:
+    """Why records have no embedding, with the first of each reason."""
+    if not counts.reasons:
+        return Section(note="Every record has an embedding.")
+    tables = []
+    for reason, number in counts.reasons.most_common():
+        first = counts.first[reason]
+        shown = f", the first {len(first)}" if number > len(first) else ""
+        tables.append(
+            Table(
+                f"{reason.replace('_', ' ')}: {plural(number, 'record')}{shown}",
+                ("file", "record", "id", "detail"),
+                [(entry.file, f"{entry.record:,}", entry.id, entry.detail) for entry in first],
+                note=f"What to do: {REMEDY[Reason(reason)]}.",
+                folded=len(counts.reasons) > 4,
+            )
+        )
+    note = f"{plural(counts.reasons.total(), 'record')} without an embedding; all of them are in failures.tsv."
+    return Section(note=note, figure=reasons_figure(counts), tables=tables)
+
+
+def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
+    """How long the records are, and which were cut."""
+    if not counts.lengths:
+        return Section(note="There are no records.")
+    total = np.sum(list(counts.lengths.values()), axis=0)
+    present = total.nonzero()[0]
+    middle = int((total.cumsum() >= total.sum() / 2).argmax())
+    cut = [f"{int(counts.lengths[k].sum()):,} were {k}" for k in ("truncated", "windowed") if k in counts.lengths]
+    longest = f"{present[-1]:,}" if present[-1] < LONGEST else f"{LONGEST:,} or more"
+    note = f"Half of the records have {middle:,} residues or fewer, the longest {longest}."
+    note += f" {' and '.join(cut)}." if cut else " None was cut."
+    return Section(note=note, figure=lengths_figure(counts, files.fingerprint.max_residues))
+
+
+def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
+    """Which group ran where and when, and what the slots did."""
+    pieces = slot_pieces(files.runs)
+    if not pieces:
+        return Section(note=f"No slot was leased: {files.why_nothing()}.")
+    seconds = kind_seconds(pieces)
+    shares = ", ".join(f"{percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
+    rows = [
+        (
+            run["group"],
+            slot_name(run["host"], worker["slot"]),
+            worker["slot"]["name"],
+            worker["slot"]["uuid"] or "",
+            clock(worker["leased"]),
+            duration(worker["released"] - worker["leased"]),
+        )
+        for run in files.runs
+        for worker in run["workers"]
+    ]
+    table = _first_rows("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows, RUN_JSON)
+    note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
+    return Section(note=note, figure=timeline_figure(pieces), tables=[table])
+
+
+def speed(files: RunFiles, counts: ManifestCounts) -> Section:
+    """How fast each group was and how much memory it took."""
+    ran = [run for run in files.runs if run["residues_per_second"]]
+    if not ran:
+        return Section(note=f"No group computed anything: {files.why_nothing()}.")
+    slowest, fastest = (f(run["residues_per_second"] for run in ran) for f in (min, max))
+    peak = max(run["peak_memory_bytes"] for run in ran)
+    cards = any(slot["device"] == "cuda" for _, slot in files.slots())
+    note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
+    note += "a card's memory at most." if cards else "memory at most."
+    columns = (
+        "group",
+        "sequences",
+        "residues",
+        "residues/s",
+        "GiB",
+        "model load, s",
+        "tokens per batch",
+        "written",
+        "reused",
+    )
+    rows = [
+        (
+            run["group"],
+            f"{run['sequences']:,}",
+            f"{run['residues']:,}",
+            f"{run['residues_per_second'] or 0:,.0f}",
+            f"{(run['peak_memory_bytes'] or 0) / GIB:.2f}",
+            f"{run['model_load_seconds'] or 0:.1f}",
+            f"{run['token_budget'] or 0:,}",
+            f"{len(run['segments_written']):,}",
+            f"{len(run['segments_reused']):,}",
+        )
+        for run in files.runs
+    ]
+    return Section(note=note, figure=speed_figure(ran), tables=[_first_rows("Groups", columns, rows, RUN_JSON)])
+
+
+def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
+    """The sample that was computed again, if any was."""
+    found = files.certificate
+    if found is None:
+        return Section(note="Verification was off: no embedding was computed again.")
+    outputs = found["outputs"]
+    verdict = "Passed" if found["passed"] else "NOT PASSED: do not use these embeddings"
+    note = f"{verdict}. {plural(len(found['sequences']), 'sequence')} computed again with {found['verified_with']}."
+    columns = ("output", "sequences", "largest 1 − cosine", "median", "largest relative error")
+    rows = [
+        (
+            name,
+            o["sequences"],
+            f"{1 - o['cosine_min']:.1e}",
+            f"{1 - o['cosine_median']:.1e}",
+            f"{o['relative_error_max']:.1e}",
+        )
+        for name, o in outputs.items()
+    ]
+    tables = [Table("By output", columns, rows, folded=False)] if rows else []
+    if found["problems"]:
+        problems = [(problem,) for problem in found["problems"]]
+        tables.insert(0, _first_rows("Problems", ("problem",), problems, "certificate.json", folded=False))
+    return Section(note=note, figure=certificate_figure(found) if rows else None, tables=tables)
+
+
+def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
+    """A map of the embeddings, coloured by input file."""
+    array = map_array(files.summary["arrays"])
+    if array is None:
+        return Section(note="A map needs mean, bos or per-residue vectors, and this run computed none.")
+    if len(counts.sample) < FEWEST:
+        return Section(note=f"A map needs at least {FEWEST} embeddings.")
+    mapped = embedding_map(files.store, counts.sample, array)
+    embedded = files.summary["embedded"]
+    of_what = f"all {embedded:,}" if len(counts.sample) == embedded else f"{len(counts.sample):,} of {embedded:,}"
+    note = (
+        f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."
+    )
+    note = note[0].upper() + note[1:]
+    return Section(note=note, figure=map_figure(mapped, counts.sample, list(counts.files)))
+
+
+def disk(files: RunFiles, counts: ManifestCounts) -> Section:
+    """What the run takes on disk."""
+    sizes = files.disk()
+    free = shutil.disk_usage(files.results or ".").free
+    note = f"{bytes_in_words(sum(sizes.values()))} in all; {bytes_in_words(free)} are free where the results are."
+    return Section(note=note, figure=disk_figure(sizes))
+
+
+def _first_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], where: str, folded: bool = True
+) -> Table:
+    """A table of as many rows as a page can hold. where: the file that has them all."""
+    note = f"The first {MOST_ROWS} of {len(rows):,}; all are in {where}." if len(rows) > MOST_ROWS else ""
+    return Table(title, columns, rows[:MOST_ROWS], note, folded)
+
+
+SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] = [
+    ("method", "What ran", what_ran),
+    ("flow", "Records in and out", records_flow),
+    ("failures", "Records without an embedding", failures),
+    ("lengths", "Lengths", lengths),
+    ("timeline", "Slots over time", slots_over_time),
+    ("speed", "Speed and memory", speed),
+    ("certificate", "Certificate", certificate),
+    ("map", "Map of the embeddings", map_of_embeddings),
+    ("disk", "Disk", disk),
+]

@@ -1,0 +1,1 @@
+"""GPU slots: which there are, and leasing them."""

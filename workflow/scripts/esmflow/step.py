@@ -1,0 +1,81 @@
+"""What the scripts share: a job's log, sentences instead of tracebacks for foreseeable errors, the run's method."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from esmflow.arrays import resolve_layers
+from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.errors import EsmflowError
+from esmflow.files import read_json
+from esmflow.logs import start_logging
+from esmflow.method import Fingerprint
+from esmflow.workers.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_with_run, raise_when_terminated
+
+log = logging.getLogger(__name__)
+
+
+class StepError(EsmflowError):
+    """A step that ends with a sentence for the user and exit status 1."""
+
+
+@contextmanager
+def logged_step(log_file: str) -> Iterator[None]:
+    """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1.
+
+    SIGTERM ends the step with exit status 143.
+    """
+    start_logging(log_file)
+    # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
+    end_with_run(lambda: os._exit(1))
+    raise_when_terminated()
+    try:
+        yield
+    except (EsmflowError, OSError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        log.warning("interrupted; what is finished is kept")
+        sys.exit(128 + signal.SIGINT)
+    except Terminated as error:
+        log.warning("%s", error)
+        sys.exit(TERMINATED_EXIT_STATUS)
+    except Exception:
+        log.exception("unexpected error")
+        sys.exit(1)
+
+
+def tell(message: str) -> None:
+    """Logs something that the user should see on the terminal too, though it is no warning."""
+    log.info("%s", message)
+    print(f"esmflow: {message}", file=sys.stderr)
+
+
+def read_model_info(path: str) -> CheckpointInfo:
+    """Reads `model.json`, as the model step wrote it."""
+    fields = read_json(path)
+    return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
+
+
+def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
+    """The run's fingerprint, from the checkpoint and the configuration's `method` part."""
+    return Fingerprint(
+        checkpoint=model.digest,
+        layers=resolve_layers(method["layers"], model.dimensions.layers),
+        include=tuple(sorted(method["include"])),
+        per_residue_precision=method["per_residue_precision"] if "per_residue" in method["include"] else None,
+        engine=method["engine"],
+        arithmetic=method["arithmetic"],
+        precision=method["precision"],
+        long_sequences=method["long_sequences"],
+        max_residues=method["max_residues"],
+        window_overlap=method["window_overlap"],
+        invalid_residues=method["invalid_residues"],
+        method_version=method["method_version"],
+    )

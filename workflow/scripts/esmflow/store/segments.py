@@ -1,0 +1,171 @@
+"""Segments: immutable files of embeddings, one for each finished shard; and the store, the folder they are in.
+
+A segment is a tensor file with the tensors `digests` (uint8 `[N, 16]`), `lengths` (int64 `[N]`, residues embedded) and
+one tensor for each output: pooled ones `[N, D]`, per-residue ones `[sum of lengths, D]`, `logits`
+`[sum of lengths, 33]`, `contacts` `[sum of squared lengths]`. Its metadata
+names the fingerprint, the precision that was used, and the shard's sequences that could not be embedded, with reasons:
+a segment stands for its whole shard. What is damaged is set aside under another name and counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from esmflow.arrays import row_offsets
+from esmflow.errors import EsmflowError
+from esmflow.failures import Failure, Reason
+from esmflow.files import write_json
+from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.method import Fingerprint
+from esmflow.store.tensor_file import DamagedFileError, open_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+FORMAT = "esmflow-segment-2"
+SUFFIX = ".safetensors"
+# Writing a segment takes seconds: a temporary file that nobody has touched for a day is a killed writer's.
+_LEFT_OVER_SECONDS = 86_400
+
+
+class SegmentError(EsmflowError):
+    """A segment that cannot be used. The message names the file and what is wrong with it."""
+
+
+class DamagedSegmentError(SegmentError):
+    """A segment whose content is not what was written, or that is in the wrong place."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The content of one segment. Arrays are mapped from the file when they come from `read_segment`."""
+
+    digests: np.ndarray
+    lengths: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+    precision: str
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def offsets(self, name: str) -> np.ndarray:
+        """Where each sequence's rows begin in an array: int64 `[N + 1]`."""
+        return row_offsets(name, self.lengths)
+
+
+class Store:
+    """The segments of one fingerprint in a store folder, which many runs and projects may share."""
+
+    def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint) -> None:
+        self.fingerprint = fingerprint.digest()
+        self.folder = Path(folder) / self.fingerprint
+        self.description = fingerprint
+
+    def create(self) -> None:
+        """Makes the folder, with a file that says in words what the fingerprint stands for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "fingerprint.json"
+        if not description.exists():
+            write_json(description, self.description.__dict__)
+        self._remove_left_overs()
+
+    def path(self, name: str) -> Path:
+        """Where the segment of this name is, or would be."""
+        return self.folder / f"{name}{SUFFIX}"
+
+    def names(self) -> list[str]:
+        """The names of all segments, sorted."""
+        return sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}"))
+
+    def write(self, name: str, segment: Segment) -> Path:
+        """Commits a segment, atomically. Returns its path.
+
+        One that is there already stays, whole as it is, if it lacks nothing: another run may have it open, which not
+        every network file system forgives.
+        """
+        there = self.find(name)
+        if there is not None and (not there.failures or len(there) > len(segment)):
+            log.info("%s: written meanwhile by another run; kept", self.path(name))
+            return self.path(name)
+        metadata = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "precision": segment.precision,
+            "failures": json.dumps([(f.digest, f.reason.value, f.detail) for f in segment.failures]),
+        }
+        tensors = {"digests": segment.digests, "lengths": segment.lengths, **segment.arrays}
+        write_tensors(self.path(name), tensors, metadata)
+        return self.path(name)
+
+    def read(self, name: str, *, check: bool = False) -> Segment:
+        """Maps a segment. Raises SegmentError if it is missing, truncated, or of another fingerprint.
+
+        The digests are always compared with their checksum, all else only under `check`, which reads the whole file.
+        """
+        return read_segment(self.path(name), self.fingerprint, check=check)
+
+    def find(self, name: str, *, check: bool = True) -> Segment | None:
+        """The segment of this name if it is there and, read through, whole. One that is damaged is set aside."""
+        try:
+            return self.read(name, check=check)
+        except DamagedSegmentError as error:
+            log.warning("%s; its sequences will be computed again", error)
+            self._set_aside(self.path(name))
+        except SegmentError as error:
+            if self.path(name).exists():
+                log.warning("%s; its sequences will be computed again", error)
+        return None
+
+    def _set_aside(self, path: Path) -> None:
+        """Renames a damaged segment, so that it is never looked at again but can still be examined."""
+        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+        try:
+            os.rename(path, aside)
+            # Another run may have noticed too, and have put a new segment there just before the rename.
+            read_segment(aside, self.fingerprint, check=True)
+            os.rename(aside, path)
+        except FileNotFoundError:
+            pass
+        except DamagedSegmentError:
+            log.warning("set aside as %s", aside)
+        except (OSError, SegmentError) as error:
+            log.warning("%s could not be set aside: %s", path, error)
+
+    def _remove_left_overs(self) -> None:
+        for path in self.folder.glob(".*.part"):
+            try:
+                if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                    path.unlink()
+            except OSError:
+                continue
+
+
+def read_segment(path: Path, fingerprint: str, *, check: bool = False) -> Segment:
+    """Maps one segment file. Raises SegmentError if it is missing, truncated, or of another fingerprint.
+
+    check: read it through, and compare everything with its checksum rather than the digests only.
+    """
+    try:
+        with open_tensors(path) as file:
+            metadata = file.metadata
+            if metadata.get("format") != FORMAT or metadata.get("fingerprint") != fingerprint:
+                raise DamagedSegmentError(f"{path}: not a segment of fingerprint {fingerprint}")
+            file.check(None if check else ("digests", "lengths"))
+            arrays = file.mapped()
+    except OSError as error:
+        raise SegmentError(f"{path}: cannot be read ({error})") from error
+    except DamagedFileError as error:
+        raise DamagedSegmentError(str(error)) from error
+    digests, lengths = arrays.pop("digests"), arrays.pop("lengths")
+    if digests.shape != (len(lengths), DIGEST_BYTES):
+        raise DamagedSegmentError(f"{path}: its digests have shape {digests.shape}")
+    failures = tuple(Failure(d, Reason(reason), detail) for d, reason, detail in json.loads(metadata["failures"]))
+    return Segment(digests, lengths, arrays, metadata["precision"], failures)

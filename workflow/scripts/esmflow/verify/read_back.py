@@ -1,0 +1,89 @@
+"""Embeddings as a user finds them: single records read back from the files of a run, or else from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from esmflow.arrays import is_pooled
+from esmflow.inputs.sheet import fasta_stem
+from esmflow.method import Fingerprint
+from esmflow.store.segments import Store
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One record that is verified, and where its embedding is.
+
+    sequence: all of its residues; length: how many. segment, row: in the store. position: among all embedded records
+    of the run, from 0; position_in_file: among those of its input file.
+    """
+
+    digest: str
+    sequence: str
+    file: str
+    record: int
+    id: str
+    length: int
+    precision: str
+    segment: str
+    row: int
+    position: int
+    position_in_file: int
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Where a run's embeddings are. `read_from` is the format to read, or `store`."""
+
+    folder: str
+    store: str
+    fingerprint: Fingerprint
+    read_from: str
+
+    def read(self, sampled: Sequence[Sampled], arrays: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The arrays of records by name: `[D]`, or the record's rows (see `engine.rows_per_sequence`)."""
+        by_array = {name: self._read_array(sampled, name) for name in arrays}
+        return [{name: by_array[name][i] for name in arrays} for i in range(len(sampled))]
+
+    def _read_array(self, sampled: Sequence[Sampled], array: str) -> list[np.ndarray]:
+        if self.read_from in READERS:
+            return READERS[self.read_from](Path(self.folder) / array, array, sampled)
+        store = Store(self.store, self.fingerprint)
+        found = []
+        for record in sampled:
+            segment = store.read(record.segment)
+            offsets = segment.offsets(array)
+            rows = np.array(segment.arrays[array][offsets[record.row] : offsets[record.row + 1]])
+            found.append(rows[0] if is_pooled(array) else rows)
+        return found
+
+
+def _read_h5(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+    import h5py
+
+    with h5py.File(folder / "embeddings.h5") as file:
+        values = file["embeddings"]
+        if is_pooled(array):
+            return [values[record.position] for record in sampled]
+        offsets = file["offsets"]
+        return [values[offsets[r.position] : offsets[r.position + 1]] for r in sampled]
+
+
+def _read_pt(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+    import torch
+
+    # One file at a time: a large one takes a while to open.
+    found = {}
+    for file in sorted({record.file for record in sampled}):
+        data = torch.load(folder / "pt" / f"{fasta_stem(file)}_ESM.pt", weights_only=True, mmap=True)["data"]
+        for record in sampled:
+            if record.file == file:
+                found[record.digest] = data[record.position_in_file].numpy().copy()
+    return [found[record.digest] for record in sampled]
+
+
+READERS: dict[str, Callable[[Path, str, Sequence[Sampled]], list[np.ndarray]]] = {"h5": _read_h5, "pt": _read_pt}

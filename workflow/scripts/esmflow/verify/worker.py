@@ -1,0 +1,136 @@
+"""What runs in the certificate's worker: a few sequences through fair-esm's own model, held against what is stored.
+
+As with `embed_worker`, nothing that is imported here imports torch before `CUDA_VISIBLE_DEVICES` is set.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esmflow.arrays import Outputs, is_pooled
+from esmflow.method import Fingerprint
+from esmflow.slots.gpus import Slot
+from esmflow.verify.agreement import Agreement, compare
+from esmflow.verify.read_back import Embeddings, Sampled
+from esmflow.workers.process import FileSubset
+from esmflow.workers.queue import FailedFile
+
+if TYPE_CHECKING:
+    from esmflow.verify.recompute import Expected
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VerifyTask:
+    """What a verification is to do. threads: of the CPU."""
+
+    checkpoint: str
+    fingerprint: Fingerprint
+    sampled: tuple[Sampled, ...]
+    embeddings: Embeddings
+    threads: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came of it, for the sampled sequences by number.
+
+    agreements: by output; None for a sequence that does not fit into memory here. resembles: another sampled sequence
+    whose vector is nearer than its own. differ: those whose files hold something else than the store.
+    """
+
+    agreements: tuple[dict[str, Agreement] | None, ...]
+    resembles: dict[int, int]
+    differ: frozenset[int]
+    device: str
+    model_load_seconds: float
+    seconds: float
+
+
+NOTHING_VERIFIED = Verified((), {}, frozenset(), "none", 0.0, 0.0)
+
+
+def verify_sequences(
+    file_subset: FileSubset, device_id: int, *, slot: Slot, task: VerifyTask
+) -> tuple[list[str], list[FailedFile]]:
+    """A worker: computes the sampled sequences again and compares. Its one file only stands for the task."""
+    # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
+    os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+    import torch
+
+    torch.set_num_threads(task.threads)
+    processed = []
+    for file in file_subset:
+        file_subset.done(file, recompute(task, slot.device, slot.name))
+        processed.append(file)
+    return processed, []
+
+
+def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
+    """Computes the sampled sequences again on `device` (`cuda` or `cpu`) and compares. Imports torch."""
+    from esmflow.verify.recompute import Cut, Recomputation
+
+    started = time.time()
+    model = Recomputation(task.checkpoint, device)
+    loaded = time.time()
+    log.info("fair-esm's model loaded on %s in %.1f seconds, in fp32", device_name, loaded - started)
+    method = task.fingerprint
+    outputs = Outputs(method.layers, method.include)
+    found = task.embeddings.read(task.sampled, outputs.names())
+    stored = replace(task.embeddings, read_from="store").read(task.sampled, outputs.names())
+    agreements: list[dict[str, Agreement] | None] = [None] * len(task.sampled)
+    right: dict[int, Mapping[str, Expected]] = {}
+    cut = Cut(method.max_residues, method.window_overlap)
+    for number, expected in model.expect([s.sequence for s in task.sampled], outputs, cut):
+        if expected is None:
+            continue
+        agreements[number] = {
+            name: compare(found[number][name], values.right, values.mistakes) for name, values in expected.items()
+        }
+        right[number] = {name: values for name, values in expected.items() if is_pooled(name)}
+    return Verified(
+        tuple(agreements),
+        _resembling(found, right),
+        _differing(found, stored),
+        device_name,
+        model_load_seconds=loaded - started,
+        seconds=time.time() - started,
+    )
+
+
+def _resembling(
+    found: Sequence[Mapping[str, np.ndarray]], right: Mapping[int, Mapping[str, Expected]]
+) -> dict[int, int]:
+    """For each sequence whose pooled vector is nearer to another's right one than to its own: that other's number."""
+    resembles = {}
+    names = next(iter(right.values()), {})
+    for name in names:
+        numbers = sorted(right)
+        expected = np.stack([np.asarray(right[number][name].right, np.float64) for number in numbers])
+        for own, number in enumerate(numbers):
+            vector = np.asarray(found[number][name], np.float64)
+            if vector.shape != expected[own].shape:
+                continue
+            nearest = int(np.linalg.norm(expected - vector, axis=1).argmin())
+            if nearest != own:
+                resembles[number] = numbers[nearest]
+    return resembles
+
+
+def _differing(found: Sequence[Mapping[str, np.ndarray]], stored: Sequence[Mapping[str, np.ndarray]]) -> frozenset[int]:
+    return frozenset(
+        number
+        for number, (in_files, in_store) in enumerate(zip(found, stored, strict=True))
+        if not all(np.array_equal(in_files[name].ravel(), in_store[name].ravel()) for name in in_store)
+    )
