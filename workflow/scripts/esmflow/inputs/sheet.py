@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.streams import without_compression
-from esmflow.inputs.tables import TableError, check_columns, is_table
+from esmflow.inputs.streams import is_table, without_compression
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
@@ -50,10 +49,7 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
         raise InputError(f"{samples}: fasta: {missing[0]} does not exist{more}; correct the path")
     for file in files:
         if is_table(file.path):
-            try:
-                check_columns(file.path)
-            except TableError as error:
-                raise InputError(f"{samples}: fasta: {error}") from error
+            _check_columns(file.path, samples)
     if named_after_inputs:
         _refuse_repeats(
             [fasta_stem(file.path) for file in files],
@@ -62,6 +58,18 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
             samples,
         )
     return files
+
+
+def _check_columns(table: str, samples: str) -> None:
+    try:
+        from esmflow.inputs.tables import TableError, check_columns
+    except ModuleNotFoundError:
+        # Nothing but Snakemake is here, as for those who run jobs with --sdm conda. The plan step looks again.
+        return
+    try:
+        check_columns(table)
+    except TableError as error:
+        raise InputError(f"{samples}: fasta: {error}") from error
 
 
 def _read_sheet(path: str) -> list[InputFile]:

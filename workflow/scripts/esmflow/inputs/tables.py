@@ -19,9 +19,8 @@ from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
 from esmflow.inputs.records import BlockTask, RecordBlock, file_row, printable
 from esmflow.inputs.residues import ResiduePolicy, normalise
-from esmflow.inputs.streams import DAMAGE, text_chunks, without_compression
+from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
 
-TABLE_SUFFIXES = (".parquet", ".tsv", ".csv")
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _NEEDED = ("id", "sequence")
 _OPTIONAL = "description"
@@ -34,11 +33,6 @@ _DAMAGE = (*DAMAGE, pa.ArrowInvalid)
 
 class TableError(EsmflowError):
     """A table that does not have the columns it needs. The message names the file and what was found in it."""
-
-
-def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is read as a table, which its suffix says; TSV and CSV may be compressed."""
-    return _suffix(path) in TABLE_SUFFIXES
 
 
 def check_columns(path: str | os.PathLike[str]) -> None:
@@ -67,7 +61,7 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
     rows_read = False
     bad_rows: list[tuple[int, str]] = []
     try:
-        is_parquet = _suffix(path) == ".parquet"
+        is_parquet = suffix(path) == ".parquet"
         for batch in _parquet_batches(path) if is_parquet else _text_batches(path, bad_rows):
             if len(batch):
                 yield partial(_read_batch, file, position + 1, batch, policy)
@@ -84,13 +78,9 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
         yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
-def _suffix(path: str | os.PathLike[str]) -> str:
-    return os.path.splitext(without_compression(path))[1].lower()
-
-
 def _columns(path: str | os.PathLike[str]) -> list[str]:
     """The names in the table's head; none if it is empty."""
-    if _suffix(path) == ".parquet":
+    if suffix(path) == ".parquet":
         return pq.read_schema(path).names
     head = b""
     for chunk in text_chunks(path):
@@ -98,7 +88,7 @@ def _columns(path: str | os.PathLike[str]) -> list[str]:
         if b"\n" in chunk:
             break
     line = head.split(b"\n", 1)[0].decode("utf-8", "replace")
-    return next(csv.reader([line], delimiter=_DELIMITERS[_suffix(path)]), [])
+    return next(csv.reader([line], delimiter=_DELIMITERS[suffix(path)]), [])
 
 
 def _parquet_batches(path: str | os.PathLike[str]) -> Iterator[pa.RecordBatch]:
@@ -122,7 +112,7 @@ def _text_batches(path: str | os.PathLike[str], bad_rows: list[tuple[int, str]])
         io.BufferedReader(lines, _BATCH_BYTES),
         # One thread: only then is it known which row is wrong.
         pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
-        pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[_suffix(path)], invalid_row_handler=note),
+        pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[suffix(path)], invalid_row_handler=note),
         # Bytes, so that an id that is not UTF-8 does not cost the file.
         pyarrow.csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())),
     )
