@@ -349,8 +349,8 @@ def test_what_an_earlier_run_computed_is_collected_too(tmp_path, engine):
     for vector, sequence in zip(run.pt("a")["data"], first[:5] + second):
         assert relative_error(vector.numpy(), run.vector(sequence)) < 1e-5
     again = Run(tmp_path / "third", engine, {"a.fasta": fasta(first + second)}, store).everything()
-    assert again["computed_sequences"] == 0
-    assert again["residues_per_second"] is None
+    assert again.computed_sequences == 0
+    assert again.residues_per_second is None
 
 
 def test_different_precisions_are_all_named_and_warned_of(tmp_path, engine, caplog):
