@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from stage_settings import cpu_slots
 from workflow_run import WorkflowRun
 
 from esmflow.checkpoint.file import CheckpointInfo, file_stamp
@@ -20,7 +21,7 @@ from esmflow.method import Fingerprint
 from esmflow.store.segments import Segment, Store
 from esmflow.verify import verifying
 from esmflow.verify.certificate import Certificate
-from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
+from esmflow.verify.verifying import VerifySettings, verify
 from esmflow.verify.worker import recompute
 
 ARRAYS = ["bos_layer6", "contacts", "mean_layer6", "per_residue_layer6"]
@@ -70,27 +71,25 @@ class Copy:
 
     def verify(self, formats=("h5", "pt"), **settings):
         checkpoint = self.results / "model" / "checkpoint.safetensors"
-        places = (self.results / "plan" / "candidates.fasta", self.results / "manifest.parquet")
         common = {
+            "candidates": str(self.results / "plan" / "candidates.fasta"),
+            "manifest": str(self.results / "manifest.parquet"),
+            "embeddings": str(self.results / "embeddings"),
+            "formats": formats,
+            "store": str(self.results / "store"),
+            "model": self.model.name,
             "checkpoint": str(checkpoint),
             "checkpoint_stamp": file_stamp(checkpoint),
+            "fingerprint": self.fingerprint,
             "sample": 128,
             "seed": 0,
             "min_cosine": None,
             "max_relative_error": None,
-            "device": "cpu",
-            "cpu_slots": 1,
-            "lock_folder": str(self.results / "slots"),
-            "wait_seconds": 60.0,
+            "slots": cpu_slots(self.results),
             "threads": 1,
             "log_file": str(self.results / "verify.log"),
         }
-        return verify(
-            VerifiedRun(*map(str, places), str(self.results / "embeddings"), formats, str(self.results / "store")),
-            self.model,
-            self.fingerprint,
-            VerifySettings(**{**common, **settings}),
-        )
+        return verify(VerifySettings(**{**common, **settings}))
 
     def swap_in_store(self) -> list[str]:
         """Swaps the mean vectors of two rows of a segment. Returns their digests."""

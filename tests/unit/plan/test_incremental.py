@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from made_up import proteins, random_model, stored_tensors, write_fair_esm, write_fasta
+from stage_settings import embed_settings
 
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import ModelDimensions, file_stamp
-from esmflow.embed.job import EmbedSettings, embed_group
+from esmflow.checkpoint.file import ModelDimensions
+from esmflow.embed.job import embed_group
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
@@ -54,31 +55,20 @@ class Project:
         )
         runs = []
         for group, folder in enumerate(shards):
-            path = self.folder / f"run-{group}.json"
-            embed_group(str(group), folder, path, self.folder / f"failures-{group}.tsv", self.settings())
+            path, failures = self.folder / f"run-{group}.json", self.folder / f"failures-{group}.tsv"
+            embed_group(
+                embed_settings(
+                    self.folder,
+                    self.checkpoint,
+                    self.fingerprint,
+                    group=str(group),
+                    shards=str(folder),
+                    run=str(path),
+                    failures=str(failures),
+                )
+            )
             runs.append(json.loads(path.read_text()))
         return planned, runs
-
-    def settings(self):
-        return EmbedSettings(
-            checkpoint=str(self.checkpoint),
-            checkpoint_stamp=file_stamp(self.checkpoint),
-            fingerprint=self.fingerprint,
-            store=str(self.folder / "store"),
-            batch_tokens=None,
-            gpus=1,
-            device="cpu",
-            cpu_slots=1,
-            lock_folder=str(self.folder / "slots"),
-            wait_seconds=60,
-            grace_seconds=1,
-            hang_seconds=600,
-            threads=1,
-            attempt=1,
-            last_attempt=1,
-            retry_failed=False,
-            log_file=str(self.folder / "log"),
-        )
 
     def digests(self):
         """Every row of every segment."""

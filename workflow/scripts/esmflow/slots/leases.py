@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.slots.gpus import Slot, SlotError
@@ -24,6 +25,20 @@ log = logging.getLogger(__name__)
 DEFAULT_LOCK_FOLDER = "/tmp/esmflow-slots"
 _POLL_SECONDS = 0.2
 _WAITING_LOG_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class SlotSettings:
+    """Which slots a job may lease, and how it waits for them.
+
+    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU. lock_folder: local to the
+    node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an error.
+    """
+
+    device: str
+    cpu_slots: int
+    lock_folder: str
+    wait_seconds: float
 
 
 class SlotLease:

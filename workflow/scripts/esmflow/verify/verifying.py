@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
+from esmflow.checkpoint.file import check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard
 from esmflow.plan.spot_check import length_bin
 from esmflow.slots.gpus import candidate_slots
-from esmflow.slots.leases import leased_slots
+from esmflow.slots.leases import SlotSettings, leased_slots
 from esmflow.store.segments import Store
 from esmflow.verify.agreement import LIMITS, Limits
 from esmflow.verify.certificate import Certificate
@@ -42,24 +42,29 @@ class VerifyError(EsmflowError):
     """The sample could not be computed again. The message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """How to verify.
+    """What to verify, and how.
 
+    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
     sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
     suits the precision of each embedding. The rest is as for `EmbedSettings`.
     """
 
+    candidates: str
+    manifest: str
+    embeddings: str
+    formats: Sequence[str]
+    store: str
+    model: str
     checkpoint: str
     checkpoint_stamp: tuple[int, ...] | None
+    fingerprint: Fingerprint
     sample: int
     seed: int
     min_cosine: float | None
     max_relative_error: float | None
-    device: str
-    cpu_slots: int
-    lock_folder: str
-    wait_seconds: float
+    slots: SlotSettings
     threads: int
     log_file: str
 
@@ -73,33 +78,20 @@ class VerifySettings:
         return limits
 
 
-@dataclass(frozen=True)
-class VerifiedRun:
-    """What to verify: the files of a run.
-
-    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
-    """
-
-    candidates: str
-    manifest: str
-    embeddings: str
-    formats: Sequence[str]
-    store: str
-
-
-def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, settings: VerifySettings) -> Certificate:
+def verify(settings: VerifySettings) -> Certificate:
     """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
 
     Also checks the manifest against the store, for every record. A certificate that was not passed is returned like
     any other. Raises VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
     """
     started = time.time()
-    store = Store(run.store, fingerprint)
+    fingerprint = settings.fingerprint
+    store = Store(settings.store, fingerprint)
     windows = fingerprint.window_overlap is not None
-    candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
-    sampled = _draw(check, fingerprint, settings)
-    read_from = _read_from(run.formats, check.records)
+    candidates = dict(read_shard(settings.candidates))
+    check = check_manifest(settings.manifest, store, candidates, fingerprint.max_residues, windows)
+    sampled = _draw(check, settings)
+    read_from = _read_from(settings.formats, check.records)
     verified = NOTHING_VERIFIED
     if sampled:
         # Before a slot is taken, which a job that cannot work should not keep from others.
@@ -108,7 +100,7 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
             settings.checkpoint,
             fingerprint,
             tuple(sampled),
-            Embeddings(run.embeddings, run.store, fingerprint, read_from),
+            Embeddings(settings.embeddings, settings.store, fingerprint, read_from),
             settings.threads,
         )
         verified = _compute(task, settings)
@@ -116,8 +108,8 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
     verdict = judge(sampled, verified, check, arrays, settings.limits, store)
     certificate = Certificate(
         **vars(verdict),
-        model=model.name,
-        checkpoint=model.digest,
+        model=settings.model,
+        checkpoint=fingerprint.checkpoint,
         fingerprint=fingerprint.digest(),
         engine=fingerprint.engine,
         verified_with="fair-esm's own ESM-2 module in fp32",
@@ -144,7 +136,8 @@ def _read_from(formats: Sequence[str], records: int) -> str:
     return readable[0] if readable else "store"
 
 
-def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
+def _draw(check: ManifestCheck, settings: VerifySettings) -> list[Sampled]:
+    fingerprint = settings.fingerprint
     cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
     residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
@@ -155,10 +148,10 @@ def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettin
 
 def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
     with leased_slots(
-        candidate_slots(settings.device, settings.cpu_slots),
-        lock_folder=settings.lock_folder,
+        candidate_slots(settings.slots.device, settings.slots.cpu_slots),
+        lock_folder=settings.slots.lock_folder,
         purpose="the certificate",
-        wait_seconds=settings.wait_seconds,
+        wait_seconds=settings.slots.wait_seconds,
     ) as (lease,):
         try:
             return run_one(
