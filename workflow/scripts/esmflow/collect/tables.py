@@ -36,7 +36,6 @@ MANIFEST_SCHEMA = pa.schema(
 
 
 FAILURE_COLUMNS = ("file", "record", "id", "reason", "detail")
-_TEXTS = ("sample", "file", "id", "description", "detail")
 
 
 @contextmanager
@@ -73,10 +72,9 @@ def _open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Tabl
         handle.write("\t".join(columns).encode() + b"\n")
 
         def write(rows: pa.Table) -> None:
-            cells = [_cell(rows[name]) if name in _TEXTS else rows[name].cast(pa.string()) for name in columns]
-            lines = pc.binary_join_element_wise(*cells, "\t", null_handling="replace")
-            for chunk in pc.binary_join_element_wise(lines, "\n", "").chunks:
-                handle.write(utf8(chunk)[0])
+            cells = [_cell(rows[name].combine_chunks()) for name in columns]
+            cells[-1] = pc.binary_join_element_wise(cells[-1], "", "\n", null_handling="replace")
+            handle.write(utf8(pc.binary_join_element_wise(*cells, "\t", null_handling="replace"))[0])
 
         yield write
 
@@ -88,26 +86,36 @@ def utf8(strings: pa.StringArray) -> tuple[memoryview, np.ndarray]:
     return memoryview(text or b"")[ends[0] : ends[-1]], np.diff(ends)
 
 
-def _cell(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts as a cell of a TSV file can have them.
+def _cell(values: pa.Array) -> pa.StringArray:
+    """Values as the cells of a TSV file can have them.
 
     A tab or a line end would begin another cell, and readers take double quotes for the bounds of one: they become a
     space and a single quote. Other control characters, which a terminal obeys, become a replacement character. An
     apostrophe goes before what a spreadsheet would take for a formula.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string())
-    if not pc.any(pc.match_substring_regex(column, _UNSAFE), min_count=0).as_py():
-        return column
+    if pa.types.is_dictionary(values.type):
+        return pa.DictionaryArray.from_arrays(values.indices, _cell(values.dictionary)).cast(pa.string())
+    if not pa.types.is_string(values.type):
+        return values.cast(pa.string())
+    if not _may_need_it(values):
+        return values
     for pattern, replacement in _REPLACED:
-        column = pc.replace_substring_regex(column, pattern, replacement)
-    return column
+        values = pc.replace_substring_regex(values, pattern, replacement)
+    return values
 
 
+def _may_need_it(values: pa.StringArray) -> bool:
+    """Whether `_cell` might change a text: a look at bytes, which is tens of times as fast as a search for patterns."""
+    text, widths = utf8(values)
+    codes = np.frombuffer(text, np.uint8)
+    first = codes[(np.cumsum(widths) - widths)[widths > 0]]
+    return bool(((codes < 32) | (codes == ord('"')) | (codes > 126)).any() or np.isin(first, _FORMULA).any())
+
+
+_FORMULA = np.frombuffer(b"=+-@", np.uint8)
 _REPLACED = (
     (r"[\t\n\v\f\r\x{85}\x{2028}\x{2029}]", " "),
     ('"', "'"),
     (r"[\x00-\x1f\x7f-\x{9f}]", "\N{REPLACEMENT CHARACTER}"),
     (r"^([=+\-@])", r"'\1"),
 )
-_UNSAFE = "|".join(pattern for pattern, _ in _REPLACED)
