@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from esmflow.checkpoint.file import file_stamp
 from esmflow.embed.settings import EmbedSettings
+from esmflow.files import file_stamp
+from esmflow.inputs.residues import ResiduePolicy
+from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
+from esmflow.plan.cost import CostModel
+from esmflow.plan.settings import PlanSettings
 from esmflow.slots.leases import SlotSettings
 
 
@@ -38,5 +43,32 @@ def embed_settings(folder: Path, checkpoint: Path, fingerprint: Fingerprint, **c
         last_attempt=1,
         retry_failed=False,
         log_file=str(folder / "job.log"),
+    )
+    return replace(settings, **changes)
+
+
+def plan_settings(
+    folder: Path, files: Sequence[InputFile], groups: Sequence[Path], cost_model: CostModel, **changes: Any
+) -> PlanSettings:
+    """A plan of some files, written to a folder, for mean vectors without a checkpoint."""
+    settings = PlanSettings(
+        inputs=files,
+        records=str(folder / "records.parquet"),
+        candidates=str(folder / "candidates.fasta"),
+        plan=str(folder / "plan.json"),
+        groups=[str(group) for group in groups],
+        checkpoint="",
+        fingerprint=Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"),
+        store=str(folder / "store"),
+        cost_model=cost_model,
+        policy=ResiduePolicy(),
+        assignment="balanced",
+        shard_residues=1_000_000,
+        workers=1,
+        processes=1,
+        formats=(),
+        pooled_precision="fp32",
+        disk_check=False,
+        number=0,
     )
     return replace(settings, **changes)

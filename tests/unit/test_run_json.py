@@ -31,7 +31,7 @@ def test_what_a_run_wrote_is_written_again_as_it_was(written, tmp_path):
 
 def test_every_key_of_a_run_is_a_field_in_the_same_order(written):
     path, kind = written
-    assert list(json.loads(path.read_text())) == [field.name for field in fields(kind)]
+    assert list(json.loads(path.read_text())) == [field.metadata.get("key", field.name) for field in fields(kind)]
 
 
 def test_the_fields_have_what_the_file_says():

@@ -15,8 +15,8 @@ import torch
 from stage_settings import cpu_slots
 from workflow_run import WorkflowRun
 
-from esmflow.checkpoint.file import CheckpointInfo, file_stamp
-from esmflow.files import read_json
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.files import file_stamp, read_json
 from esmflow.method import Fingerprint
 from esmflow.store.segments import Segment, Store
 from esmflow.verify import verifying

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up import proteins, random_model, relative_error, write_converted
+from stage_settings import plan_settings
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
@@ -28,13 +29,13 @@ from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Failure, Reason, write_failures
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.records import Record
-from esmflow.inputs.residues import ResiduePolicy, sequence_digest
+from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
 from esmflow.plan import planning
 from esmflow.plan import record_table as records
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.run_plan import Plan
 from esmflow.plan.shards import list_shards, read_shard, shard_name
@@ -98,23 +99,14 @@ class Run:
         )
 
     def plan(self) -> None:
-        summary = plan(
+        settings = plan_settings(
+            self.plan_path.parent,
             self.inputs,
-            self.records_path,
             self.shards,
-            cost_model=CostModel(DIMENSIONS, self.max_residues),
-            policy=ResiduePolicy(),
+            CostModel(DIMENSIONS, self.max_residues),
             shard_residues=200,
-            stored=StoredSequences(self.store),
         )
-        Plan(
-            fingerprint="f",
-            records=summary.records,
-            duplicates=summary.duplicates,
-            held=summary.held,
-            groups=(),
-            held_segments=tuple(summary.held_segments),
-        ).write(self.plan_path)
+        deal_inputs(settings, StoredSequences(self.store)).write(self.plan_path)
 
     def embed(self, fail: dict[str, Failure] | None = None) -> None:
         """`fail`: failures by sequence, instead of vectors."""
@@ -347,7 +339,7 @@ def test_what_an_earlier_run_computed_is_collected_too(tmp_path, engine):
     Run(tmp_path / "first", engine, {"a.fasta": fasta(first)}, store).everything()
     run = Run(tmp_path / "second", engine, {"a.fasta": fasta(first[:5] + second)}, store)
     summary = run.everything()
-    assert Plan.read(run.plan_path).held == 5
+    assert Plan.read(run.plan_path).stored == 5
     assert (summary.records, summary.embedded, summary.computed_sequences) == (25, 25, 20)
     for vector, sequence in zip(run.pt("a")["data"], first[:5] + second):
         assert relative_error(vector.numpy(), run.vector(sequence)) < 1e-5

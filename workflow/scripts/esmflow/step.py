@@ -50,12 +50,6 @@ def logged_step(log_file: str) -> Iterator[None]:
         sys.exit(1)
 
 
-def tell(message: str) -> None:
-    """Logs something that the user should see on the terminal too, though it is no warning."""
-    log.info("%s", message)
-    print(f"esmflow: {message}", file=sys.stderr)
-
-
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
     """The run's fingerprint, from the checkpoint and the configuration's `method` part."""
     return Fingerprint(

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
-from esmflow.files import JsonFile, atomic_path
+from esmflow.files import JsonFile, atomic_path, file_stamp
 
 if TYPE_CHECKING:
     import torch
@@ -103,12 +103,6 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
     from safetensors.torch import load_file
 
     return load_file(path, device=device)
-
-
-def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: tuple[int, ...] | None) -> None:

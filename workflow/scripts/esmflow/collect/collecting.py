@@ -72,9 +72,9 @@ def collect(
     """
     runs = [RunRecord.read(path) for path in inputs.runs]
     plan = Plan.read(inputs.plan)
-    names = {name for run in runs for name in (*run.segments_written, *run.segments_reused)}
+    names = {name for run in runs for name in run.segments}
     try:
-        index = SegmentIndex(store, sorted(names.union(plan.held_segments)), threads, check=True)
+        index = SegmentIndex(store, sorted(names.union(plan.stored_segments)), threads, check=True)
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.files import read_json
 from esmflow.plan.cost import CostModel
-from esmflow.plan.run_plan import GroupPlan, Plan
+
+if TYPE_CHECKING:
+    from esmflow.plan.run_plan import GroupPlan
 
 # Layers, width and heads of the official models, which a dry run has no checkpoint to read from.
 _OFFICIAL = {
@@ -201,6 +203,9 @@ def guess_work(
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
 def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+    # Here and not above: a first dry run does without.
+    from esmflow.plan.run_plan import Plan
+
     return Plan.read(plan).groups
 
 
