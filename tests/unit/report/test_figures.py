@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
+from esmflow.embed.run_record import RunRecord
 from esmflow.report import drawing
 from esmflow.report.drawing import DrawingError, draw, message, on_paper
 from esmflow.report.embedding_map import EmbeddingMap
@@ -28,6 +30,8 @@ from esmflow.report.figures import (
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.page import TEMPLATES, WIDTHS
 from esmflow.report.timeline import MOST_PIECES, MOST_SLOTS, Piece, drawable
+from esmflow.verify.agreement import LIMITS, Agreement
+from esmflow.verify.certificate import Certificate, VerifiedSequence
 
 STYLE = (TEMPLATES / "page.css").read_text()
 HOSTILE = "<script>&amp;</script>\"'"
@@ -153,14 +157,18 @@ def test_every_other_figure_can_be_drawn():
     svg = drawn(partial(timeline_figure, pieces))
     assert {"load", "compute", "GPU 0 on a", "0"} <= set(texts(svg))
     assert said(svg) == ["group 0, load 9.00 s\nwork", "group 0, compute 9.00 s\nwork"]
-    runs = [{"group": str(n), "residues_per_second": 1000.0 * n, "peak_memory_bytes": n << 30} for n in (1, 2)]
+    runs = [RunRecord(group=str(n), residues_per_second=1000.0 * n, peak_memory_bytes=n << 30) for n in (1, 2)]
     assert {"1,000", "2,000", "1", "2"} <= set(texts(drawn(partial(speed_figure, runs))))
     assert {"1.5 GB", "10 bytes", "store", "plan"} == set(
         texts(drawn(partial(disk_figure, {"store": 1_500_000_000, "plan": 10})))
     )
-    outputs = {"mean_layer6": {"cosine": 1.0}}
-    entries = [{"id": HOSTILE, "length": n, "outputs": outputs} for n in (10, 20)]
-    svg = drawn(partial(certificate_figure, {"sequences": entries, "limits": {"fp32": {"min_cosine": 0.99999}}}))
+    sequence = VerifiedSequence(
+        digest="", file="a.faa", record=1, id=HOSTILE, length=10, precision="fp32", segment="", row=0, position=0,
+        passed=True, outputs={"mean_layer6": Agreement(1.0, 0.0, 1.0)},
+    )  # fmt: skip
+    sequences = (sequence, replace(sequence, length=20))
+    certificate = Certificate(passed=True, sequences=sequences, limits={"fp32": LIMITS["fp32"]})
+    svg = drawn(partial(certificate_figure, certificate))
     assert len(marks(svg)) == 2
     assert "limit for fp32: cosine 0.99999" in texts(svg)
     assert {"10⁻¹⁵", "10⁻⁵"} & set(texts(svg))
@@ -188,7 +196,7 @@ def test_a_drawing_process_that_dies_is_an_error_of_each_figure(counts, monkeypa
 
 
 def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points():
-    runs = [{"group": str(n), "residues_per_second": 1e3 + n, "peak_memory_bytes": n << 20} for n in range(10_000)]
+    runs = [RunRecord(group=str(n), residues_per_second=1e3 + n, peak_memory_bytes=n << 20) for n in range(10_000)]
     svg = drawn(partial(speed_figure, runs))
     assert len(marks(svg)) <= 2 * MOST_BARS
     assert "groups 0–83\n1,042 residues/s" in said(svg)

@@ -18,10 +18,12 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from esmflow.embed.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.timeline import COMPUTE, IDLE, LOAD, WRITE, Piece
 from esmflow.text import bytes_in_words
+from esmflow.verify.certificate import Certificate
 
 Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
 
@@ -265,19 +267,19 @@ def timeline_figure(pieces: Sequence[Piece], width: int) -> Figure:
     return styled(bars + text.encode(x="at:T", y=y, text="group:N"), width, height)
 
 
-def speed_figure(runs: Sequence[Mapping[str, Any]], width: int) -> Figure:
+def speed_figure(runs: Sequence[RunRecord], width: int) -> Figure:
     """Residues per second of each group while it computed, above the peak of its card's memory.
 
     Of many groups several share a bar: the median of their speeds, the largest of their peaks.
     """
-    ran = [run for run in runs if run["residues_per_second"]]
+    ran = [run for run in runs if run.residues_per_second]
     share = -(-len(ran) // MOST_BARS)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(ran), share):
         mine = ran[start : start + share]
-        speed = float(np.median([run["residues_per_second"] for run in mine]))
-        memory = max(run["peak_memory_bytes"] for run in mine) / GIB
-        name = mine[0]["group"] if len(mine) == 1 else f"{mine[0]['group']}–{mine[-1]['group']}"
+        speed = float(np.median([run.residues_per_second or 0 for run in mine]))
+        memory = max(run.peak_memory_bytes or 0 for run in mine) / GIB
+        name = mine[0].group if len(mine) == 1 else f"{mine[0].group}–{mine[-1].group}"
         said = f"{'group' if len(mine) == 1 else 'groups'} {name}\n"
         rows.append({"group": name, "speed": speed, "memory": memory})
         rows[-1] |= {"speed said": f"{said}{_short(speed)} residues/s", "speed text": _short(speed)}
@@ -298,25 +300,25 @@ def speed_figure(runs: Sequence[Mapping[str, Any]], width: int) -> Figure:
     return styled(alt.vconcat(*plots, spacing=26), None, None)
 
 
-def certificate_figure(certificate: Mapping[str, Any], width: int) -> Figure:
+def certificate_figure(certificate: Certificate, width: int) -> Figure:
     """How far each sampled embedding is from the one that was computed again: one minus the cosine, by length."""
     # Double precision says no more than this.
     smallest = 1e-15
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
-            "length": entry["length"],
-            "distance": math.log10(max(1 - found["cosine"], smallest)),
+            "length": entry.length,
+            "distance": math.log10(max(1 - found.cosine, smallest)),
             "output": name,
-            "what": f"{_cut(entry['id'])}\ncosine 1 − {max(1 - found['cosine'], smallest):.1e}",
+            "what": f"{_cut(entry.id)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
         }
-        for entry in certificate["sequences"]
-        for name, found in entry["outputs"].items()
+        for entry in certificate.sequences
+        for name, found in entry.outputs.items()
     ]
     names = sorted({row["output"] for row in rows})
     limits = [
-        {"at": math.log10(1 - limit["min_cosine"]), "text": f"limit for {precision}: cosine {limit['min_cosine']}"}
-        for precision, limit in (certificate.get("limits") or {}).items()
-        if limit["min_cosine"] < 1
+        {"at": math.log10(1 - limit.min_cosine), "text": f"limit for {precision}: cosine {limit.min_cosine}"}
+        for precision, limit in certificate.limits.items()
+        if limit.min_cosine < 1
     ]
     heights = [row["distance"] for row in rows] + [limit["at"] for limit in limits]
     low, high = math.floor(min(heights)), math.ceil(max(heights))
