@@ -95,8 +95,7 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
         settings.cost_model.cost,
         shard_residues=settings.shard_residues,
         fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
-        # A group's share of a window should fill at least one shard, however many groups there are.
-        window_residues=max(WINDOW_RESIDUES, settings.shard_residues * len(settings.groups)),
+        window_residues=WINDOW_RESIDUES,
         stored=stored,
         to_embed=to_embed,
     )
