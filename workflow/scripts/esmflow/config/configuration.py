@@ -16,9 +16,9 @@ from jsonschema.exceptions import ValidationError
 from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.collect.formats import check_formats
-from esmflow.engine.windows import window_starts
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
+from esmflow.method import LongSequences
 
 
 class ConfigurationError(EsmflowError):
@@ -93,7 +93,7 @@ def _check_windows(config: Mapping[str, Any]) -> None:
             "set long_sequences to truncate or whole, or leave them out of include"
         )
     try:
-        window_starts(1, config["max_residues"], config["window_overlap"])
+        LongSequences.configured(config)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow.inputs.residues import DIGEST_BYTES
-from esmflow.plan.cost import Extent
+from esmflow.plan.cost import Workload
 from esmflow.plan.shards import list_shards, write_shard_columns
 from esmflow.store.digests import DigestTable, first_of_each
 from esmflow.store.lookup import HeldSequences
@@ -88,7 +88,7 @@ class Dealer:
         fewest_shards: int = 1,
         window_residues: int,
         held: HeldSequences | None,
-        to_embed: Extent,
+        to_embed: Workload,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
         self.duplicates = 0

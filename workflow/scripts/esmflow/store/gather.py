@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 
-from esmflow.arrays import is_pooled, row_offsets, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.store.digests import halves
 from esmflow.store.segments import Segment, SegmentError, Store
 from esmflow.store.tensor_file import forget_pages
@@ -124,27 +124,27 @@ class SegmentIndex:
             return self._open[number]
 
     def gather(
-        self, location: Location, array: str, convert: Callable[[np.ndarray], np.ndarray] | None = None
+        self, location: Location, array: Array, convert: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> np.ndarray:
         """The values of sequences in the order in which `location` has them, each of which must be somewhere.
 
-        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `engine.rows_per_sequence`).
+        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `Array.rows`).
         convert: changes the type of a pooled array's values, as they are read.
         """
-        shape, dtype = self.shapes[array]
+        shape, dtype = self.shapes[array.name]
         if convert is not None:
             dtype = convert(np.empty((0, *shape), dtype)).dtype
-        starts = row_offsets(array, location.lengths)
+        starts = array.offsets(location.lengths)
         gathered = np.empty((starts[-1], *shape), dtype)
         groups = _by_segment(location)
 
         def copy(mine: np.ndarray) -> None:
             segment = self.segment(int(location.segments[mine[0]]))
-            if is_pooled(array):
-                _copy_rows(segment.arrays[array], location.rows[mine], gathered, mine, convert)
+            if array.is_pooled:
+                _copy_rows(segment.arrays[array.name], location.rows[mine], gathered, mine, convert)
             else:
                 _copy_spans(segment, array, location.rows[mine], gathered, starts[mine])
-            forget_pages(segment.arrays[array])
+            forget_pages(segment.arrays[array.name])
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(copy, groups):
@@ -194,9 +194,9 @@ def _copy_rows(
         target[places[part]] = copied if convert is None else convert(copied)
 
 
-def _copy_spans(segment: Segment, array: str, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+def _copy_spans(segment: Segment, array: Array, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
     """Copies all that each sequence has in an array of a segment to where its place in `target` begins."""
-    begins = segment.offsets(array)[rows]
-    counts = rows_per_sequence(array, segment.lengths[rows])
+    begins = array.offsets(segment.lengths)[rows]
+    counts = array.rows(segment.lengths[rows])
     for at, begin, count in zip(places.tolist(), begins.tolist(), counts.tolist()):
-        target[at : at + count] = segment.arrays[array][begin : begin + count]
+        target[at : at + count] = segment.arrays[array.name][begin : begin + count]
