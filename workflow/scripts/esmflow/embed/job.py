@@ -210,7 +210,7 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
     A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
     earlier plan, and what failed then may work now.
     """
-    segment = store.find(name)
+    segment = store.find(name, check=True)
     if segment is None:
         return False
     if not segment.failures:
@@ -274,7 +274,7 @@ def _speed(shards: Iterable[ShardResult]) -> float:
 class EmbedSettings:
     """What an embed job needs to know besides its shards.
 
-    checkpoint_stamp: see `checkpoints.file_stamp`.
+    checkpoint_stamp: see `checkpoint.file.file_stamp`.
     batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
     gpus: slots to lease at once, each with a worker of its own; threads: CPU threads of each.
     grace_seconds: how long a shard in hand may take to end after SIGTERM. hang_seconds: after how long without progress

@@ -11,6 +11,7 @@ import numpy as np
 from esmflow.arrays import Array
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
+from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
 
 
@@ -53,13 +54,9 @@ class Embeddings:
         if self.read_from in READERS:
             return READERS[self.read_from](Path(self.folder) / array.name, array, sampled)
         store = Store(self.store, self.fingerprint)
-        found = []
-        for record in sampled:
-            segment = store.read(record.segment)
-            offsets = array.offsets(segment.lengths)
-            rows = np.array(segment.arrays[array.name][offsets[record.row] : offsets[record.row + 1]])
-            found.append(rows[0] if array.is_pooled else rows)
-        return found
+        rows = read_rows(store, [(record.segment, record.row) for record in sampled], array)
+        found = {number: np.array(values) for number, values in rows}
+        return [found[number] for number in range(len(sampled))]
 
 
 def _read_h5(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
