@@ -12,7 +12,7 @@ from esmflow.plan.cost import CostModel
 from esmflow.plan.freshness import input_stamps, write_basis
 from esmflow.plan.planning import plan
 from esmflow.step import logged_step, make_fingerprint, read_model_info, tell
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 
@@ -38,7 +38,7 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
         candidates_path=snakemake.output.candidates,
-        held=HeldSequences(Store(params.store, fingerprint)),
+        stored=StoredSequences(Store(params.store, fingerprint)),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
         processes=snakemake.threads,
     )

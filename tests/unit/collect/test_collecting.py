@@ -34,7 +34,7 @@ from esmflow.plan.planning import plan
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.shards import list_shards, read_shard, shard_name
 from esmflow.report.summary import Places, summary_lines
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 DIMENSIONS = ModelDimensions(layers=2, hidden=16, heads=2, has_lm_head=True, has_contact_head=True)
@@ -100,7 +100,7 @@ class Run:
             cost_model=CostModel(DIMENSIONS, self.max_residues),
             policy=ResiduePolicy(),
             shard_residues=200,
-            held=HeldSequences(self.store),
+            stored=StoredSequences(self.store),
         )
         write_json(self.plan_path, asdict(summary))
 

@@ -73,7 +73,7 @@ def collect(
     plan = read_json(inputs.plan)
     names = {name for run in runs for name in (*run["segments_written"], *run["segments_reused"])}
     try:
-        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])), threads)
+        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])), threads, check=True)
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}

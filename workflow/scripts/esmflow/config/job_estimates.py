@@ -86,6 +86,11 @@ class JobEstimate:
         return attempt * 100 * math.ceil(1.5 * self.memory_mb / 100)
 
 
+def has_gpu_driver() -> bool:
+    """Whether NVIDIA's driver, or that of WSL, is on this machine: told without a library that Snakemake lacks."""
+    return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def job_settings(config: Mapping[str, Any], device: str, max_residues: int | None) -> JobSettings:
     """The settings of a validated configuration. max_residues: after which sequences are cut, if they are."""
     return JobSettings(

@@ -210,7 +210,7 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
     A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
     earlier plan, and what failed then may work now.
     """
-    segment = store.find(name)
+    segment = store.find(name, check=True)
     if segment is None:
         return False
     if not segment.failures:

@@ -12,10 +12,9 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from esmflow.arrays import Outputs
-from esmflow.engine.engine import Engine
-from esmflow.engine.load import load_engine
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
@@ -23,6 +22,9 @@ from esmflow.slots.gpus import Slot, use_slot
 from esmflow.store.segments import Store
 from esmflow.workers.process import FileSubset
 from esmflow.workers.queue import FailedFile
+
+if TYPE_CHECKING:
+    from esmflow.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ def process_esm_files_worker(
     import torch
 
     from esmflow.engine.extraction import is_out_of_memory, release_memory
+    from esmflow.engine.load import load_engine
 
     torch.set_num_threads(threads)
     started = time.time()
