@@ -25,7 +25,7 @@ def plan_settings(snakemake) -> PlanSettings:
         checkpoint=inputs.checkpoint,
         fingerprint=fingerprint,
         store=params.store,
-        cost_model=CostModel(model.dimensions, fingerprint.max_residues),
+        cost_model=CostModel(model.dimensions, fingerprint.long),
         policy=ResiduePolicy(
             invalid=fingerprint.invalid_residues,
             nucleotides=params.nucleotide_sequences,

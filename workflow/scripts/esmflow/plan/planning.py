@@ -16,7 +16,7 @@ from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.sheet import InputFile
 from esmflow.logs import tell
-from esmflow.plan.cost import Extent
+from esmflow.plan.cost import Workload
 from esmflow.plan.dealing import Dealer
 from esmflow.plan.disk_forecast import check_disks, forecast, sentence
 from esmflow.plan.freshness import PlanNote, input_stamps, note_path
@@ -80,8 +80,8 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
     The sequences that the store holds already (`stored`) are not planned. The plan that is returned lacks only what has
     to do with the checkpoint and the disks. Raises OSError when an input does not exist or the disk is full.
     """
-    truncated_at = settings.fingerprint.max_residues if settings.fingerprint.window_overlap is None else None
-    valid, to_embed = Extent(truncated_at), Extent(truncated_at)
+    truncated_at = settings.cost_model.long.truncated_at
+    valid, to_embed = Workload(truncated_at), Workload(truncated_at)
     records = rejected = id_bytes = text_bytes = 0
     candidates = Candidates()
     round_robin = settings.assignment == "round_robin"

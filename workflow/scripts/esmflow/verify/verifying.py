@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
@@ -87,9 +86,8 @@ def verify(settings: VerifySettings) -> Certificate:
     started = time.time()
     fingerprint = settings.fingerprint
     store = Store(settings.store, fingerprint)
-    windows = fingerprint.window_overlap is not None
     candidates = dict(read_shard(settings.candidates))
-    check = check_manifest(settings.manifest, store, candidates, fingerprint.max_residues, windows)
+    check = check_manifest(settings.manifest, store, candidates)
     sampled = _draw(check, settings)
     read_from = _read_from(settings.formats, check.records)
     verified = NOTHING_VERIFIED
@@ -104,8 +102,7 @@ def verify(settings: VerifySettings) -> Certificate:
             settings.threads,
         )
         verified = _compute(task, settings)
-    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
-    verdict = judge(sampled, verified, check, arrays, settings.limits, store)
+    verdict = judge(sampled, verified, check, fingerprint.outputs.names(), settings.limits, store)
     certificate = Certificate(
         **vars(verdict),
         model=settings.model,
@@ -137,9 +134,8 @@ def _read_from(formats: Sequence[str], records: int) -> str:
 
 
 def _draw(check: ManifestCheck, settings: VerifySettings) -> list[Sampled]:
-    fingerprint = settings.fingerprint
-    cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
-    residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
+    long = settings.fingerprint.long
+    residues = {digest: long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
@@ -158,7 +154,7 @@ def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
                 verify_sequences,
                 inherited=[lease.descriptor],
                 log_file=settings.log_file,
-                on_tick=lease.keep_fresh,
+                on_tick=lease.keep,
                 slot=lease.slot,
                 task=task,
             )
