@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from esmflow.collect.collecting import CollectSettings
 from esmflow.embed.settings import EmbedSettings
 from esmflow.files import file_stamp
 from esmflow.inputs.residues import ResiduePolicy
@@ -70,5 +71,29 @@ def plan_settings(
         pooled_precision="fp32",
         disk_check=False,
         number=0,
+    )
+    return replace(settings, **changes)
+
+
+def collect_settings(folder: Path, out: Path, fingerprint: Fingerprint, **changes: Any) -> CollectSettings:
+    """What is to be written to a folder of a run whose only group has ended."""
+    settings = CollectSettings(
+        records=str(folder / "records.parquet"),
+        plan=str(folder / "plan.json"),
+        runs=[str(folder / "run.json")],
+        failure_lists=[str(folder / "failures.tsv")],
+        embeddings=str(out / "embeddings"),
+        manifest=str(out / "manifest.parquet"),
+        manifest_tsv=str(out / "manifest.tsv"),
+        failures=str(out / "failures.tsv"),
+        summary=str(out / "summary.json"),
+        logs=[],
+        joined_log=str(out / "run.log"),
+        store=str(folder / "store"),
+        fingerprint=fingerprint,
+        model="made up",
+        formats=["h5"],
+        pooled_precision="fp32",
+        threads=1,
     )
     return replace(settings, **changes)

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up import proteins, random_model, relative_error, write_converted
-from stage_settings import plan_settings
+from stage_settings import collect_settings, plan_settings
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.collect.collecting import collect
 from esmflow.collect.joining import CollectError
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord, ShardResult
@@ -105,8 +105,13 @@ class Run:
         self.plan_path, self.records_path = folder / "plan.json", folder / "records.parquet"
         self.run_paths = [folder / f"run-{g}.json" for g in range(groups)]
         self.failure_paths = [folder / f"failures-{g}.tsv" for g in range(groups)]
-        self.outputs = CollectOutputs(
-            *(str(folder / "out" / name) for name in ("embeddings", "manifest.parquet", "manifest.tsv", "failures.tsv"))
+        self.outputs = collect_settings(
+            folder,
+            folder / "out",
+            fingerprint,
+            runs=self.run_paths,
+            failure_lists=self.failure_paths,
+            store=str(self.store.folder.parent),
         )
 
     def plan(self) -> None:
@@ -142,18 +147,7 @@ class Run:
             ).write(self.run_paths[group])
 
     def collect(self, formats=("pt", "h5")) -> Summary:
-        return collect(
-            CollectInputs(
-                str(self.records_path),
-                str(self.plan_path),
-                [*map(str, self.run_paths)],
-                [*map(str, self.failure_paths)],
-            ),
-            self.outputs,
-            self.store,
-            formats,
-            model="made up",
-        )
+        return collect(replace(self.outputs, formats=formats))
 
     def everything(self, **fail) -> Summary:
         self.plan()

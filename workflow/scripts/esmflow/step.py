@@ -20,10 +20,6 @@ from esmflow.workers.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_wit
 log = logging.getLogger(__name__)
 
 
-class StepError(EsmflowError):
-    """A step that ends with a sentence for the user and exit status 1."""
-
-
 @contextmanager
 def logged_step(log_file: str) -> Iterator[None]:
     """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1.

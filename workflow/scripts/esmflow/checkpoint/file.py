@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +43,20 @@ class ModelDimensions:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
+
+
+def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
+    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
+    if "contacts" in include and not dimensions.has_contact_head:
+        raise ValueError(
+            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
+            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
+        )
+    if "logits" in include and not dimensions.has_lm_head:
+        raise ValueError(
+            "include: logits are asked for, but the checkpoint has no language model head; "
+            "use a checkpoint with one, or leave logits out"
+        )
 
 
 @dataclass(frozen=True)
