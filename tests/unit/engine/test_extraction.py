@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from made_up import proteins, random_model, relative_error, with_digests, write_
 
 from esmflow.arrays import Outputs
 from esmflow.engine import extraction
-from esmflow.engine.extraction import extract_esm_features, is_out_of_memory
+from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.engine.memory import is_out_of_memory
 from esmflow.failures import Reason
 from esmflow.inputs.residues import sequence_digest
 
@@ -343,8 +345,10 @@ def test_what_is_not_finite_and_then_does_not_fit_is_a_failure_for_memory(overfl
     half = ReferenceEngine.load(str(overflowing_checkpoint), Outputs((2,), ("mean",)), "fp16", "cpu")
 
     class NoRoomForFp32(ReferenceEngine):
+        @contextmanager
         def at_full_precision(self):
-            return SmallCard.like(super().at_full_precision(), 0)
+            with super().at_full_precision() as exact:
+                yield SmallCard.like(exact, 0)
 
     engine = NoRoomForFp32(half.model, half.outputs, half.precision, half.device)
     result = extract_esm_features(with_digests(["MKVLAGW", "MKVLAG"]), engine, 2000)

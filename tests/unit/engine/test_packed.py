@@ -163,15 +163,21 @@ def test_a_lower_layer_alone_is_the_same_as_beside_the_others(random_checkpoint)
 def test_auto_is_fp32_with_the_exact_gelu_on_a_cpu(random_checkpoint):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "auto", "cpu")
     assert engine.precision == "fp32"
-    assert engine.method == "packed-gelu-erf"
-    assert engine.at_full_precision() is engine
+    assert engine.model.operations.activate is transformer.exact_gelu
+    with engine.at_full_precision() as exact:
+        assert exact is engine
 
 
 def test_full_precision_of_a_16_bit_engine_is_an_fp32_engine(random_checkpoint):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "bf16", "cpu")
-    exact = engine.at_full_precision()
-    assert exact.precision == "fp32"
-    assert engine.at_full_precision() is exact
+    before = embed(engine, ["MKV"])
+    with engine.at_full_precision() as exact:
+        assert exact.precision == "fp32"
+        assert np.array_equal(
+            embed(exact, ["MKV"])["mean_layer1"],
+            embed(PackedEngine.load(random_checkpoint, engine.outputs, "fp32", "cpu"), ["MKV"])["mean_layer1"],
+        )
+    assert np.array_equal(embed(engine, ["MKV"])["mean_layer1"], before["mean_layer1"])
 
 
 def broken_compiler(*_):

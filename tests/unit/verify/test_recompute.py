@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from esmflow.arrays import Outputs
+from esmflow.engine.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.engine.load import load_engine
 from esmflow.verify.agreement import LIMITS, UNLIKE, Agreement, common_fault, compare
 from esmflow.verify.recompute import Cut, Recomputation
 

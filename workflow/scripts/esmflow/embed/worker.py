@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from esmflow.arrays import Outputs
-from esmflow.engine.engine import Engine
-from esmflow.engine.load import load_engine
+from esmflow.engine.engine import Engine, load_engine
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
@@ -77,7 +76,7 @@ def process_esm_files_worker(
     os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
     import torch
 
-    from esmflow.engine.extraction import is_out_of_memory, release_memory
+    from esmflow.engine.memory import is_out_of_memory, release_memory
 
     torch.set_num_threads(threads)
     started = time.time()
@@ -98,7 +97,7 @@ def process_esm_files_worker(
     for file in file_subset:
         try:
             result = worker.embed(file, budget)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             complaint = str(error) or "out of memory"

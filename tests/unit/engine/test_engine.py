@@ -8,9 +8,8 @@ import pytest
 
 from esmflow.arrays import INCLUDE, Outputs, row_offsets, rows_per_sequence
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.engine.engine import check_heads
+from esmflow.engine.engine import check_heads, load_engine
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.engine.load import load_engine
 from esmflow.method import ARITHMETIC
 
 SEQUENCES = made_up.with_digests(["MKVLAAGIVG", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "UZBOXACDEF", "GG"])
