@@ -1,47 +1,25 @@
-"""A wrong configuration or sample sheet ends in a sentence that names the key or the line, before anything runs."""
+"""A wrong configuration ends in a sentence that names the key, before anything runs."""
 
-import csv
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from made_up import random_model, stored_tensors, write_fasta, write_hugging_face
+from made_up import random_model, stored_tensors, write_hugging_face
 
 from esmflow.checkpoint.sources import OFFICIAL_NAMES
 from esmflow.collect.formats import named_after_inputs
 from esmflow.config.configuration import ConfigurationError, number_of_layers, validated
-from esmflow.inputs.sheet import InputError, InputFile, read_samples
+from esmflow.inputs.sheet import read_samples
 
 PROJECT = Path(__file__).resolve().parents[3]
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
-SAMPLES_SCHEMA = PROJECT / "workflow" / "schemas" / "samples.schema.yaml"
 
 
 def refusal(config: dict) -> str:
     with pytest.raises(ConfigurationError) as error:
         validated(config, SCHEMA)
     return str(error.value)
-
-
-def sheet_refusal(path: Path | str, formats: tuple[str, ...] = ()) -> str:
-    with pytest.raises(InputError) as error:
-        read_samples(str(path), formats)
-    return str(error.value)
-
-
-@pytest.fixture
-def sheet(tmp_path, monkeypatch):
-    """Writes a sample sheet in a working directory that has a.fasta, b.fasta and sub/a.faa.gz."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.fasta", "b.fasta", "sub/a.faa.gz"):
-        write_fasta(Path(name), [("p", "MKV")])
-
-    def sheet(text: str | bytes, name: str = "samples.tsv") -> str:
-        Path(name).write_bytes(text.encode() if isinstance(text, str) else text)
-        return name
-
-    return sheet
 
 
 # Keys
@@ -221,129 +199,3 @@ def test_the_configurations_of_the_project_are_valid(path, monkeypatch):
 def test_the_demo_configuration_is_valid_with_the_model_it_is_given(real_model_folder):
     config = yaml.safe_load((PROJECT / "config/demo/config.yaml").read_text())
     assert validated({**config, "model": str(real_model_folder)}, SCHEMA)["layers"] == [-1]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "sample\tfasta\nx\ta.fasta\n",
-        "fasta\tsample\tnote\na.fasta\tx\tmine\n",
-        "sample\tfasta\nx\t*.fasta\n",
-        "sample\nx\n",
-        "fasta\na.fasta\n",
-        "sample\tfasta\n\ta.fasta\n",
-        "sample\tfasta\nx\t\n",
-    ],
-)
-def test_the_schema_of_the_sheet_and_its_reader_agree(sheet, text):
-    path = sheet(text)
-    with open(path, newline="") as handle:
-        (row,) = csv.DictReader(handle, delimiter="\t")
-    try:
-        jsonschema.validate(row, yaml.safe_load(SAMPLES_SCHEMA.read_text()))
-    except jsonschema.ValidationError:
-        assert path in sheet_refusal(path)
-    else:
-        assert {file.sample for file in read_samples(path)} == {row["sample"]}
-
-
-# The sample sheet
-
-
-def test_a_sheet_gives_its_files_in_order(sheet):
-    path = sheet("sample\tfasta\nsecond\tb.fasta\nfirst\ta.fasta\n")
-    assert read_samples(path, ["pt"]) == [InputFile("second", "b.fasta"), InputFile("first", "a.fasta")]
-
-
-def test_more_columns_blank_lines_comments_and_windows_line_ends_are_fine(sheet):
-    path = sheet("\ufeffnote\tsample\tfasta\r\nmine\tx\ta.fasta\r\n\r\n\t#y\tnone.fasta\r\n\t z \t b.fasta \r\n")
-    assert read_samples(path) == [InputFile("x", "a.fasta"), InputFile("z", "b.fasta")]
-
-
-def test_a_glob_in_a_sheet_gives_every_match_under_one_sample(sheet):
-    path = sheet("sample\tfasta\nx\t*.fasta\ny\t**/*.gz\n")
-    assert read_samples(path) == [
-        InputFile("x", "a.fasta"),
-        InputFile("x", "b.fasta"),
-        InputFile("y", "sub/a.faa.gz"),
-    ]
-
-
-def test_a_glob_instead_of_a_sheet_names_samples_by_their_files(sheet):
-    assert read_samples("*.fasta") == [InputFile("a", "a.fasta"), InputFile("b", "b.fasta")]
-    assert read_samples("s*/*.gz") == [InputFile("a", "sub/a.faa.gz")]
-
-
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(sheet):
-    write_fasta(Path("x[1].fasta"), [("p", "MKV")])
-    assert read_samples(sheet("sample\tfasta\nx\tx[1].fasta\n")) == [InputFile("x", "x[1].fasta")]
-
-
-def test_a_glob_that_matches_nothing_is_refused(sheet):
-    assert sheet_refusal("none/*.faa") == "samples: none/*.faa matches no file"
-    path = sheet("sample\tfasta\nx\ta.fasta\ny\t*.faa\n")
-    assert sheet_refusal(path) == "samples.tsv, line 3: fasta: *.faa matches no file"
-
-
-def test_a_sheet_that_is_not_there_is_refused(sheet):
-    message = sheet_refusal("none.tsv")
-    assert message.startswith("samples: none.tsv cannot be read (No such file or directory)")
-    assert message.endswith("give a TSV file with the columns sample and fasta, or a glob")
-
-
-def test_a_folder_is_no_sheet(sheet):
-    assert sheet_refusal("sub").startswith("samples: sub cannot be read")
-
-
-def test_a_sheet_that_is_no_utf8_text_is_refused(sheet):
-    excel = sheet("sample\tfasta\nx\ta.fasta\n".encode("utf-16"))
-    assert sheet_refusal(excel).startswith("samples: samples.tsv is not a text file in UTF-8")
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("sample,fasta\nx,a.fasta\n", "sample,fasta"), ("name\tfasta\nx\ta.fasta\n", "name, fasta"), ("", "none")],
-)
-def test_a_sheet_without_the_columns_is_refused_and_told_what_it_has(sheet, text, found):
-    assert sheet_refusal(sheet(text)) == (
-        f"samples.tsv: needs the tab-separated columns sample and fasta; its first line has: {found}"
-    )
-
-
-def test_a_sheet_without_samples_is_refused(sheet):
-    assert sheet_refusal(sheet("sample\tfasta\n\n")) == "samples.tsv: lists no sample"
-
-
-@pytest.mark.parametrize("line", ["x\t", "x", "\ta.fasta"])
-def test_a_line_that_is_not_filled_in_is_refused_by_its_number(sheet, line):
-    path = sheet(f"sample\tfasta\ny\tb.fasta\n{line}\n")
-    assert sheet_refusal(path) == "samples.tsv, line 3: sample and fasta must both be filled in"
-
-
-def test_a_fasta_file_that_does_not_exist_is_named(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\ny\tnone.fasta\nz\tnor.fasta\n")
-    assert sheet_refusal(path) == "samples.tsv: fasta: none.fasta does not exist (and 1 more); correct the path"
-
-
-def test_a_sample_listed_twice_is_refused(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\nx\tb.fasta\n")
-    assert sheet_refusal(path) == "samples.tsv: sample x is listed twice; give each its own name"
-
-
-@pytest.mark.parametrize("again", ["a.fasta", "./a.fasta", "sub/../a.fasta", "[a]*.fasta"])
-def test_a_file_listed_twice_is_refused_however_it_is_written(sheet, again):
-    path = sheet(f"sample\tfasta\nx\ta.fasta\ny\t{again}\n")
-    assert sheet_refusal(path) == "samples.tsv: the file a.fasta is listed twice; remove one"
-
-
-def test_a_sheet_with_braces_in_its_name_is_a_sheet_like_any_other(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\nx\tb.fasta\n", "{run}.tsv")
-    assert sheet_refusal(path) == "{run}.tsv: sample x is listed twice; give each its own name"
-
-
-def test_two_files_with_one_stem_are_refused_where_both_would_be_one_pt_file(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\ny\tsub/a.faa.gz\n")
-    assert sheet_refusal(path, ("pt",)) == (
-        "samples.tsv: two files would both be written under the name a; rename one, or leave pt out of formats"
-    )
-    assert [file.path for file in read_samples(path)] == ["a.fasta", "sub/a.faa.gz"]

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from esmflow.inputs.fasta import block_tasks
 from esmflow.inputs.records import BlockTask
 from esmflow.inputs.residues import ResiduePolicy
-from esmflow.inputs.tables import is_table, table_block_tasks
+from esmflow.inputs.streams import is_table
+from esmflow.inputs.tables import table_block_tasks
 
 
 def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 from collections import Counter
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.streams import without_compression
-from esmflow.inputs.tables import TableError, check_columns, is_table
+from esmflow.inputs.columns import TAB, TableError, check_columns, read_rows
+from esmflow.inputs.streams import is_table, text_chunks, without_compression
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
@@ -66,33 +65,33 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
 
 def _read_sheet(path: str) -> list[InputFile]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            rows = csv.DictReader(handle, delimiter="\t")
-            columns = rows.fieldnames or []
-            if not {"sample", "fasta"} <= set(columns):
-                found = ", ".join(columns) or "none"
-                raise InputError(
-                    f"{path}: needs the tab-separated columns sample and fasta; its first line has: {found}"
-                )
-            lines = [(n, (row["sample"] or "").strip(), (row["fasta"] or "").strip()) for n, row in enumerate(rows, 2)]
-    except OSError as error:
-        raise InputError(
-            f"samples: {path} cannot be read ({error.strerror}); "
-            "give a TSV file with the columns sample and fasta, or a glob"
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = [(row.line, [cell.decode().strip() for cell in row.cells]) for row in read_rows(text_chunks(path), TAB)]
+    except UnicodeDecodeError as error:
         raise InputError(
             f"samples: {path} is not a text file in UTF-8 ({error}); save it as tab-separated UTF-8 text"
         ) from error
-    lines = [line for line in lines if (line[1] or line[2]) and not line[1].startswith("#")]
+    except OSError as error:
+        raise InputError(
+            f"samples: {path} cannot be read ({error.strerror or error}); "
+            "give a TSV file with the columns sample and fasta, or a glob"
+        ) from error
+    columns = rows[0][1] if rows else []
+    if not {"sample", "fasta"} <= set(columns):
+        raise InputError(
+            f"{path}: needs the tab-separated columns sample and fasta; its first line has: "
+            f"{', '.join(columns) or 'none'}"
+        )
+    lines = [(line, dict.fromkeys(columns, "") | dict(zip(columns, cells))) for line, cells in rows[1:]]
+    lines = [(n, row) for n, row in lines if (row["sample"] or row["fasta"]) and not row["sample"].startswith("#")]
     if not lines:
         raise InputError(f"{path}: lists no sample")
     files = []
-    for number, sample, fasta in lines:
+    for line, row in lines:
+        sample, fasta = row["sample"], row["fasta"]
         if not sample or not fasta:
-            raise InputError(f"{path}, line {number}: sample and fasta must both be filled in")
-        files += [InputFile(sample, file) for file in _expand(fasta, f"{path}, line {number}: fasta")]
-    names = [sample for _, sample, _ in lines]
+            raise InputError(f"{path}, line {line}: sample and fasta must both be filled in")
+        files += [InputFile(sample, file) for file in _expand(fasta, f"{path}, line {line}: fasta")]
+    names = [row["sample"] for _, row in lines]
     _refuse_repeats(names, "{samples}: sample {name} is listed twice; give each its own name", path)
     return files
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-
+TABLE_SUFFIXES = (".parquet", ".tsv", ".csv")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 # What a damaged or mislabelled compressed file raises while it is read.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -32,6 +31,16 @@ def without_compression(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def suffix(path: str | os.PathLike[str]) -> str:
+    """What a file's name ends in, in lower case, compression aside: `.faa` for `a/b.FAA.gz`."""
+    return os.path.splitext(without_compression(path))[1].lower()
+
+
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is read as a table, which its suffix says; TSV and CSV may be compressed."""
+    return suffix(path) in TABLE_SUFFIXES
+
+
 @contextmanager
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     """Opens a file for reading, decompressed by its suffix. Raises OSError if it is not there or may not be read."""
@@ -45,7 +54,10 @@ def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
         elif name.endswith(".xz"):
             stream = lzma.LZMAFile(raw, "rb")
         elif name.endswith(".zst"):
-            # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one.
+            # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one. Imported here,
+            # since a dry run imports this module, where there may be nothing but Snakemake.
+            import pyarrow as pa
+
             stream = pa.CompressedInputStream(raw, "zstd")
         try:
             yield stream

@@ -1,19 +1,21 @@
-"""Tables are read as FASTA files are; folders and globs stand for their files."""
+"""Tables are read as FASTA files are."""
 
 import bz2
+import csv
 import gzip
+import io
 import lzma
-import os
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from esmflow.failures import Reason
+from esmflow.inputs.columns import TableError, check_columns
 from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.residues import ResiduePolicy
-from esmflow.inputs.sheet import FASTA_SUFFIXES, InputError, InputFile, expand, read_samples
-from esmflow.inputs.tables import TableError, check_columns
+from esmflow.inputs.sheet import InputError, read_samples
 
 COMPRESS = {
     "": bytes,
@@ -174,43 +176,122 @@ def test_a_column_that_holds_no_text_is_a_sentence(tmp_path):
         records(path)
 
 
-# Folders and globs
+# Quotation marks
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ("b.faa", "a.fasta.gz", "C.FA", "d.pep.zst", ".hidden.fasta", "notes.txt", "t.tsv", "e.fasta.tmp")
-    os.mkdir("proteins")
-    for name in names:
-        text(tmp_path / "proteins" / name, b"")
-    os.mkdir("proteins/deeper.fasta")
-    return "proteins"
+def outcomes(path):
+    """Of each record its id, and its sequence or what is wrong."""
+    return [(r.id, r.sequence or r.detail.removeprefix(f"{path}, ")) for r in records(path)]
 
 
-def test_a_folder_stands_for_its_fasta_files_in_order(folder):
-    assert expand(folder) == [f"proteins/{name}" for name in ("C.FA", "a.fasta.gz", "b.faa", "d.pep.zst")]
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_a_quote_that_is_never_closed_costs_no_row_of_a_tsv(tmp_path, column):
+    first = ["a", "MKVLAG", "Candidatus"]
+    first[column] = '"' + first[column]
+    lines = ["id\tsequence\tdescription", "\t".join(first), "b\tLAG\t5' end", 'c\tEDR\t"whole"', 'd\tMKV\t"a" and "b"']
+    found = records(text(tmp_path / "t.tsv", "\n".join(lines)))
+    assert [(r.position, r.id) for r in found] == [(1, first[0]), (2, "b"), (3, "c"), (4, "d")]
+    assert [r.description for r in found] == [first[2], "5' end", "whole", '"a" and "b"']
+    assert [r.sequence for r in found[1:]] == ["LAG", "EDR", "MKV"]
+    assert (found[0].reason is Reason.INVALID_RESIDUE) == (column == 1)
 
 
-def test_a_folder_in_the_sheet_is_one_sample_of_many_files(folder, tmp_path):
-    sheet = text(tmp_path / "samples.tsv", "sample\tfasta\nx\tproteins/\ny\tproteins/t.ts?\n")
-    text(tmp_path / "proteins" / "t.tsv", "id\tsequence\n")
-    names = ("C.FA", "a.fasta.gz", "b.faa", "d.pep.zst")
-    assert read_samples(str(sheet)) == [
-        *(InputFile("x", f"proteins/{name}") for name in names),
-        InputFile("y", "proteins/t.tsv"),
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("rows_before", [0, 1, 3000])
+def test_a_quote_that_is_never_closed_costs_one_row_of_a_csv_which_is_named_by_its_line(tmp_path, column, rows_before):
+    rows = [[f"p{i}", "MKV" + "LAGDE"[i % 5], "a protein"] for i in range(rows_before + 5000)]
+    rows[rows_before][column] = '"' + rows[rows_before][column]
+    content = "id,sequence,description\n" + "".join(",".join(row) + "\n" for row in rows)
+    path = text(tmp_path / "t.csv", content)
+    found = records(path)
+    assert [r.position for r in found] == list(range(1, len(rows) + 1))
+    (bad,) = [r for r in found if r.reason]
+    line = rows_before + 2
+    assert (bad.position, bad.reason) == (rows_before + 1, Reason.UNREADABLE_FILE)
+    assert bad.detail == f"{path}, line {line}: a quotation mark that is not closed before line {line + 1}"
+
+
+def test_a_quote_opened_in_the_last_row_of_a_csv_is_named_too(tmp_path):
+    path = text(tmp_path / "t.csv", 'id,sequence\na,MKV\nb,"LAG\n')
+    assert outcomes(path) == [("a", "MKV"), ("b", "line 3: a quotation mark that is never closed")]
+
+
+def test_a_quote_that_another_rows_quote_closes_swallows_nothing(tmp_path):
+    lines = ["id,sequence,description", 'a,MKV,"Candidatus', "b,LAG,none", 'c,EDR,"whole, of it"', "d,TKQ,x"]
+    path = text(tmp_path / "t.csv", "\n".join(lines))
+    wrong = "line 2: a quotation mark that is not closed before line 3"
+    assert outcomes(path) == [("a", wrong), ("b", "LAG"), ("c", "EDR"), ("d", "TKQ")]
+
+
+def test_text_after_a_closing_quote_is_named_by_its_line(tmp_path):
+    path = text(tmp_path / "t.csv", 'id,sequence,description\na,MKV,"one" of two\nb,LAG,x\n')
+    assert outcomes(path) == [("a", "line 2: text after a closing quotation mark"), ("b", "LAG")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quoted_line_ends_commas_and_quotes_of_a_csv_are_text(tmp_path, end):
+    lines = [
+        "id,description,sequence",
+        '"a","first, of ""two""',
+        'lines",MKVLAG',
+        'b,"in three',
+        "",
+        'lines, with a comma","LAG',
+        'EDR"',
+        '"c',
+        'd",,TKQ',
+    ]
+    found = records(text(tmp_path / "t.csv", end.join(lines)))
+    assert [(r.position, r.id, r.description, r.sequence, r.reason) for r in found] == [
+        (1, "a", 'first, of "two"\nlines', "MKVLAG", None),
+        (2, "b", "in three\n\nlines, with a comma", "LAGEDR", None),
+        (3, "c\nd", "", "TKQ", None),
     ]
 
 
-def test_a_folder_without_fasta_files_is_a_sentence(folder, tmp_path):
-    os.mkdir("empty")
-    sheet = text(tmp_path / "samples.tsv", "sample\tfasta\nx\tempty\n")
-    with pytest.raises(InputError) as refusal:
-        read_samples(str(sheet))
-    assert str(refusal.value).startswith(f"{sheet}, line 2: fasta: the folder empty holds no FASTA file")
-    assert all(suffix in str(refusal.value) for suffix in FASTA_SUFFIXES)
+@pytest.mark.parametrize("kind", ["tsv", "csv"])
+def test_a_row_of_many_megabytes_is_read(tmp_path, kind):
+    delimiter = "," if kind == "csv" else "\t"
+    giant = "MKVLAGEDRT" * 300_000
+    rows = [("id", "sequence"), ("a", "MKV"), ("giant", giant), ("b", "LAG")]
+    found = records(text(tmp_path / f"t.{kind}", "\n".join(delimiter.join(row) for row in rows)))
+    assert [(r.id, r.length) for r in found] == [("a", 3), ("giant", len(giant)), ("b", 3)]
 
 
-def test_a_glob_that_matches_nothing_is_a_sentence(folder):
-    with pytest.raises(InputError, match=r"proteins/\*\.xyz matches no file"):
-        expand("proteins/*.xyz")
+def test_rows_of_the_wrong_width_have_their_place_among_the_others(tmp_path):
+    path = text(tmp_path / "t.tsv", "id\tsequence\na\tMKV\nb\tLAG\textra\nc\n\nd\tEDR\n")
+    found = records(path)
+    assert [(r.position, r.id, r.sequence) for r in found] == [
+        (1, "a", "MKV"),
+        (2, "b", ""),
+        (3, "c", ""),
+        (4, "d", "EDR"),
+    ]
+    assert found[2].detail == f"{path}, line 4: 1 cell where the head has 2"
+
+
+def test_random_csv_of_pythons_own_writer_is_read_as_python_reads_it(tmp_path):
+    rng = random.Random(0)
+    for _ in range(200):
+        rows = [
+            [f"p{i}", "".join(rng.choices('ab ,"\n', k=rng.randrange(6))).strip(), "MKV"]
+            for i in range(rng.randrange(1, 9))
+        ]
+        written = io.StringIO()
+        csv.writer(written).writerows([("id", "description", "sequence"), *rows])
+        found = records(text(tmp_path / "t.csv", written.getvalue()))
+        assert [(r.id, r.description, r.sequence) for r in found] == [(i, d, s) for i, d, s in rows]
+
+
+@pytest.mark.parametrize("column", ["id", "description", "sequence"])
+@pytest.mark.parametrize("value", [["a"], {"x": 1}])
+def test_a_parquet_column_of_lists_or_structs_is_a_sentence(tmp_path, column, value):
+    path = parquet(tmp_path / "t.parquet", **{"id": ["a"], "sequence": ["MKV"], "description": ["d"], column: [value]})
+    with pytest.raises(TableError, match=f"its column {column} is of type"):
+        records(path)
+
+
+def test_a_parquet_id_that_is_not_utf8_is_kept_as_an_escape(tmp_path):
+    wrong = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    path = parquet(tmp_path / "t.parquet", id=wrong, sequence=["MKV"])
+    assert [r.id for r in records(path)] == [r"caf\xe9"]

@@ -1,0 +1,188 @@
+"""The sample sheet: a wrong one ends in a sentence that names the line; folders and globs stand for their files."""
+
+import os
+from pathlib import Path
+
+import pytest
+from made_up import write_fasta
+
+from esmflow.inputs.sheet import FASTA_SUFFIXES, InputError, InputFile, expand, read_samples
+
+
+def text(path, content: str | bytes):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def sheet_refusal(path: Path | str, formats: tuple[str, ...] = ()) -> str:
+    with pytest.raises(InputError) as error:
+        read_samples(str(path), formats)
+    return str(error.value)
+
+
+@pytest.fixture
+def sheet(tmp_path, monkeypatch):
+    """Writes a sample sheet in a working directory that has a.fasta, b.fasta and sub/a.faa.gz."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.fasta", "b.fasta", "sub/a.faa.gz"):
+        write_fasta(Path(name), [("p", "MKV")])
+
+    def sheet(text: str | bytes, name: str = "samples.tsv") -> str:
+        Path(name).write_bytes(text.encode() if isinstance(text, str) else text)
+        return name
+
+    return sheet
+
+
+def test_a_sheet_gives_its_files_in_order(sheet):
+    path = sheet("sample\tfasta\nsecond\tb.fasta\nfirst\ta.fasta\n")
+    assert read_samples(path, ["pt"]) == [InputFile("second", "b.fasta"), InputFile("first", "a.fasta")]
+
+
+def test_more_columns_blank_lines_comments_and_windows_line_ends_are_fine(sheet):
+    path = sheet("\ufeffnote\tsample\tfasta\r\nmine\tx\ta.fasta\r\n\r\n\t#y\tnone.fasta\r\n\t z \t b.fasta \r\n")
+    assert read_samples(path) == [InputFile("x", "a.fasta"), InputFile("z", "b.fasta")]
+
+
+def test_a_glob_in_a_sheet_gives_every_match_under_one_sample(sheet):
+    path = sheet("sample\tfasta\nx\t*.fasta\ny\t**/*.gz\n")
+    assert read_samples(path) == [
+        InputFile("x", "a.fasta"),
+        InputFile("x", "b.fasta"),
+        InputFile("y", "sub/a.faa.gz"),
+    ]
+
+
+def test_a_glob_instead_of_a_sheet_names_samples_by_their_files(sheet):
+    assert read_samples("*.fasta") == [InputFile("a", "a.fasta"), InputFile("b", "b.fasta")]
+    assert read_samples("s*/*.gz") == [InputFile("a", "sub/a.faa.gz")]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(sheet):
+    write_fasta(Path("x[1].fasta"), [("p", "MKV")])
+    assert read_samples(sheet("sample\tfasta\nx\tx[1].fasta\n")) == [InputFile("x", "x[1].fasta")]
+
+
+def test_a_glob_that_matches_nothing_is_refused(sheet):
+    assert sheet_refusal("none/*.faa") == "samples: none/*.faa matches no file"
+    path = sheet("sample\tfasta\nx\ta.fasta\ny\t*.faa\n")
+    assert sheet_refusal(path) == "samples.tsv, line 3: fasta: *.faa matches no file"
+
+
+def test_a_sheet_that_is_not_there_is_refused(sheet):
+    message = sheet_refusal("none.tsv")
+    assert message.startswith("samples: none.tsv cannot be read (No such file or directory)")
+    assert message.endswith("give a TSV file with the columns sample and fasta, or a glob")
+
+
+def test_a_folder_is_no_sheet(sheet):
+    assert sheet_refusal("sub").startswith("samples: sub cannot be read")
+
+
+def test_a_sheet_that_is_no_utf8_text_is_refused(sheet):
+    excel = sheet("sample\tfasta\nx\ta.fasta\n".encode("utf-16"))
+    assert sheet_refusal(excel).startswith("samples: samples.tsv is not a text file in UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("sample,fasta\nx,a.fasta\n", "sample,fasta"), ("name\tfasta\nx\ta.fasta\n", "name, fasta"), ("", "none")],
+)
+def test_a_sheet_without_the_columns_is_refused_and_told_what_it_has(sheet, text, found):
+    assert sheet_refusal(sheet(text)) == (
+        f"samples.tsv: needs the tab-separated columns sample and fasta; its first line has: {found}"
+    )
+
+
+def test_a_sheet_without_samples_is_refused(sheet):
+    assert sheet_refusal(sheet("sample\tfasta\n\n")) == "samples.tsv: lists no sample"
+
+
+@pytest.mark.parametrize("line", ["x\t", "x", "\ta.fasta"])
+def test_a_line_that_is_not_filled_in_is_refused_by_its_number(sheet, line):
+    path = sheet(f"sample\tfasta\ny\tb.fasta\n{line}\n")
+    assert sheet_refusal(path) == "samples.tsv, line 3: sample and fasta must both be filled in"
+
+
+def test_a_fasta_file_that_does_not_exist_is_named(sheet):
+    path = sheet("sample\tfasta\nx\ta.fasta\ny\tnone.fasta\nz\tnor.fasta\n")
+    assert sheet_refusal(path) == "samples.tsv: fasta: none.fasta does not exist (and 1 more); correct the path"
+
+
+def test_a_sample_listed_twice_is_refused(sheet):
+    path = sheet("sample\tfasta\nx\ta.fasta\nx\tb.fasta\n")
+    assert sheet_refusal(path) == "samples.tsv: sample x is listed twice; give each its own name"
+
+
+@pytest.mark.parametrize("again", ["a.fasta", "./a.fasta", "sub/../a.fasta", "[a]*.fasta"])
+def test_a_file_listed_twice_is_refused_however_it_is_written(sheet, again):
+    path = sheet(f"sample\tfasta\nx\ta.fasta\ny\t{again}\n")
+    assert sheet_refusal(path) == "samples.tsv: the file a.fasta is listed twice; remove one"
+
+
+def test_a_sheet_with_braces_in_its_name_is_a_sheet_like_any_other(sheet):
+    path = sheet("sample\tfasta\nx\ta.fasta\nx\tb.fasta\n", "{run}.tsv")
+    assert sheet_refusal(path) == "{run}.tsv: sample x is listed twice; give each its own name"
+
+
+def test_two_files_with_one_stem_are_refused_where_both_would_be_one_pt_file(sheet):
+    path = sheet("sample\tfasta\nx\ta.fasta\ny\tsub/a.faa.gz\n")
+    assert sheet_refusal(path, ("pt",)) == (
+        "samples.tsv: two files would both be written under the name a; rename one, or leave pt out of formats"
+    )
+    assert [file.path for file in read_samples(path)] == ["a.fasta", "sub/a.faa.gz"]
+
+
+# Folders and globs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("b.faa", "a.fasta.gz", "C.FA", "d.pep.zst", ".hidden.fasta", "notes.txt", "t.tsv", "e.fasta.tmp")
+    os.mkdir("proteins")
+    for name in names:
+        text(tmp_path / "proteins" / name, b"")
+    os.mkdir("proteins/deeper.fasta")
+    return "proteins"
+
+
+def test_a_folder_stands_for_its_fasta_files_in_order(folder):
+    assert expand(folder) == [f"proteins/{name}" for name in ("C.FA", "a.fasta.gz", "b.faa", "d.pep.zst")]
+
+
+def test_a_folder_in_the_sheet_is_one_sample_of_many_files(folder, tmp_path):
+    sheet = text(tmp_path / "samples.tsv", "sample\tfasta\nx\tproteins/\ny\tproteins/t.ts?\n")
+    text(tmp_path / "proteins" / "t.tsv", "id\tsequence\n")
+    names = ("C.FA", "a.fasta.gz", "b.faa", "d.pep.zst")
+    assert read_samples(str(sheet)) == [
+        *(InputFile("x", f"proteins/{name}") for name in names),
+        InputFile("y", "proteins/t.tsv"),
+    ]
+
+
+def test_a_folder_without_fasta_files_is_a_sentence(folder, tmp_path):
+    os.mkdir("empty")
+    sheet = text(tmp_path / "samples.tsv", "sample\tfasta\nx\tempty\n")
+    with pytest.raises(InputError) as refusal:
+        read_samples(str(sheet))
+    assert str(refusal.value).startswith(f"{sheet}, line 2: fasta: the folder empty holds no FASTA file")
+    assert all(suffix in str(refusal.value) for suffix in FASTA_SUFFIXES)
+
+
+def test_a_glob_that_matches_nothing_is_a_sentence(folder):
+    with pytest.raises(InputError, match=r"proteins/\*\.xyz matches no file"):
+        expand("proteins/*.xyz")
+
+
+def test_a_quote_that_is_never_closed_costs_no_sample(sheet):
+    path = sheet('note\tsample\tfasta\n"Candidatus\tx\ta.fasta\nnone\ty\tb.fasta\n"quoted"\tz\t"sub/a.faa.gz"\n')
+    assert [(file.sample, file.path) for file in read_samples(path)] == [
+        ("x", "a.fasta"),
+        ("y", "b.fasta"),
+        ("z", "sub/a.faa.gz"),
+    ]
+
+
+def test_a_line_with_more_cells_than_the_head_is_a_sample_like_any_other(sheet):
+    assert read_samples(sheet("sample\tfasta\nx\ta.fasta\tmore\n")) == [InputFile("x", "a.fasta")]
