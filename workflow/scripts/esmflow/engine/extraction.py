@@ -77,15 +77,9 @@ def extract_esm_features(
         windowed = [i for i, sequence in enumerate(residues) if len(sequence) > max_residues]
     elif max_residues is not None:
         residues = [sequence[:max_residues] for sequence in residues]
-    results = _Results()
-    budget = toks_per_batch
-    apart = set(windowed)
-    at_once = [i for i in range(len(residues)) if i not in apart]
-    if at_once:
-        run = _Run([residues[i] for i in at_once], engine, budget, on_progress).complete()
-        found, budget = run.results, run.budget
-        results.append([at_once[row] for row in found.rows], {n: np.concatenate(a) for n, a in found.arrays.items()})
-        results.failures = {at_once[number]: failure for number, failure in found.failures.items()}
+    at_once = sorted(set(range(len(residues))) - set(windowed))
+    run = _Run(residues, at_once, engine, toks_per_batch, on_progress).complete()
+    results, budget = run.results, run.budget
     if windowed and max_residues is not None and window_overlap is not None:
         budget = _run_windows(results, residues, windowed, engine, budget, max_residues, window_overlap, on_progress)
     failures = [Failure(digests[i].hex(), *results.failures[i]) for i in sorted(results.failures)]
@@ -93,13 +87,18 @@ def extract_esm_features(
 
 
 class _Run:
-    """Residue strings on their way through an engine, batch by batch. A string is known by its number.
+    """Residue strings on their way through an engine, batch by batch. A string is known by its number in `residues`.
 
     results: what came of them. budget: tokens in a batch, halved whenever memory runs out.
     """
 
     def __init__(
-        self, residues: Sequence[str], engine: Engine, budget: int, on_progress: Callable[[int], None]
+        self,
+        residues: Sequence[str],
+        numbers: Sequence[int],
+        engine: Engine,
+        budget: int,
+        on_progress: Callable[[int], None],
     ) -> None:
         self.results = _Results()
         self.budget = budget
@@ -110,7 +109,7 @@ class _Run:
         self._prepared: deque[tuple[list[int], Future]] = deque()
         self._in_flight: deque[tuple[list[int], Any]] = deque()
         self._non_finite: list[int] = []
-        self._wait(range(len(residues)))
+        self._wait(numbers)
 
     def complete(self) -> _Run:
         """Embeds every string or finds out why it cannot be embedded."""
@@ -244,7 +243,8 @@ def _run_windows(
     owners = [(i, start) for i, begins in starts.items() for start in begins]
     pieces = [residues[i][start : start + window] for i, start in owners]
     # Residues of a sequence count when all of its windows are done; until then 0 is a sign of life.
-    run = _Run(pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: on_progress(0))
+    of_pieces = engine.with_outputs(piece_outputs(engine.outputs))
+    run = _Run(pieces, range(len(pieces)), of_pieces, budget, lambda residues: on_progress(0))
     found = run.complete().results
     by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)

@@ -41,9 +41,8 @@ class Operations(NamedTuple):
 def plain_operations(device: torch.device, dtype: torch.dtype) -> Operations:
     """PyTorch's own operations: right on every device and in every precision."""
     # 16-bit rounding is larger than what the tanh form changes; where fp32 was asked for it never serves.
-    if device.type == "cuda" and dtype != torch.float32:
-        return Operations(normalise, choose_attention(device, dtype), fused_tanh_gelu)
-    return Operations(normalise, choose_attention(device, dtype), exact_gelu)
+    rounds = device.type == "cuda" and dtype != torch.float32
+    return Operations(normalise, choose_attention(device, dtype), fused_tanh_gelu if rounds else exact_gelu)
 
 
 def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, heads: int) -> Operations:
