@@ -12,7 +12,7 @@ from esmflow.plan.cost import CostModel
 from esmflow.plan.freshness import input_stamps, write_basis
 from esmflow.plan.planning import plan
 from esmflow.step import logged_step, make_fingerprint, read_model_info, tell
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 
@@ -28,7 +28,7 @@ def main(snakemake) -> None:
         [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],
         snakemake.output.records,
         snakemake.output.groups,
-        cost_model=CostModel(model.dimensions, fingerprint.max_residues),
+        cost_model=CostModel(model.dimensions, fingerprint.long),
         policy=ResiduePolicy(
             invalid=fingerprint.invalid_residues,
             nucleotides=params.nucleotide_sequences,
@@ -38,8 +38,7 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
         candidates_path=snakemake.output.candidates,
-        held=HeldSequences(Store(params.store, fingerprint)),
-        truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
+        stored=StoredSequences(Store(params.store, fingerprint)),
         processes=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import plan as plan_step
 import pytest
-from made_up import held_in_store, proteins, random_model, write_converted, write_fasta
+from made_up import proteins, random_model, stored_sequences, write_converted, write_fasta
 
-from esmflow.arrays import Outputs, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config import disk_forecast
@@ -19,7 +19,7 @@ from esmflow.config.disk_forecast import DiskError, DiskForecast, check_disks, f
 from esmflow.files import read_json, write_json
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.method import Fingerprint, computing_method
+from esmflow.method import Fingerprint, LongSequences, computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
 from esmflow.plan.shards import list_shards, read_shard
@@ -27,6 +27,7 @@ from esmflow.store.segments import Segment, Store
 
 SCHEMA = Path(__file__).parents[3] / "workflow" / "schemas" / "config.schema.yaml"
 DIMENSIONS = ModelDimensions(6, 320, 20, True, True)
+TRUNCATED = LongSequences(60)
 
 
 def make_fingerprint(include, layers=(6,), **changes):
@@ -38,16 +39,15 @@ def make_fingerprint(include, layers=(6,), **changes):
     return Fingerprint(**{**fields, **changes})
 
 
-def make_plan(folder, sequences, held=None, truncated_at=60):
+def make_plan(folder, sequences, stored=None, long=TRUNCATED):
     file = write_fasta(folder / "a.fasta", [(f"protein_{i} of something", s) for i, s in enumerate(sequences)])
     summary = plan(
         [InputFile("a", str(file))],
         folder / "records.parquet",
         [folder / "group-0"],
-        cost_model=CostModel(DIMENSIONS, 60),
+        cost_model=CostModel(DIMENSIONS, long),
         policy=ResiduePolicy(),
-        held=held,
-        truncated_at=truncated_at,
+        stored=stored,
     )
     return summary
 
@@ -69,8 +69,8 @@ def test_segments_are_as_large_as_forecast(tmp_path, fingerprint):
         pairs = list(read_shard(shard))
         lengths = np.array([min(60, len(s)) for _, s in pairs])
         arrays = {}
-        for name in Outputs(fingerprint.layers, fingerprint.include).names():
-            rows = int(rows_per_sequence(name, lengths).sum())
+        for name in fingerprint.outputs.names():
+            rows = int(Array.named(name).rows(lengths).sum())
             width = {"contacts": (), "logits": (33,)}.get(name, (320,))
             dtype = np.float16 if fingerprint.per_residue_precision == "fp16" else np.float32
             arrays[name] = np.zeros((rows, *width), dtype)
@@ -92,10 +92,10 @@ def test_records_that_share_a_sequence_take_room_in_the_formats_and_not_in_the_s
     assert five.tables == pytest.approx(5 * once.tables, rel=0.01)
 
 
-def test_what_is_held_is_not_written_again(tmp_path):
+def test_what_is_stored_is_not_written_again(tmp_path):
     sequences = proteins(100, 40, 40)
-    held = held_in_store(tmp_path / "store", {"segment": sequences[:75]})
-    found = forecast(make_plan(tmp_path, sequences, held), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
+    stored = stored_sequences(tmp_path / "store", {"segment": sequences[:75]})
+    found = forecast(make_plan(tmp_path, sequences, stored), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
     assert found.segments == 25 * (320 * 4 + 24)
     assert found.formats["h5"] > 100 * 320 * 4
 
@@ -103,7 +103,7 @@ def test_what_is_held_is_not_written_again(tmp_path):
 def test_what_is_cut_off_takes_no_room_but_windows_take_all(tmp_path):
     kinds = make_fingerprint(("per_residue",), per_residue_precision="fp32")
     cut = forecast(make_plan(tmp_path / "1", proteins(10, 90, 90)), kinds, DIMENSIONS, [])
-    whole = forecast(make_plan(tmp_path / "2", proteins(10, 90, 90), truncated_at=None), kinds, DIMENSIONS, [])
+    whole = forecast(make_plan(tmp_path / "2", proteins(10, 90, 90), long=LongSequences(60, 10)), kinds, DIMENSIONS, [])
     assert cut.segments == 10 * (60 * 320 * 4 + 24)
     assert whole.segments == 10 * (90 * 320 * 4 + 24)
 

@@ -210,7 +210,7 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
     A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
     earlier plan, and what failed then may work now.
     """
-    segment = store.find(name)
+    segment = store.find(name, check=True)
     if segment is None:
         return False
     if not segment.failures:
@@ -226,8 +226,7 @@ def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:
     """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
-    cut = method.max_residues if method.window_overlap is None else None
-    return sum(len(sequence[:cut]) for shard in shards for _, sequence in read_shard(shard))
+    return sum(method.long.embedded(len(sequence)) for shard in shards for _, sequence in read_shard(shard))
 
 
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import Outputs
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
@@ -83,10 +82,9 @@ def process_esm_files_worker(
     engine = load_engine(
         fingerprint.engine,
         checkpoint,
-        Outputs(fingerprint.layers, fingerprint.include),
+        fingerprint.outputs,
         fingerprint.precision,
         slot.device,
-        fingerprint.per_residue_precision or "fp32",
     )
     load_seconds = time.time() - started
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
@@ -130,14 +128,12 @@ class _Worker:
         from esmflow.engine.extraction import extract_esm_features
 
         started = time.time()
-        method = self.store.description
         sequences = list(read_shard(file))
         extraction = extract_esm_features(
             sequences,
             self.engine,
             budget,
-            max_residues=method.max_residues,
-            window_overlap=method.window_overlap,
+            long=self.store.description.long,
             on_progress=self.on_progress,
         )
         segment = extraction.segment

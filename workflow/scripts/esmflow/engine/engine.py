@@ -86,20 +86,15 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(
-    name: str, checkpoint: str, outputs: Outputs, precision: str, device: str, per_residue: str = "fp32"
-) -> Engine:
-    """Loads a converted checkpoint into the engine of this name, on `device`. Imports torch.
-
-    per_residue: `fp32` or `fp16`, the type of per-residue arrays.
-    """
+def load_engine(name: str, checkpoint: str, outputs: Outputs, precision: str, device: str) -> Engine:
+    """Loads a converted checkpoint into the engine of this name, on `device`. Imports torch."""
     if name == "packed":
         from esmflow.engine.packed import PackedEngine
 
-        return PackedEngine.load(checkpoint, outputs, precision, device, per_residue=per_residue)
+        return PackedEngine.load(checkpoint, outputs, precision, device)
     from esmflow.engine.fair_esm import ReferenceEngine
 
-    return ReferenceEngine.load(checkpoint, outputs, precision, device, per_residue)
+    return ReferenceEngine.load(checkpoint, outputs, precision, device)
 
 
 def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:

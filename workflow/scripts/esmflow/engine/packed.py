@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import PER_LAYER, Outputs
+from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.engine.contacts import ContactAttention
 from esmflow.engine.engine import check_heads, resolve_precision
@@ -46,7 +46,6 @@ class PackedEngine:
         outputs: Outputs,
         precision: str,
         device: torch.device,
-        per_residue: str,
         checkpoint: str | os.PathLike[str],
     ) -> None:
         """Use `load`; this takes the parts already built."""
@@ -54,7 +53,6 @@ class PackedEngine:
         self.outputs = outputs
         self.precision = precision
         self._device = device
-        self._per_residue = per_residue
         self._checkpoint = checkpoint
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._quantum = quantum_of(device)
@@ -67,13 +65,11 @@ class PackedEngine:
         precision: str = "auto",
         device: str = "cuda",
         *,
-        per_residue: str = "fp32",
         fast_kernels: bool = True,
     ) -> PackedEngine:
         """Loads a converted checkpoint straight to `device`.
 
         precision: `auto` is fp16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
-        per_residue: `fp32` or `fp16`, the type of per-residue arrays; fp16 halves what is copied from the device.
         fast_kernels: whether to use this project's own GPU kernels where they run.
         Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
         when the file is not a whole converted checkpoint.
@@ -92,7 +88,7 @@ class PackedEngine:
             else:
                 operations = plain_operations(target, dtype)
             model = Esm2(weights.result(), operations, read)
-        return cls(model, outputs, resolved, target, per_residue, checkpoint)
+        return cls(model, outputs, resolved, target, checkpoint)
 
     def default_token_budget(self) -> int:
         """Tokens for one pack that fit the device's free memory and fill it. See `auto_token_budget`."""
@@ -144,9 +140,7 @@ class PackedEngine:
             return
         self.model.unload()
         release_memory()
-        exact = PackedEngine.load(
-            self._checkpoint, self.outputs, "fp32", str(self._device), per_residue=self._per_residue
-        )
+        exact = PackedEngine.load(self._checkpoint, self.outputs, "fp32", str(self._device))
         try:
             yield exact
         finally:
@@ -168,21 +162,21 @@ class PackedEngine:
             computed, self.model.representations(pack, contacts or self.model.operations.attend, computed), strict=True
         ):
             if layer in layers:
-                for kind in (k for k in include if k in PER_LAYER):
-                    arrays[f"{kind}_layer{layer}"] = self._pool(kind, representation, pack)
+                for array in self.outputs.of_layer(layer):
+                    arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
         if head and "logits" in include:
             arrays["logits"] = logits(representation[pack.residue_rows], head)
         return {name: arrays[name] for name in self.outputs.names()}
 
-    def _pool(self, kind: str, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
-        if kind == "bos":
+    def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if array.kind == "bos":
             return representation[pack.runs[:-1:3]]
-        if kind == "mean":
+        if array.kind == "mean":
             return mean_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
-        return rows.half() if self._per_residue == "fp16" else rows
+        return rows.half() if self.outputs.per_residue == "fp16" else rows
 
     def _copy_to_host(self, arrays: dict[str, torch.Tensor]) -> Launched:
         if self._copies is None:

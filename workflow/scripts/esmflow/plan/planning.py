@@ -14,12 +14,12 @@ from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.plan.cost import CostModel, Extent
+from esmflow.plan.cost import CostModel, Workload
 from esmflow.plan.dealing import Dealer, GroupPlan
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.spot_check import Candidates
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class PlanSummary:
     held: int = 0
     held_segments: list[str] = field(default_factory=list)
     groups: list[GroupPlan] = field(default_factory=list)
-    valid: Extent = field(default_factory=Extent)
-    to_embed: Extent = field(default_factory=Extent)
+    valid: Workload = field(default_factory=Workload)
+    to_embed: Workload = field(default_factory=Workload)
     id_bytes: int = 0
     text_bytes: int = 0
 
@@ -74,8 +74,7 @@ def plan(
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
     workers: int = 1,
-    held: HeldSequences | None = None,
-    truncated_at: int | None = None,
+    stored: StoredSequences | None = None,
     candidates_path: str | os.PathLike[str] | None = None,
     processes: int = 1,
 ) -> PlanSummary:
@@ -83,12 +82,13 @@ def plan(
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
     `processes` work at once where there is enough to read.
-    The sequences that the store holds already (`held`) are not planned.
+    The sequences that the store has already (`stored`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
-    compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
+    compute again, planned or stored. Raises OSError when an input does not exist or the disk is full.
     """
-    summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
+    truncated_at = cost_model.long.truncated_at
+    summary = PlanSummary(valid=Workload(truncated_at), to_embed=Workload(truncated_at))
     candidates = Candidates()
     group_of_file = {
         file.path: group
@@ -102,7 +102,7 @@ def plan(
         fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
-        held=held,
+        stored=stored,
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
@@ -122,8 +122,8 @@ def plan(
             dealer.take(block.digests, block.residues, lengths, group)
     if candidates_path is not None:
         candidates.write(Path(candidates_path))
-    summary.duplicates, summary.held = dealer.duplicates, dealer.held
-    summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
+    summary.duplicates, summary.held = dealer.duplicates, dealer.stored
+    summary.held_segments, summary.groups = sorted(dealer.stored_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",

@@ -227,7 +227,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
     """A map of the embeddings, coloured by input file."""
-    array = map_array(files.summary["arrays"])
+    array = map_array(files.fingerprint.outputs.arrays())
     if array is None:
         return Section(note="A map needs mean, bos or per-residue vectors, and this run computed none.")
     if len(counts.sample) < FEWEST:

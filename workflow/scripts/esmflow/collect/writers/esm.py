@@ -45,10 +45,10 @@ class EsmWriter(EmbeddingWriter):
             for description in self.descriptions:
                 # Saving a view would save everything that it is a view of.
                 tensor = torch.from_numpy(values[description.array][number].copy())
-                if description.layer is None:
-                    content[description.kind] = tensor
+                if description.array.layer is None:
+                    content[description.array.kind] = tensor
                 else:
-                    content.setdefault(_FIELDS[description.kind], {})[description.layer] = tensor
+                    content.setdefault(_FIELDS[description.array.kind], {})[description.array.layer] = tensor
             self._open.write(record, content)
 
     def close(self) -> None:

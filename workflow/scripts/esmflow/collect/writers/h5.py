@@ -8,7 +8,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from esmflow.arrays import is_pooled, rows_per_sequence
 from esmflow.collect.writers.base import Batch, Description, EmbeddingWriter
 from esmflow.files import atomic_path
 
@@ -26,7 +25,7 @@ class H5Writer(EmbeddingWriter):
         self._ids = growing(self._file, "ids", (), h5py.string_dtype())
         self._embeddings: h5py.Dataset | None = None
         self._offsets: h5py.Dataset | None = None
-        if not is_pooled(self.description.array):
+        if not self.description.array.is_pooled:
             self._offsets = self._file.create_dataset("offsets", (1,), np.int64, maxshape=(None,), chunks=(8192,))
 
     def add(self, batch: Batch) -> None:
@@ -36,7 +35,7 @@ class H5Writer(EmbeddingWriter):
         append(self._embeddings, vectors)
         append(self._ids, batch.ids)
         if self._offsets is not None:
-            rows = rows_per_sequence(self.description.array, batch.lengths)
+            rows = self.description.array.rows(batch.lengths)
             append(self._offsets, self._offsets[-1] + np.cumsum(rows))
 
     def close(self) -> None:

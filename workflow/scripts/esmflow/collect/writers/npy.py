@@ -11,7 +11,6 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from esmflow.arrays import is_pooled, rows_per_sequence
 from esmflow.collect.writers.base import Batch, Description, EmbeddingWriter
 from esmflow.files import atomic_path, write_json
 
@@ -34,13 +33,13 @@ class NpyWriter(EmbeddingWriter):
         text, widths = _utf8(batch.records["id"].combine_chunks())
         self._ids.write(text)
         self._widths.append(widths)
-        if not is_pooled(self.description.array):
-            self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
+        if not self.description.array.is_pooled:
+            self._rows.append(self.description.array.rows(batch.lengths))
 
     def close(self) -> None:
         with atomic_path(self.folder / "ids.npy") as path:
             self._write_ids(path)
-        if not is_pooled(self.description.array):
+        if not self.description.array.is_pooled:
             with atomic_path(self.folder / "offsets.npy") as path, open(path, "wb") as handle:
                 np.save(handle, np.concatenate([np.zeros(1, np.int64), *self._rows]).cumsum())
         write_json(self.folder / "description.json", self.description.attributes())

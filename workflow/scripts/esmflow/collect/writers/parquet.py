@@ -14,7 +14,6 @@ from queue import Full, Queue
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow.arrays import is_pooled, row_offsets
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, Description, EmbeddingWriter
 from esmflow.files import atomic_path
@@ -41,8 +40,8 @@ class ParquetWriter(EmbeddingWriter):
     def add(self, batch: Batch) -> None:
         values = batch.arrays[self.description.array]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        if not is_pooled(self.description.array):
-            offsets = pa.array(row_offsets(self.description.array, batch.lengths), pa.int64())
+        if not self.description.array.is_pooled:
+            offsets = pa.array(self.description.array.offsets(batch.lengths), pa.int64())
             vectors = pa.LargeListArray.from_arrays(offsets, vectors)
         table = _table([batch.records[name] for name in _COLUMNS], vectors)
         rows = max(1, len(table) * _GROUP_BYTES // max(values.nbytes, 1))
