@@ -15,13 +15,14 @@ from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config import disk_forecast
 from esmflow.config.configuration import validated
-from esmflow.config.disk_forecast import DiskError, DiskForecast, check_disks, forecast, readable
+from esmflow.config.disk_forecast import DiskError, check_disks, forecast, readable, sentence
 from esmflow.files import read_json, write_json
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint, LongSequences, computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
+from esmflow.plan.run_plan import DiskForecast
 from esmflow.plan.shards import list_shards, read_shard
 from esmflow.store.segments import Segment, Store
 
@@ -111,7 +112,7 @@ def test_what_is_cut_off_takes_no_room_but_windows_take_all(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_a_forecast_in_the_sentence(tmp_path, name):
     found = forecast(make_plan(tmp_path, proteins(10, 40, 40)), make_fingerprint(("mean",)), DIMENSIONS, [name])
-    assert f"{name} " in found.sentence()
+    assert f"{name} " in sentence(found)
     assert found.results == found.formats[name] + found.tables
 
 

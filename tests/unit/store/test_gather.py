@@ -264,14 +264,14 @@ def test_single_sequences_are_read_by_segment_and_row(three):
     index, _, where, segments = three
     chosen = [450, 3, 100, 3, 599, 0]
     places = [("abc"[where[i][0]], where[i][1]) for i in chosen]
-    for array in ("mean_layer6", "per_residue_layer6"):
+    for array in (Array("mean", 6), Array("per_residue", 6)):
         found = dict(read_rows(index._store, places, array))
         assert sorted(found) == list(range(len(chosen)))
         for number, (name, row) in enumerate(places):
             segment = segments["abc".index(name)]
-            offsets = segment.offsets(array)
-            values = segment.arrays[array][offsets[row] : offsets[row + 1]]
-            assert np.array_equal(found[number], values[0] if array == "mean_layer6" else values)
+            offsets = array.offsets(segment.lengths)
+            values = segment.arrays[array.name][offsets[row] : offsets[row + 1]]
+            assert np.array_equal(found[number], values[0] if array.is_pooled else values)
 
 
 def test_each_segment_is_opened_once_for_single_sequences(three, monkeypatch):
@@ -279,7 +279,7 @@ def test_each_segment_is_opened_once_for_single_sequences(three, monkeypatch):
     opened = []
     read = Store.read
     monkeypatch.setattr(Store, "read", lambda self, name, **o: opened.append(name) or read(self, name, **o))
-    assert len(list(read_rows(index._store, [("c", 2), ("a", 1), ("c", 0), ("a", 1)], "mean_layer6"))) == 4
+    assert len(list(read_rows(index._store, [("c", 2), ("a", 1), ("c", 0), ("a", 1)], Array("mean", 6)))) == 4
     assert opened == ["a", "c"]
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.plan.cost import Workload
+from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.shards import list_shards, write_shard_columns
 from esmflow.store.digests import DigestIndex, first_of_each, halves
 from esmflow.store.lookup import StoredSequences
@@ -20,16 +21,6 @@ from esmflow.threads import Background
 
 # A window of which less than this is left without repeats waits and is dealt together with the next one.
 _FULL = 7 / 8
-
-
-@dataclass
-class GroupPlan:
-    """What one shard group was dealt."""
-
-    shards: int = 0
-    sequences: int = 0
-    residues: int = 0
-    cost: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel, Workload
-from esmflow.plan.dealing import Dealer, GroupPlan
+from esmflow.plan.dealing import Dealer
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
+from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.spot_check import Candidates
 from esmflow.store.lookup import StoredSequences
 

@@ -35,6 +35,11 @@ class Sampled:
     position: int
     position_in_file: int
 
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.file}, record {self.record} ({self.id})"
+
 
 @dataclass(frozen=True)
 class Embeddings:
