@@ -3,9 +3,10 @@ non-finite results are dealt with here, so that every sequence ends as a row or 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,17 @@ class _Results:
         for name, array in arrays.items():
             self.arrays.setdefault(name, []).append(array)
 
+    def by_number(self, residues: Sequence[str]) -> dict[int, dict[str, np.ndarray]]:
+        """The rows of each string, array by array."""
+        lengths = np.array([len(residues[number]) for number in self.rows], np.int64)
+        found: dict[int, dict[str, np.ndarray]] = {number: {} for number in self.rows}
+        for name, parts in self.arrays.items():
+            for number, rows in zip(
+                self.rows, np.split(np.concatenate(parts), Array.named(name).offsets(lengths)[1:-1])
+            ):
+                found[number][name] = rows
+        return found
+
 
 def extract_esm_features(
     sequences: Sequence[tuple[bytes, str]],
@@ -73,12 +85,12 @@ def extract_esm_features(
     residues = [sequence[: long.embedded(len(sequence))] for _, sequence in sequences]
     windowed = [i for i, sequence in enumerate(residues) if len(long.pieces(len(sequence))) > 1]
     at_once = sorted(set(range(len(residues))) - set(windowed))
-    run = _Run(residues, at_once, engine, toks_per_batch, on_progress).complete()
-    results, budget = run.results, run.budget
+    run = _Run(residues, at_once, engine, toks_per_batch, on_progress)
+    run.complete()
     if windowed:
-        budget = _run_windows(results, residues, windowed, engine, budget, long, on_progress)
-    failures = [Failure(digests[i].hex(), *results.failures[i]) for i in sorted(results.failures)]
-    return Extraction(_segment(results, engine.precision, digests, residues, failures), budget)
+        run.embed_in_windows(windowed, long)
+    failures = [Failure(digests[i].hex(), *failure) for i, failure in sorted(run.results.failures.items())]
+    return Extraction(_segment(run.results, engine.precision, digests, residues, failures), run.budget)
 
 
 class _Run:
@@ -106,7 +118,7 @@ class _Run:
         self._non_finite: list[int] = []
         self._wait(numbers)
 
-    def complete(self) -> _Run:
+    def complete(self) -> None:
         """Embeds every string or finds out why it cannot be embedded."""
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
             while self._waiting or self._prepared or self._in_flight:
@@ -120,7 +132,28 @@ class _Run:
                     self._make_room(too_large)
         if self._non_finite:
             self._embed_in_fp32()
-        return self
+
+    def embed_in_windows(self, numbers: Sequence[int], long: LongSequences) -> None:
+        """Embeds long strings in overlapping windows, and puts the windows together again."""
+        windows = [(number, long.pieces(len(self._residues[number]))) for number in numbers]
+        pieces = [self._residues[number][begin:end] for number, cuts in windows for begin, end in cuts]
+        engine = self._engine.with_outputs(piece_outputs(self._engine.outputs))
+        # Residues of a string count when all of its windows are done; until then 0 is a sign of life.
+        run = _Run(pieces, range(len(pieces)), engine, self.budget, lambda residues: self._on_progress(0))
+        run.complete()
+        self.budget = run.budget
+        found, failures = run.results.by_number(pieces), run.results.failures
+        numbered = iter(range(len(pieces)))
+        for number, cuts in windows:
+            residues, own = len(self._residues[number]), list(itertools.islice(numbered, len(cuts)))
+            failed = [piece for piece in own if piece in failures]
+            if failed:
+                self.results.failures[number] = failures[failed[0]]
+            else:
+                begins = [begin for begin, _ in cuts]
+                arrays = join_pieces(self._engine.outputs, residues, begins, [found[piece] for piece in own])
+                self.results.append([number], arrays)
+            self._on_progress(residues)
 
     def _wait(self, numbers: Sequence[int]) -> None:
         """Cuts strings into batches of the present budget."""
@@ -221,41 +254,6 @@ class _Run:
 def _embed_alone(engine: Engine, residues: str) -> dict[str, np.ndarray] | str:
     """One string's arrays, or the message if there is no memory for it."""
     return unless_out_of_memory(lambda: engine.fetch(engine.launch(engine.prepare([residues]))))
-
-
-def _run_windows(
-    results: _Results,
-    residues: Sequence[str],
-    windowed: Iterable[int],
-    engine: Engine,
-    budget: int,
-    long: LongSequences,
-    on_progress: Callable[[int], None],
-) -> int:
-    """Embeds long sequences in overlapping windows and appends them to `results`. Returns the budget at the end."""
-    windows = {i: long.pieces(len(residues[i])) for i in windowed}
-    owners = [(i, start) for i, mine in windows.items() for start, _ in mine]
-    pieces = [residues[i][start:end] for i, mine in windows.items() for start, end in mine]
-    # Residues of a sequence count when all of its windows are done; until then 0 is a sign of life.
-    of_pieces = engine.with_outputs(piece_outputs(engine.outputs))
-    run = _Run(pieces, range(len(pieces)), of_pieces, budget, lambda residues: on_progress(0))
-    found = run.complete().results
-    by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)
-    for name, parts in found.arrays.items():
-        array, offsets = np.concatenate(parts), Array.named(name).offsets(piece_lengths)
-        for at, number in enumerate(found.rows):
-            by_piece.setdefault(owners[number], {})[name] = array[offsets[at] : offsets[at + 1]]
-    failed = {owners[number][0]: failure for number, failure in found.failures.items()}
-    for i, mine in windows.items():
-        if i in failed:
-            results.failures[i] = failed[i]
-        else:
-            starts = [start for start, _ in mine]
-            joined = join_pieces(engine.outputs, len(residues[i]), starts, [by_piece[i, start] for start in starts])
-            results.append([i], joined)
-        on_progress(len(residues[i]))
-    return run.budget
 
 
 def _finite_sequences(name: str, array: np.ndarray, lengths: np.ndarray) -> np.ndarray:
