@@ -181,6 +181,17 @@ def test_full_precision_of_a_16_bit_engine_is_an_fp32_engine(random_checkpoint):
     assert np.array_equal(embed(engine, ["MKV"])["mean_layer1"], before["mean_layer1"])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_representation_stays_as_it_was_handed_out(random_checkpoint, precision):
+    engine = PackedEngine.load(random_checkpoint, Outputs((2,), ("mean",)), precision, "cpu")
+    pack, attend = engine.prepare(random_sequences(9, 5, 40)), engine.model.operations.attend
+    with torch.inference_mode():
+        kept = list(engine.model.representations(pack, attend, (0, 1, 2)))
+        as_handed_out = [found.clone() for found in engine.model.representations(pack, attend, (0, 1, 2))]
+    assert all(torch.equal(*pair) for pair in zip(kept, as_handed_out, strict=True))
+    assert not torch.equal(kept[0], kept[1])
+
+
 def broken_compiler(*_):
     raise RuntimeError("no working compiler\nand a long explanation")
 
