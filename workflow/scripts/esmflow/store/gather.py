@@ -47,7 +47,7 @@ class SegmentIndex:
 
     def __init__(self, store: Store, names: Sequence[str], threads: int = 1, *, check: bool) -> None:
         self.names = list(names)
-        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self.shapes: dict[Array, tuple[tuple[int, ...], np.dtype]] = {}
         """Of each array, the shape of one of its rows and the type of its values."""
         self._store = store
         self._threads = threads
@@ -78,7 +78,9 @@ class SegmentIndex:
         segment = self._store.find(name, check=self._check)
         if segment is None:
             return None
-        self.shapes.update({key: (array.shape[1:], array.dtype) for key, array in segment.arrays.items()})
+        self.shapes.update(
+            {Array.named(name): (array.shape[1:], array.dtype) for name, array in segment.arrays.items()}
+        )
         lengths = np.array(segment.lengths, np.int32)
         return _Content(segment.precision, _checksum(segment), *halves(segment.digests), lengths)
 
@@ -113,7 +115,7 @@ class SegmentIndex:
         Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `Array.rows`).
         convert: changes the type of a pooled array's values, as they are read.
         """
-        shape, dtype = self.shapes[array.name]
+        shape, dtype = self.shapes[array]
         if convert is not None:
             dtype = convert(np.empty((0, *shape), dtype)).dtype
         starts = array.offsets(location.lengths)
