@@ -112,13 +112,6 @@ def read_checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
     return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
 
 
-def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a converted checkpoint, mapped from the file, in the precision it is stored in."""
-    from safetensors.torch import load_file
-
-    return load_file(path, device=device)
-
-
 def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: tuple[int, ...] | None) -> None:
     """Raises CheckpointError unless the checkpoint is whole and has the content `digest`.
 
