@@ -87,7 +87,7 @@ class JobEstimate:
 
 
 def has_gpu_driver() -> bool:
-    """Whether NVIDIA's driver is on this machine, or WSL's: told without its library, which Snakemake does not bring."""
+    """Whether NVIDIA's driver, or WSL's, is on this machine: told without its library, which Snakemake lacks."""
     return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
