@@ -1,4 +1,4 @@
-"""What users of `--sdm conda`, login nodes and a catalogue have: Snakemake, what it installs itself, and nothing else."""
+"""What users of `--sdm conda`, login nodes and catalogues have: Snakemake, what it installs itself, nothing else."""
 
 from __future__ import annotations
 
