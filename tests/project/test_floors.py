@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "step": (*EVERYWHERE, "checkpoint.file", "workers.lifetime"),
     "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime"),
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
-    "embed": (*EVERYWHERE, "plan.shards", "store", "checkpoint", "slots", "workers", "engine"),
+    "embed": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
     "collect": (*EVERYWHERE, "store", "plan", "inputs", "embed.run_record"),
     "verify": (*EVERYWHERE, "store", "plan", "inputs", "checkpoint", "slots", "workers", "engine.fair_esm"),
     "report": (
