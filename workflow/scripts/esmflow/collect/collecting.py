@@ -16,7 +16,7 @@ from esmflow.collect.formats import FORMATS
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
-from esmflow.collect.tables import FailureTable, ManifestWriter
+from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
@@ -57,16 +57,12 @@ def collect(
     formats: Sequence[str],
     *,
     model: str,
-    array_names: Sequence[str],
-    max_residues: int | None,
-    windows: bool = False,
     pooled_precision: str = "fp32",
     threads: int = 1,
 ) -> Summary:
     """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
 
-    max_residues, windows: what was done with records longer than that: cut off, or embedded in windows; for the marks
-    in the manifest. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
     """
@@ -78,25 +74,24 @@ def collect(
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
-    precision = _describe_precision(index)
-    descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]
+    precision, method = _describe_precision(index), store.description
+    descriptions = [
+        Description(array, model, precision, store.fingerprint, versions()) for array in method.outputs.arrays()
+    ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
+    writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
-        ManifestWriter(outputs.manifest, outputs.manifest_tsv) as manifest,
-        FailureTable(outputs.failures) as failure_table,
-        VectorStream(
-            index, _open_writers(formats, Path(outputs.embeddings), descriptions), half=pooled_precision == "fp16"
-        ) as vectors,
+        open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
+        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
     ):
-        for joined in one_ahead(join(block, index, failures, max_residues, windows) for block in blocks):
+        for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
-            manifest.write(joined.table)
-            failure_table.write(joined.table)
+            write_rows(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
     tally.check(plan.records)
-    return _summary(tally, plan, runs, formats, array_names)
+    return _summary(tally, plan, runs, formats, method.outputs.names())
 
 
 def versions() -> dict[str, str]:
@@ -105,19 +100,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def _open_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
+def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
     """The writers of every format, for the outputs that it can hold."""
     writers: list[EmbeddingWriter] = []
     for each in map(FORMATS.__getitem__, formats):
-        held = [description for description in descriptions if each.holds(description.array)]
-        left_out = [description.array for description in descriptions if not each.holds(description.array)]
+        written = [description for description in descriptions if each.holds(description.array)]
+        left_out = [description.array.name for description in descriptions if not each.holds(description.array)]
         if left_out:
             log.warning("%s holds %s only: without %s", each.name, ", ".join(each.kinds), ", ".join(left_out))
         writer = each.load_writer()
         if each.joins_outputs:
-            writers += [writer(folder / each.name, held)] if held else []
+            writers += [writer(folder / each.name, written)] if written else []
         else:
-            writers += [writer(folder / description.array, [description]) for description in held]
+            writers += [writer(folder / description.array.name, [description]) for description in written]
     return writers
 
 
