@@ -18,7 +18,8 @@ EVERYWHERE = (*GROUND, *WORDS)
 # What each room may import besides its own modules; `room.module` allows no other module of that room.
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
-    **dict.fromkeys(WORDS, GROUND),
+    "arrays": GROUND,
+    "method": (*GROUND, "arrays"),
     "inputs": GROUND,
     "checkpoint": GROUND,
     "slots": GROUND,

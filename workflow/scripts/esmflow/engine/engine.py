@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
+log = logging.getLogger(__name__)
+
+
 def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
     """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
     if "contacts" in include and not dimensions.has_contact_head:
@@ -78,20 +81,6 @@ class Engine(Protocol):
     def at_full_precision(self) -> Engine:
         """The same model in fp32: what a sequence with a non-finite result is tried again with."""
         ...
-
-
-def load_engine(name: str, checkpoint: str, outputs: Outputs, precision: str, device: str) -> Engine:
-    """Loads a converted checkpoint into the engine of this name, on `device`. Imports torch."""
-    if name == "packed":
-        from esmflow.engine.packed import PackedEngine
-
-        return PackedEngine.load(checkpoint, outputs, precision, device)
-    from esmflow.engine.fair_esm import ReferenceEngine
-
-    return ReferenceEngine.load(checkpoint, outputs, precision, device)
-
-
-log = logging.getLogger(__name__)
 
 
 def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:
