@@ -16,6 +16,7 @@ from esmflow.engine.extraction import extract_esm_features, is_out_of_memory
 from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Reason
 from esmflow.inputs.residues import sequence_digest
+from esmflow.method import LongSequences
 
 EVERYTHING = ("mean", "bos", "per_residue")
 
@@ -120,7 +121,7 @@ def test_nothing_to_embed_is_an_empty_segment(engine):
 
 def test_a_long_sequence_is_truncated_to_its_first_residues(engine):
     long, short = proteins(1, 90, 90)[0], "MKVLAG"
-    result = extract_esm_features(with_digests([long, short]), engine, 2048, max_residues=20)
+    result = extract_esm_features(with_digests([long, short]), engine, 2048, long=LongSequences(20))
     found = by_digest(result.segment)
     alone = by_digest(extract_esm_features([(sequence_digest(long), long[:20])], engine, 2048).segment)
     assert_same_vectors(found, alone, [long])
@@ -141,7 +142,7 @@ def test_progress_adds_up_to_all_residues_whatever_happens(engine, capacity):
     sequences = list(dict.fromkeys(proteins(15, 1, 80)))
     told = []
     card = SmallCard.like(engine, capacity)
-    extract_esm_features(with_digests(sequences), card, 400, max_residues=60, on_progress=told.append)
+    extract_esm_features(with_digests(sequences), card, 400, long=LongSequences(60), on_progress=told.append)
     assert sum(told) == sum(min(len(s), 60) for s in sequences)
     assert len(told) > 1
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import esm
@@ -146,7 +147,7 @@ def test_16_bit_precision_stays_near_fp32(random_checkpoint, precision):
 def test_per_residue_can_be_fp16(random_checkpoint):
     sequences = random_sequences(6, 5, 40)
     outputs = Outputs((2,), ("mean", "per_residue"))
-    half = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu", per_residue="fp16"), sequences)
+    half = embed(PackedEngine.load(random_checkpoint, replace(outputs, per_residue="fp16"), "fp32", "cpu"), sequences)
     full = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     assert half["per_residue_layer2"].dtype == np.float16
     assert np.array_equal(half["per_residue_layer2"], full["per_residue_layer2"].astype(np.float16))

@@ -80,6 +80,17 @@ class Engine(Protocol):
         ...
 
 
+def load_engine(name: str, checkpoint: str, outputs: Outputs, precision: str, device: str) -> Engine:
+    """Loads a converted checkpoint into the engine of this name, on `device`. Imports torch."""
+    if name == "packed":
+        from esmflow.engine.packed import PackedEngine
+
+        return PackedEngine.load(checkpoint, outputs, precision, device)
+    from esmflow.engine.fair_esm import ReferenceEngine
+
+    return ReferenceEngine.load(checkpoint, outputs, precision, device)
+
+
 log = logging.getLogger(__name__)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from esmflow.arrays import row_offsets, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.engine.engine import Engine
-from esmflow.engine.windows import join_pieces, piece_outputs, window_starts
+from esmflow.engine.windows import join_pieces, piece_outputs
 from esmflow.failures import Failure, Reason
 from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.method import EMBED_WHOLE, LongSequences
 from esmflow.store.segments import Segment
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ def extract_esm_features(
     engine: Engine,
     toks_per_batch: int,
     *,
-    max_residues: int | None = None,
-    window_overlap: int | None = None,
+    long: LongSequences = EMBED_WHOLE,
     on_progress: Callable[[int], None] = lambda residues: None,
 ) -> Extraction:
     """Embeds unique sequences, given as digest and residues.
@@ -66,18 +66,13 @@ def extract_esm_features(
     toks_per_batch: tokens in one batch. When a batch does not fit into memory the budget is halved and the batch is cut
     anew, down to single sequences; one that does not fit alone is a failure. A sequence with a NaN or an infinity in
     any of its arrays is tried again in fp32, and is a failure if that does not mend it.
-    max_residues: longer sequences are truncated to their first residues, or, with `window_overlap`, embedded in
-    overlapping windows (see `esmflow.engine.windows`); None embeds them whole.
+    long: what is done with long sequences; windows are put together as `esmflow.engine.windows` says.
     on_progress: told the residues of each batch as it is done.
     Errors that are not about one sequence (a CUDA fault, a damaged checkpoint) are raised.
     """
     digests = [digest for digest, _ in sequences]
-    residues = [sequence for _, sequence in sequences]
-    windowed: list[int] = []
-    if max_residues is not None and window_overlap is not None:
-        windowed = [i for i, sequence in enumerate(residues) if len(sequence) > max_residues]
-    elif max_residues is not None:
-        residues = [sequence[:max_residues] for sequence in residues]
+    residues = [sequence[: long.embedded(len(sequence))] for _, sequence in sequences]
+    windowed = [i for i, sequence in enumerate(residues) if len(long.pieces(len(sequence))) > 1]
     results = _Results()
     budget = toks_per_batch
     apart = set(windowed)
@@ -86,8 +81,8 @@ def extract_esm_features(
         found, budget = _run([residues[i] for i in at_once], engine, budget, on_progress)
         results.append([at_once[row] for row in found.rows], {n: np.concatenate(a) for n, a in found.arrays.items()})
         results.failures = {at_once[number]: failure for number, failure in found.failures.items()}
-    if windowed and max_residues is not None and window_overlap is not None:
-        budget = _run_windows(results, residues, windowed, engine, budget, max_residues, window_overlap, on_progress)
+    if windowed:
+        budget = _run_windows(results, residues, windowed, engine, budget, long, on_progress)
     failures = [Failure(digests[i].hex(), *results.failures[i]) for i in sorted(results.failures)]
     return Extraction(_segment(results, engine.precision, digests, residues, failures), budget)
 
@@ -156,14 +151,13 @@ def _run_windows(
     windowed: Iterable[int],
     engine: Engine,
     budget: int,
-    window: int,
-    overlap: int,
+    long: LongSequences,
     on_progress: Callable[[int], None],
 ) -> int:
     """Embeds long sequences in overlapping windows and appends them to `results`. Returns the budget at the end."""
-    starts = {i: window_starts(len(residues[i]), window, overlap) for i in windowed}
-    owners = [(i, start) for i, begins in starts.items() for start in begins]
-    pieces = [residues[i][start : start + window] for i, start in owners]
+    windows = {i: long.pieces(len(residues[i])) for i in windowed}
+    owners = [(i, start) for i, mine in windows.items() for start, _ in mine]
+    pieces = [residues[i][start:end] for i, mine in windows.items() for start, end in mine]
     # Residues of a sequence count when all of its windows are done; until then 0 is a sign of life.
     found, budget = _run(
         pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: on_progress(0)
@@ -171,15 +165,16 @@ def _run_windows(
     by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)
     for name, parts in found.arrays.items():
-        array, offsets = np.concatenate(parts), row_offsets(name, piece_lengths)
+        array, offsets = np.concatenate(parts), Array.named(name).offsets(piece_lengths)
         for at, number in enumerate(found.rows):
             by_piece.setdefault(owners[number], {})[name] = array[offsets[at] : offsets[at + 1]]
     failed = {owners[number][0]: failure for number, failure in found.failures.items()}
-    for i, begins in starts.items():
+    for i, mine in windows.items():
         if i in failed:
             results.failures[i] = failed[i]
         else:
-            joined = join_pieces(engine.outputs, len(residues[i]), begins, [by_piece[i, start] for start in begins])
+            starts = [start for start, _ in mine]
+            joined = join_pieces(engine.outputs, len(residues[i]), starts, [by_piece[i, start] for start in starts])
             results.append([i], joined)
         on_progress(len(residues[i]))
     return budget
@@ -245,11 +240,11 @@ def _retry_in_fp32(results: _Results, index: int, sequence: str, engine: Engine)
 def _finite_sequences(name: str, array: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """For each sequence of a batch, whether all of its values are finite."""
     rows = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return np.logical_and.reduceat(rows, row_offsets(name, lengths)[:-1])
+    return np.logical_and.reduceat(rows, Array.named(name).offsets(lengths)[:-1])
 
 
 def _select(arrays: dict[str, np.ndarray], keep: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: array[np.repeat(keep, rows_per_sequence(name, lengths))] for name, array in arrays.items()}
+    return {name: array[np.repeat(keep, Array.named(name).rows(lengths))] for name, array in arrays.items()}
 
 
 def _segment(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from esm.rotary_embedding import RotaryEmbedding
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.file import load_tensors, read_checkpoint_info
 from esmflow.engine.engine import resolve_precision
 
@@ -30,27 +30,19 @@ _SPECIAL_TOKENS = 2
 class ReferenceEngine:
     """fair-esm's `ESM2` under `torch.no_grad`, with autocast where the precision asks for it. See `engine.Engine`."""
 
-    def __init__(
-        self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device, per_residue: str = "fp32"
-    ) -> None:
+    def __init__(self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device) -> None:
         self.model = model
         self.outputs = outputs
         self.precision = precision
         self.device = device
-        self._per_residue = per_residue
         self._tokenise = model.alphabet.get_batch_converter()
 
     @classmethod
-    def load(
-        cls, checkpoint: str, outputs: Outputs, precision: str, device: str, per_residue: str = "fp32"
-    ) -> ReferenceEngine:
-        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`.
-
-        per_residue: `fp32` or `fp16`, the type of per-residue arrays.
-        """
+    def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
+        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`."""
         target = torch.device(device)
         resolved = resolve_precision(precision, target, "bf16")
-        return cls(load_fair_esm(checkpoint, target), outputs, resolved, target, per_residue)
+        return cls(load_fair_esm(checkpoint, target), outputs, resolved, target)
 
     def default_token_budget(self) -> int:
         """fair-esm's padded tokens per batch: 2048 in fp32, 3072 in lower precision."""
@@ -96,12 +88,12 @@ class ReferenceEngine:
             values = result["representations"][layer].float()
             residues = [values[i, 1 : length + 1] for i, length in enumerate(lengths)]
             if "mean" in self.outputs.include:
-                arrays[f"mean_layer{layer}"] = torch.stack([rows.mean(0) for rows in residues])
+                arrays[Array("mean", layer).name] = torch.stack([rows.mean(0) for rows in residues])
             if "bos" in self.outputs.include:
-                arrays[f"bos_layer{layer}"] = values[:, 0]
+                arrays[Array("bos", layer).name] = values[:, 0]
             if "per_residue" in self.outputs.include:
                 rows = torch.cat(residues)
-                arrays[f"per_residue_layer{layer}"] = rows.half() if self._per_residue == "fp16" else rows
+                arrays[Array("per_residue", layer).name] = rows.half() if self.outputs.per_residue == "fp16" else rows
         if "contacts" in self.outputs.include:
             arrays["contacts"] = torch.cat(
                 [result["contacts"][i, :n, :n].float().flatten() for i, n in enumerate(lengths)]
@@ -112,11 +104,11 @@ class ReferenceEngine:
 
     def with_outputs(self, outputs: Outputs) -> ReferenceEngine:
         """The same module, computing something else."""
-        return ReferenceEngine(self.model, outputs, self.precision, self.device, self._per_residue)
+        return ReferenceEngine(self.model, outputs, self.precision, self.device)
 
     def at_full_precision(self) -> ReferenceEngine:
         """The same module without autocast."""
-        return ReferenceEngine(self.model, self.outputs, "fp32", self.device, self._per_residue)
+        return ReferenceEngine(self.model, self.outputs, "fp32", self.device)
 
 
 def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from esmflow.arrays import PER_LAYER, Outputs
+from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.engine.contacts import ContactAttention
 from esmflow.engine.engine import check_heads, resolve_precision
@@ -50,7 +50,6 @@ class PackedEngine:
         dimensions: ModelDimensions,
         precision: str,
         device: torch.device,
-        per_residue: str = "fp32",
         checkpoint: str | os.PathLike[str] = "",
     ) -> None:
         """Use `load`; this takes the parts already built."""
@@ -60,7 +59,6 @@ class PackedEngine:
         self.method = f"packed-gelu-{model.operations.gelu}"
         self._dimensions = dimensions
         self._device = device
-        self._per_residue = per_residue
         self._checkpoint = checkpoint
         self._full_precision: PackedEngine | None = self if precision == "fp32" else None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -74,13 +72,11 @@ class PackedEngine:
         precision: str = "auto",
         device: str = "cuda",
         *,
-        per_residue: str = "fp32",
         fast_kernels: bool = True,
     ) -> PackedEngine:
         """Loads a converted checkpoint straight to `device`.
 
         precision: `auto` is fp16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
-        per_residue: `fp32` or `fp16`, the type of per-residue arrays; fp16 halves what is copied from the device.
         fast_kernels: whether to use this project's own GPU kernels where they run.
         Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
         when the file is not a whole converted checkpoint.
@@ -104,7 +100,6 @@ class PackedEngine:
             dimensions=dimensions,
             precision=resolved,
             device=target,
-            per_residue=per_residue,
             checkpoint=checkpoint,
         )
 
@@ -152,16 +147,13 @@ class PackedEngine:
             dimensions=self._dimensions,
             precision=self.precision,
             device=self._device,
-            per_residue=self._per_residue,
             checkpoint=self._checkpoint,
         )
 
     def at_full_precision(self) -> PackedEngine:
         """The same checkpoint in fp32, loaded at the first call."""
         if self._full_precision is None:
-            self._full_precision = PackedEngine.load(
-                self._checkpoint, self.outputs, "fp32", str(self._device), per_residue=self._per_residue
-            )
+            self._full_precision = PackedEngine.load(self._checkpoint, self.outputs, "fp32", str(self._device))
         return self._full_precision
 
     def _compute(self, pack: Pack) -> dict[str, torch.Tensor]:
@@ -179,21 +171,21 @@ class PackedEngine:
             computed, self.model.representations(pack, contacts or self.model.operations.attend, computed), strict=True
         ):
             if layer in layers:
-                for kind in (k for k in include if k in PER_LAYER):
-                    arrays[f"{kind}_layer{layer}"] = self._pool(kind, representation, pack)
+                for array in self.outputs.of_layer(layer):
+                    arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
         if head and "logits" in include:
             arrays["logits"] = logits(representation[pack.residue_rows], head)
         return {name: arrays[name] for name in self.outputs.names()}
 
-    def _pool(self, kind: str, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
-        if kind == "bos":
+    def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if array.kind == "bos":
             return representation[pack.runs[:-1:3]]
-        if kind == "mean":
+        if array.kind == "mean":
             return mean_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
-        return rows.half() if self._per_residue == "fp16" else rows
+        return rows.half() if self.outputs.per_residue == "fp16" else rows
 
     def _copy_to_host(self, arrays: dict[str, torch.Tensor]) -> Launched:
         if self._copies is None:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.method import LongSequences
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +41,6 @@ class Expected:
 
     right: np.ndarray
     mistakes: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How long sequences were treated: cut off after `max_residues`, or in windows of it with an overlap.
-
-    None for either where it does not apply.
-    """
-
-    max_residues: int | None
-    overlap: int | None
-
-    def pieces(self, sequence: str) -> list[tuple[int, str]]:
-        """What goes through the model: where each piece begins, and its residues."""
-        size = self.max_residues
-        if size is None or len(sequence) <= size:
-            return [(0, sequence)]
-        if self.overlap is None:
-            return [(0, sequence[:size])]
-        last = len(sequence) - size
-        starts = [start for start in range(0, len(sequence), size - self.overlap) if start < last]
-        return [(start, sequence[start : start + size]) for start in (*starts, last)]
 
 
 class Recomputation:
@@ -99,13 +78,16 @@ class Recomputation:
         self._tokenise = self.model.alphabet.get_batch_converter()
 
     def expect(
-        self, sequences: Sequence[str], outputs: Outputs, cut: Cut
+        self, sequences: Sequence[str], outputs: Outputs, long: LongSequences
     ) -> Iterator[tuple[int, dict[str, Expected] | None]]:
         """Computes sequences. Yields, in some order, the number of each and its arrays by name.
 
         A sequence that does not fit into memory gives None; `contacts` are missing where their maps do not fit.
         """
-        pieces = {number: cut.pieces(sequence) for number, sequence in enumerate(sequences)}
+        pieces = {
+            number: [(start, sequence[start:end]) for start, end in long.pieces(len(sequence))]
+            for number, sequence in enumerate(sequences)
+        }
         whole = [number for number, cuts in pieces.items() if len(cuts) == 1]
         whole.sort(key=lambda number: len(pieces[number][0][1]))
         for batch in _batches([len(pieces[n][0][1]) for n in whole], _BATCH_TOKENS[self.device.type]):
@@ -166,9 +148,8 @@ class Recomputation:
         for layer in outputs.layers:
             by_residue = sums[layer] / times
             values = {"mean": by_residue.mean(axis=0), "bos": begins[layer], "per_residue": by_residue}
-            for kind in outputs.include:
-                if kind in values:
-                    expected[f"{kind}_layer{layer}"] = Expected(values[kind], {})
+            for array in outputs.of_layer(layer):
+                expected[array.name] = Expected(values[array.kind], {})
         return expected
 
     @torch.no_grad()
@@ -237,9 +218,8 @@ def _expected_by_layer(tokens: Mapping[int, np.ndarray], outputs: Outputs) -> di
             "bos": Expected(here[0], bos),
             "per_residue": Expected(here[1:-1], residues),
         }
-        for kind, values in kinds.items():
-            if kind in outputs.include:
-                expected[f"{kind}_layer{layer}"] = values
+        for array in outputs.of_layer(layer):
+            expected[array.name] = kinds[array.kind]
     return expected
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from esmflow.arrays import is_pooled, row_offsets
 from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
 
 _CHUNK_BYTES = 1 << 20
@@ -27,8 +26,8 @@ class H5Writer(EmbeddingWriter):
         append(self._file, "ids", batch.ids)
         append(self._file, "sample_numbers", self._samples.encode(batch.records["sample"]))
         append(self._file, "embeddings", batch.arrays[array])
-        if not is_pooled(array):
-            offsets = row_offsets(array, batch.lengths)
+        if not array.is_pooled:
+            offsets = array.offsets(batch.lengths)
             following = "offsets" in self._file
             append(self._file, "offsets", self._file["offsets"][-1] + offsets[1:] if following else offsets)
 

@@ -11,7 +11,6 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from esmflow.arrays import is_pooled, rows_per_sequence
 from esmflow.collect.tables import utf8
 from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
 from esmflow.files import shortened, write_json
@@ -40,11 +39,11 @@ class NpyWriter(EmbeddingWriter):
         self._ids.write(text)
         self._widths.append(widths)
         self._sample_numbers.append(self._samples.encode(batch.records["sample"]))
-        self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
+        self._rows.append(self.description.array.rows(batch.lengths))
 
     def finish(self) -> None:
         self._write_ids()
-        if not is_pooled(self.description.array):
+        if not self.description.array.is_pooled:
             with open(self.new_file("offsets.npy"), "wb") as handle:
                 np.save(handle, np.concatenate([np.zeros(1, np.int64), *self._rows]).cumsum())
         write_json(self.folder / "samples.json", self._samples.names)
