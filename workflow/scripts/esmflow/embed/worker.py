@@ -53,7 +53,7 @@ def process_esm_files_worker(
     import torch
 
     from esmflow.engine.engine import load_engine
-    from esmflow.engine.extraction import is_out_of_memory, release_memory
+    from esmflow.engine.memory import is_out_of_memory, release_memory
 
     torch.set_num_threads(threads)
     started = time.time()
@@ -73,7 +73,7 @@ def process_esm_files_worker(
     for file in file_subset:
         try:
             result = worker.embed(file, budget)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             complaint = str(error) or "out of memory"
