@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
@@ -20,7 +20,9 @@ from esmflow.files import read_json
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
 from esmflow.plan.cost import CostModel, Workload
-from esmflow.plan.run_plan import GroupPlan, Plan
+
+if TYPE_CHECKING:
+    from esmflow.plan.run_plan import GroupPlan
 
 # Sustained speed under `device_tflops: auto`: of one CPU thread, of one GPU.
 _TFLOPS = {"cpu": 0.05, "cuda": 100.0}
@@ -181,6 +183,9 @@ def guess_work(
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
 def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+    # Here and not above: a dry run without a plan does without.
+    from esmflow.plan.run_plan import Plan
+
     return Plan.read(plan).groups
 
 
