@@ -20,7 +20,7 @@ from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint, LongSequences, computing_method
 from esmflow.plan import disk_forecast
 from esmflow.plan.cost import CostModel
-from esmflow.plan.disk_forecast import DiskError, check_disks, readable, sentence
+from esmflow.plan.disk_forecast import DiskError, check_disks, sentence
 from esmflow.plan.planning import deal_inputs, plan
 from esmflow.plan.run_plan import DiskForecast
 from esmflow.plan.shards import list_shards, read_shard
@@ -226,12 +226,6 @@ def convert(folder: Path) -> dict[str, str]:
     checkpoint = write_converted(folder / "checkpoint.safetensors", random_model())
     write_json(folder / "model.json", asdict(read_checkpoint_info(checkpoint)))
     return {"checkpoint": str(checkpoint), "model": str(folder / "model.json")}
-
-
-def test_bytes_are_readable():
-    assert [readable(n) for n in (0, 999, 1000, 12_345_678, 10**15, 10**18)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "1000.0 TB", "1000000.0 TB",
-    ]  # fmt: skip
 
 
 def test_a_format_is_forecast_for_what_it_holds_and_in_the_precision_that_it_is_written_in(tmp_path):

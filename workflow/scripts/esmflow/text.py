@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import platform
 
 
 def bytes_in_words(size: float) -> str:
     """Such as `1.4 GB`, in powers of ten."""
-    for unit in ("bytes", "kB", "MB", "GB"):
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
         if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.0f} TB" if size >= 100 else f"{size:.3g} TB"
+            break
+        size, unit = size / 1000, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
 
 
 def duration(seconds: float) -> str:
     """Such as `38 s`, `12 min` or `3 h 20 min`."""
     if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -45,3 +48,8 @@ def span(started: float, ended: float) -> str:
 def clock(seconds: float) -> str:
     """A time, given in seconds since 1970, in the zone of this machine."""
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of installed packages."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

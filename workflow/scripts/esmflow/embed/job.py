@@ -53,7 +53,7 @@ def embed_group(settings: EmbedSettings) -> None:
     left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
     path = status_path(settings.run, settings.group)
-    with Heartbeat(path, settings.group, settings.attempt, settings.log_file) as heartbeat:
+    with Heartbeat(path, settings.group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
         _embed_group(settings, heartbeat)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord
 from esmflow.errors import EsmflowError
+from esmflow.failures import Reason
 from esmflow.files import atomic_path
 from esmflow.report.summary import Places, summary_lines
 from esmflow.verify.certificate import Certificate
@@ -44,6 +45,11 @@ def finish(settings: FinishSettings) -> None:
     ends = []
     if certificate and not certificate.passed:
         ends += [f"the certificate was not passed ({settings.certificate}):", *certificate.problem_lines()]
+    with_content = summary.records - summary.reasons.get(Reason.EMPTY_FILE, 0)
+    if with_content and not summary.embedded:
+        ends.append(
+            f"nothing was embedded: none of {with_content} records; {settings.places.failures} says why of each"
+        )
     without = summary.records - summary.embedded
     if settings.fail_without_embedding and without:
         # A group without its run.json is one that Snakemake runs again; the shards that succeeded are in the store.
