@@ -22,7 +22,7 @@ def main(snakemake) -> None:
     places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
     lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
     ends = []
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
     without = summary.records - summary.embedded
     if snakemake.params.failure_policy == "error" and without:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from esmflow.arrays import is_pooled
+from esmflow.arrays import Outputs, is_pooled
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
 from esmflow.store.gather import read_rows
@@ -54,6 +55,26 @@ class Embeddings:
         """The arrays of records by name: `[D]`, or the record's rows (see `arrays.rows_per_sequence`)."""
         by_array = {name: self._read_array(sampled, name) for name in arrays}
         return [{name: by_array[name][i] for name in arrays} for i in range(len(sampled))]
+
+    def compare_with_store(self, sampled: Sequence[Sampled]) -> tuple[dict[str, str], frozenset[str]]:
+        """Digests of the numbers that the store has, by sequence, and the sequences for which the files have others.
+
+        Pooled arrays may be rounded to fp16 in the files.
+        """
+        hashers = [hashlib.blake2b(digest_size=8) for _ in sampled]
+        differing = set()
+        stored = replace(self, read_from="store")
+        # One array after the other, so that few of them are in memory.
+        for array in Outputs(self.fingerprint.layers, self.fingerprint.include).names():
+            expected = stored._read_array(sampled, array)
+            found = self._read_array(sampled, array) if self.read_from in READERS else expected
+            for record, hasher, right, values in zip(sampled, hashers, expected, found, strict=True):
+                hasher.update(right.tobytes())
+                rounded = is_pooled(array) and values.dtype == np.float16
+                if not np.array_equal((right.astype(np.float16) if rounded else right).ravel(), values.ravel()):
+                    differing.add(record.digest)
+        numbers = {record.digest: hasher.hexdigest() for record, hasher in zip(sampled, hashers, strict=True)}
+        return numbers, frozenset(differing)
 
     def _read_array(self, sampled: Sequence[Sampled], array: str) -> list[np.ndarray]:
         if self.read_from in READERS:
