@@ -23,7 +23,7 @@ from esmflow.verify import verifying
 from esmflow.verify.agreement import Agreement
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.remembered import add_verified, read_verified
-from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
+from esmflow.verify.verifying import VerifiedRun, VerifyError, VerifySettings, verify
 from esmflow.verify.worker import Verified, recompute
 
 METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
@@ -380,3 +380,25 @@ def test_vectors_that_were_rounded_to_fp16_are_the_stores(run):
     with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.h5", "r+") as file:
         file["embeddings"][3, 7] *= 1.01
     assert [entry.position for entry in failing(run.verify())] == [3]
+
+
+def _deleted(path):
+    path.unlink()
+
+
+def _cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _fewer_rows(path):
+    with h5py.File(path, "r+") as file:
+        values = file["embeddings"][:3]
+        del file["embeddings"]
+        file["embeddings"] = values
+
+
+@pytest.mark.parametrize("damage", [_deleted, _cut_off, _fewer_rows])
+def test_files_that_are_not_those_that_were_written_end_it_with_what_to_do(run, damage):
+    damage(run.results / "embeddings" / "mean_layer6" / "embeddings.h5")
+    with pytest.raises(VerifyError, match=r"the h5 files are not those that were written .*--forcerun collect"):
+        run.verify()

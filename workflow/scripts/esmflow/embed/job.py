@@ -232,8 +232,7 @@ def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:
     """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
-    cut = method.max_residues if method.window_overlap is None else None
-    return sum(len(sequence[:cut]) for shard in shards for _, sequence in read_shard(shard))
+    return sum(method.long.embedded(len(sequence)) for shard in shards for _, sequence in read_shard(shard))
 
 
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esmflow.arrays import Outputs, is_pooled
+from esmflow.arrays import Array
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
 from esmflow.store.gather import read_rows
@@ -51,10 +51,10 @@ class Embeddings:
     fingerprint: Fingerprint
     read_from: str
 
-    def read(self, sampled: Sequence[Sampled], arrays: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """The arrays of records by name: `[D]`, or the record's rows (see `arrays.rows_per_sequence`)."""
-        by_array = {name: self._read_array(sampled, name) for name in arrays}
-        return [{name: by_array[name][i] for name in arrays} for i in range(len(sampled))]
+    def read(self, sampled: Sequence[Sampled], arrays: Sequence[Array]) -> list[dict[str, np.ndarray]]:
+        """The arrays of records by name: `[D]`, or the record's rows (see `Array.rows`)."""
+        by_name = {array.name: self._read_array(sampled, array) for array in arrays}
+        return [{name: values[i] for name, values in by_name.items()} for i in range(len(sampled))]
 
     def compare_with_store(self, sampled: Sequence[Sampled]) -> tuple[dict[str, str], frozenset[str]]:
         """Digests of the numbers that the store has, by sequence, and the sequences for which the files have others.
@@ -65,38 +65,38 @@ class Embeddings:
         differing = set()
         stored = replace(self, read_from="store")
         # One array after the other, so that few of them are in memory.
-        for array in Outputs(self.fingerprint.layers, self.fingerprint.include).names():
+        for array in self.fingerprint.outputs.arrays():
             expected = stored._read_array(sampled, array)
             found = self._read_array(sampled, array) if self.read_from in READERS else expected
             for record, hasher, right, values in zip(sampled, hashers, expected, found, strict=True):
                 hasher.update(right.tobytes())
-                rounded = is_pooled(array) and values.dtype == np.float16
+                rounded = array.is_pooled and values.dtype == np.float16
                 if not np.array_equal((right.astype(np.float16) if rounded else right).ravel(), values.ravel()):
                     differing.add(record.digest)
         numbers = {record.digest: hasher.hexdigest() for record, hasher in zip(sampled, hashers, strict=True)}
         return numbers, frozenset(differing)
 
-    def _read_array(self, sampled: Sequence[Sampled], array: str) -> list[np.ndarray]:
+    def _read_array(self, sampled: Sequence[Sampled], array: Array) -> list[np.ndarray]:
         if self.read_from in READERS:
-            return READERS[self.read_from](Path(self.folder) / array, array, sampled)
+            return READERS[self.read_from](Path(self.folder) / array.name, array, sampled)
         store = Store(self.store, self.fingerprint)
         rows = read_rows(store, [(record.segment, record.row) for record in sampled], array)
         found = {number: np.array(values) for number, values in rows}
         return [found[number] for number in range(len(sampled))]
 
 
-def _read_h5(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+def _read_h5(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
     import h5py
 
     with h5py.File(folder / "embeddings.h5") as file:
         values = file["embeddings"]
-        if is_pooled(array):
+        if array.is_pooled:
             return [values[record.position] for record in sampled]
         offsets = file["offsets"]
         return [values[offsets[r.position] : offsets[r.position + 1]] for r in sampled]
 
 
-def _read_pt(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+def _read_pt(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
     import torch
 
     # One file at a time: a large one takes a while to open.
@@ -109,4 +109,4 @@ def _read_pt(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.nd
     return [found[record.digest] for record in sampled]
 
 
-READERS: dict[str, Callable[[Path, str, Sequence[Sampled]], list[np.ndarray]]] = {"h5": _read_h5, "pt": _read_pt}
+READERS: dict[str, Callable[[Path, Array, Sequence[Sampled]], list[np.ndarray]]] = {"h5": _read_h5, "pt": _read_pt}

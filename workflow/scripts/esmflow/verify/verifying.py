@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
@@ -98,12 +97,17 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
     """
     started = time.time()
     store = Store(run.store, fingerprint)
-    windows = fingerprint.window_overlap is not None
     candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
+    check = check_manifest(run.manifest, store, candidates)
     sampled = _draw(check, fingerprint, settings, run.stored_segments)
     embeddings = Embeddings(run.embeddings, run.store, fingerprint, _read_from(run.formats, check.records))
-    numbers, differ = embeddings.compare_with_store(sampled)
+    try:
+        numbers, differ = embeddings.compare_with_store(sampled)
+    except (OSError, LookupError, ValueError, RuntimeError) as error:
+        raise VerifyError(
+            f"{run.embeddings}: the {embeddings.read_from} files are not those that were written ({error}); "
+            "write them again from the store: the same command with --forcerun collect"
+        ) from error
     # What the files have instead of what was verified is looked at as well.
     before = {digest: found for digest, found in read_verified(store, numbers).items() if digest not in differ}
     verified = Verified()
@@ -113,8 +117,7 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
         verified = _compute(VerifyTask(settings.checkpoint, fingerprint, new, embeddings, settings.threads), settings)
     computed = {digest: found for digest, found in verified.agreements.items() if found}
     verified = replace(verified, agreements={**before, **computed}, before=frozenset(before), differ=differ)
-    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
-    verdict = judge(sampled, verified, check, arrays, settings.limits, store)
+    verdict = judge(sampled, verified, check, fingerprint.outputs.names(), settings.limits, store)
     if verdict.passed and computed:
         add_verified(store, numbers, computed)
     certificate = Certificate(
@@ -154,8 +157,7 @@ def _draw(
     check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings, stored_segments: Collection[str]
 ) -> list[Sampled]:
     """A sample of everything, and one of what is new, which is the same if everything is."""
-    cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
-    residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
+    residues = {digest: fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
