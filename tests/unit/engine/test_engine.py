@@ -8,7 +8,8 @@ import pytest
 
 from esmflow.arrays import INCLUDE, Outputs
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.engine.engine import check_heads, load_engine
+from esmflow.engine import load_engine
+from esmflow.engine.engine import check_heads
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.method import ARITHMETIC, LongSequences
 

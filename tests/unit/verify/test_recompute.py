@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from esmflow.arrays import Outputs
-from esmflow.engine.engine import load_engine
+from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import load_fair_esm
 from esmflow.method import EMBED_WHOLE, LongSequences

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esmflow.collect.formats import FORMATS
+from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
@@ -20,6 +21,7 @@ from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
@@ -80,6 +82,7 @@ def collect(
     ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
+    called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
@@ -88,8 +91,8 @@ def collect(
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
             write_rows(joined.table)
-            for file, part in _by_file(joined):
-                vectors.add(file, part)
+            for file, part in _by_file(joined.table["file"]):
+                vectors.add(called.get(file, file), Joined(joined.table[part], joined.location[part]))
     tally.check(plan.records)
     return _summary(tally, plan, runs, formats, method.outputs.names())
 
@@ -126,13 +129,23 @@ def _describe_precision(index: SegmentIndex) -> str:
     return "+".join(used) or "none"
 
 
-def _by_file(joined: Joined) -> Iterator[tuple[str, Joined]]:
-    """A block cut where the input file changes."""
-    files = pc.run_end_encode(joined.table["file"].combine_chunks().cast("string"))
+def _by_file(files: pa.ChunkedArray) -> Iterator[tuple[str, slice]]:
+    """The parts of a block that are of one input file each."""
+    runs = pc.run_end_encode(files.combine_chunks().cast("string"))
     start = 0
-    for file, end in zip(files.values.to_pylist(), files.run_ends.to_pylist(), strict=True):
-        yield file, Joined(joined.table.slice(start, end - start), joined.location[start:end])
+    for file, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield file, slice(start, end)
         start = end
+
+
+def _name_outputs(records: str) -> dict[str, str]:
+    """By path, what is called after each input file, of all that there are records of."""
+    files = {}
+    for block in pq.ParquetFile(records).iter_batches(columns=["sample", "file"]):
+        table = pa.Table.from_batches([block])
+        for file, part in _by_file(table["file"]):
+            files[file] = InputFile(table["sample"][part.start].as_py(), file)
+    return output_names(list(files.values()))
 
 
 def _summary(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
@@ -19,7 +19,9 @@ from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.files import read_json
 from esmflow.method import LongSequences
 from esmflow.plan.cost import CostModel, Workload
-from esmflow.plan.run_plan import GroupPlan, Plan
+
+if TYPE_CHECKING:
+    from esmflow.plan.run_plan import GroupPlan
 
 # Layers, width and heads of the official models, which a dry run has no checkpoint to read from.
 _OFFICIAL = {
@@ -195,6 +197,9 @@ def guess_work(
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
 def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+    # Here and not above: a dry run without a plan does without.
+    from esmflow.plan.run_plan import Plan
+
     return Plan.read(plan).groups
 
 

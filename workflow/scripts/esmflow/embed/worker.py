@@ -52,7 +52,7 @@ def process_esm_files_worker(
     use_slot(slot)
     import torch
 
-    from esmflow.engine.engine import load_engine
+    from esmflow.engine import load_engine
     from esmflow.engine.memory import is_out_of_memory, release_memory
 
     torch.set_num_threads(threads)

@@ -86,17 +86,6 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: str, checkpoint: str, outputs: Outputs, precision: str, device: str) -> Engine:
-    """Loads a converted checkpoint into the engine of this name, on `device`. Imports torch."""
-    if name == "packed":
-        from esmflow.engine.packed import PackedEngine
-
-        return PackedEngine.load(checkpoint, outputs, precision, device)
-    from esmflow.engine.fair_esm import ReferenceEngine
-
-    return ReferenceEngine.load(checkpoint, outputs, precision, device)
-
-
 def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:
     """`auto` is `sixteen_bits` on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay.
 

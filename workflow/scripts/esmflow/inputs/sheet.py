@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import EsmflowError
+from esmflow.files import safe_name
 from esmflow.inputs.columns import TAB, TableError, check_columns, read_rows
 from esmflow.inputs.streams import is_table, text_chunks, without_compression
 
@@ -33,7 +34,7 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
     """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
 
     In a sheet too, `fasta` may be a folder or a glob. named_after_inputs: the formats of the run that name their files
-    after the inputs' stems. Raises InputError for a sheet that is missing or
+    after the inputs. Raises InputError for a sheet that is missing or
     malformed, a file that does not exist, a table without its columns, a sample or a file that is listed twice, and two
     files that would write one output.
     """
@@ -54,13 +55,38 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
             except TableError as error:
                 raise InputError(f"{samples}: fasta: {error}") from error
     if named_after_inputs:
-        _refuse_repeats(
-            [fasta_stem(file.path) for file in files],
-            "{samples}: two files would both be written under the name {name}; rename one, "
-            f"or leave {' and '.join(named_after_inputs)} out of formats",
-            samples,
-        )
+        try:
+            output_names(files)
+        except InputError as error:
+            formats = " and ".join(named_after_inputs)
+            raise InputError(f"{samples}: {error}, rename one, or leave {formats} out of formats") from error
     return files
+
+
+def output_names(files: Sequence[InputFile]) -> dict[str, str]:
+    """By the path of each input file, what is called after it: its stem, or its sample where several share that stem.
+
+    Raises InputError if two would have one name.
+    """
+    sharing: dict[str, list[InputFile]] = {}
+    for file in files:
+        sharing.setdefault(fasta_stem(file.path), []).append(file)
+    names: dict[str, str] = {}
+    taken = {stem: some[0].path for stem, some in sharing.items()}
+    for stem, some in sharing.items():
+        if len(some) == 1:
+            names[some[0].path] = stem
+            continue
+        for file in some:
+            name = names[file.path] = safe_name(file.sample)
+            if name in taken:
+                other = taken[name] if taken[name] != file.path else some[1].path
+                raise InputError(
+                    f"{other} and {file.path} would both be written under the name {name}; "
+                    "list each by itself, with a sample name of its own"
+                )
+            taken[name] = file.path
+    return names
 
 
 def _read_sheet(path: str) -> list[InputFile]:
