@@ -10,15 +10,17 @@ from esmflow.verify.verifying import VerifySettings, verify
 def verify_settings(snakemake) -> VerifySettings:
     inputs, params = snakemake.input, snakemake.params
     model = CheckpointInfo.read(inputs.model)
+    plan = Plan.read(inputs.plan)
     return VerifySettings(
         candidates=inputs.candidates,
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
         formats=params.formats,
         store=params.store,
+        stored_segments=plan.stored_segments,
         model=model.name,
         checkpoint=inputs.checkpoint,
-        checkpoint_stamp=Plan.read(inputs.plan).checkpoint_stamp,
+        checkpoint_stamp=plan.checkpoint_stamp,
         fingerprint=make_fingerprint(model, params.method),
         sample=params.sample,
         seed=params.seed,

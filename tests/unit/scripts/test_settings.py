@@ -38,6 +38,7 @@ from esmflow.verify.certificate import Certificate
 SCHEMA = yaml.safe_load((PROJECT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 DEMO = PROJECT / "tests" / "data" / "demo_run"
 MODEL = CheckpointInfo("made up", "c" * 32, "a.pt", "s" * 64, ModelDimensions(6, 320, 20, True, True))
+PLAN = Plan(fingerprint="f", records=2, groups=(), checkpoint_stamp=(5, 6), stored_segments=("one", "another"))
 CONFIG = {
     "samples": "samples.tsv",
     "model": "esm2_t6_8M_UR50D",
@@ -226,6 +227,7 @@ STAGES = [
             "candidates": "results/plan/candidates.fasta",
             "manifest": "results/manifest.parquet",
             "embeddings": "results/embeddings",
+            "stored_segments": ("one", "another"),
             "model": "made up",
             "log_file": "logs/verify.log",
         },
@@ -267,7 +269,7 @@ def folder(tmp_path_factory):
     for name in ("a", "b"):
         (folder / f"{name}.fasta").write_text(">p\nMKV\n")
     MODEL.write(folder / "results" / "model" / "model.json")
-    Plan(fingerprint="f", records=2, groups=(), checkpoint_stamp=(5, 6)).write(folder / "results/plan/plan.json")
+    PLAN.write(folder / "results" / "plan" / "plan.json")
     return folder
 
 
@@ -347,7 +349,7 @@ def test_the_report_reads_what_the_run_wrote(rules, folder):
     for number, run in enumerate(RUNS):
         RunRecord(group=str(number)).write(run)
     found = report.report_files(job(rules["report"], CONFIG))
-    Plan(fingerprint="f", records=2, groups=(), checkpoint_stamp=(5, 6)).write("results/plan/plan.json")
+    PLAN.write("results/plan/plan.json")
     assert (found.fingerprint, found.store.folder) == (fingerprint, store.folder)
     assert [run.group for run in found.runs] == ["0", "1", "2"]
     assert (found.summary.records, found.certificate.sample, found.model) == (2, 5, MODEL)

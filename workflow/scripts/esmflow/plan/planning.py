@@ -24,7 +24,7 @@ from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.run_plan import Plan
 from esmflow.plan.settings import PlanSettings
-from esmflow.plan.spot_check import Candidates
+from esmflow.plan.spot_check import Candidates, write_candidates
 from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
@@ -113,7 +113,7 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
             text_bytes += len(block) * (len(file.path) + len(file.sample))
             candidates.offer_block(block.digests, block.residues, lengths)
             dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)
-    candidates.write(Path(settings.candidates))
+    write_candidates(Path(settings.candidates), candidates, dealer.candidates)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
         *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences, len(dealer.groups)),

@@ -16,8 +16,8 @@ from esmflow.plan.disk_forecast import WrittenFormat
 class PlanSettings:
     """What to plan, and how.
 
-    records, candidates, plan: files to write: the record table, the sequences that the certificate may compute again,
-    planned or stored, and `plan.json`. groups: a folder to write for each shard group.
+    records, candidates, plan: files to write: the record table, the sequences that the certificate may compute again
+    (some of all, and some of those that are planned), and `plan.json`. groups: a folder to write for each shard group.
     assignment: `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so far)
     or `round_robin` (whole files, in order). shard_residues: in one shard at most, unless one sequence has more.
     workers: of one job, which share a group: it is cut into shards small enough to keep all of them busy to the end.

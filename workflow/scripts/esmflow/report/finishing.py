@@ -43,7 +43,7 @@ def finish(settings: FinishSettings) -> None:
     certificate = Certificate.read(settings.certificate) if settings.certificate else None
     lines = summary_lines(summary, certificate, settings.model, settings.places)
     ends = []
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({settings.certificate}):", *certificate.problem_lines()]
     with_content = summary.records - summary.reasons.get(Reason.EMPTY_FILE, 0)
     if with_content and not summary.embedded:

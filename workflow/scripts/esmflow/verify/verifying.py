@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.errors import EsmflowError
@@ -23,8 +22,9 @@ from esmflow.verify.agreement import LIMITS, Limits
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.manifest_check import ManifestCheck, check_manifest
 from esmflow.verify.read_back import READERS, Embeddings, Sampled
+from esmflow.verify.remembered import add_verified, read_verified
 from esmflow.verify.verdict import judge
-from esmflow.verify.worker import NOTHING_VERIFIED, Verified, VerifyTask, verify_sequences
+from esmflow.verify.worker import Verified, VerifyTask, verify_sequences
 from esmflow.workers.manager import WorkerError, run_one
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class VerifySettings:
     """What to verify, and how.
 
     candidates: sequences to draw from, written while planning. formats: those that were written, in order.
+    stored_segments: what the store had before the run.
     sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
     suits the precision of each embedding. The rest is as for `EmbedSettings`.
     """
@@ -54,6 +55,7 @@ class VerifySettings:
     embeddings: str
     formats: Sequence[str]
     store: str
+    stored_segments: Collection[str]
     model: str
     checkpoint: str
     checkpoint_stamp: tuple[int, ...] | None
@@ -79,8 +81,9 @@ class VerifySettings:
 def verify(settings: VerifySettings) -> Certificate:
     """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
 
-    Also checks the manifest against the store, for every record. A certificate that was not passed is returned like
-    any other. Raises VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
+    What an earlier run verified, and the store still has, is not computed again. Also holds the sample's files against
+    the store, and the manifest, for every record. A certificate that was not passed is returned like any other. Raises
+    VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
     """
     started = time.time()
     fingerprint = settings.fingerprint
@@ -88,20 +91,28 @@ def verify(settings: VerifySettings) -> Certificate:
     candidates = dict(read_shard(settings.candidates))
     check = check_manifest(settings.manifest, store, candidates)
     sampled = _draw(check, settings)
-    read_from = _read_from(settings.formats, check.records)
-    verified = NOTHING_VERIFIED
-    if sampled:
+    embeddings = Embeddings(
+        settings.embeddings, settings.store, fingerprint, _read_from(settings.formats, check.records)
+    )
+    try:
+        numbers, differ = embeddings.compare_with_store(sampled)
+    except (OSError, LookupError, ValueError, RuntimeError) as error:
+        raise VerifyError(
+            f"{settings.embeddings}: the {read_from} files are not those that were written ({error}); "
+            "write them again from the store: the same command with --forcerun collect"
+        ) from error
+    # What the files have instead of what was verified is looked at as well.
+    before = {digest: found for digest, found in read_verified(store, numbers).items() if digest not in differ}
+    verified = Verified()
+    if new := tuple(record for record in sampled if record.digest not in before):
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, fingerprint.checkpoint, settings.checkpoint_stamp)
-        task = VerifyTask(
-            settings.checkpoint,
-            fingerprint,
-            tuple(sampled),
-            Embeddings(settings.embeddings, settings.store, fingerprint, read_from),
-            settings.threads,
-        )
-        verified = _compute(task, settings)
+        verified = _compute(VerifyTask(settings.checkpoint, fingerprint, new, embeddings, settings.threads), settings)
+    computed = {digest: found for digest, found in verified.agreements.items() if found}
+    verified = replace(verified, agreements={**before, **computed}, before=frozenset(before), differ=differ)
     verdict = judge(sampled, verified, check, fingerprint.outputs.names(), settings.limits, store)
+    if verdict.passed and computed:
+        add_verified(store, numbers, computed)
     certificate = Certificate(
         **vars(verdict),
         model=settings.model,
@@ -116,7 +127,10 @@ def verify(settings: VerifySettings) -> Certificate:
         seed=settings.seed,
         limits={p: settings.limits(p) for p in sorted({record.precision for record in sampled})},
         records_checked=check.records,
-        not_computed=sum(agreements is None for agreements in verified.agreements),
+        computed_again=len(computed),
+        verified_before=len(before),
+        files_checked=0 if read_from == "store" else len(sampled),
+        not_computed=len(new) - len(computed),
         model_load_seconds=verified.model_load_seconds,
         seconds=time.time() - started,
     )
@@ -133,12 +147,15 @@ def _read_from(formats: Sequence[str], records: int) -> str:
 
 
 def _draw(check: ManifestCheck, settings: VerifySettings) -> list[Sampled]:
-    long = settings.fingerprint.long
-    residues = {digest: long.embedded(s.length) for digest, s in check.located.items()}
+    """A sample of everything, and one of what is new, which is the same if everything is."""
+    residues = {digest: settings.fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
-    return [check.located[digest] for digest in draw_sample(short, settings.sample, settings.seed)]
+    stored = frozenset(settings.stored_segments)
+    new = {digest: count for digest, count in short.items() if check.located[digest].segment not in stored}
+    drawn = [*draw_sample(short, settings.sample, settings.seed), *draw_sample(new, settings.sample, settings.seed)]
+    return [check.located[digest] for digest in dict.fromkeys(drawn)]
 
 
 def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
@@ -167,12 +184,16 @@ def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
 def draw_sample(residues: Mapping[bytes, int], sample: int, seed: int) -> list[bytes]:
     """Draws `sample` of the sequences, given by digest with their residues, from every length bin the same number.
 
-    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw.
+    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw, and
+    where sequences are added most of a draw stays.
     """
-    random = np.random.default_rng(seed)
+
+    def shuffled(digest: bytes) -> bytes:
+        return hashlib.blake2b(digest, digest_size=8, key=str(seed).encode()).digest()
+
     bins: dict[int, list[bytes]] = {}
-    for digest in sorted(residues):
+    for digest in sorted(residues, key=shuffled):
         bins.setdefault(length_bin(residues[digest]), []).append(digest)
-    shuffled = [[bins[number][i] for i in random.permutation(len(bins[number]))] for number in sorted(bins)]
-    drawn = [digest for turn in itertools.zip_longest(*shuffled) for digest in turn if digest is not None]
+    turns = itertools.zip_longest(*(bins[number] for number in sorted(bins)))
+    drawn = [digest for turn in turns for digest in turn if digest is not None]
     return drawn[:sample]
