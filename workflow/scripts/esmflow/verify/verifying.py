@@ -91,9 +91,8 @@ def verify(settings: VerifySettings) -> Certificate:
     candidates = dict(read_shard(settings.candidates))
     check = check_manifest(settings.manifest, store, candidates)
     sampled = _draw(check, settings)
-    embeddings = Embeddings(
-        settings.embeddings, settings.store, fingerprint, _read_from(settings.formats, check.records)
-    )
+    read_from = _read_from(settings.formats, check.records)
+    embeddings = Embeddings(settings.embeddings, settings.store, fingerprint, read_from)
     try:
         numbers, differ = embeddings.compare_with_store(sampled)
     except (OSError, LookupError, ValueError, RuntimeError) as error:
