@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
@@ -83,10 +85,12 @@ def collect(
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
     called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
+    # What was planned was not rejected; besides that, they are read as planning read them.
+    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
-        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
+        VectorStream.open(index, writers, sequences, half=pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
