@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +25,15 @@ from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
+from esmflow.text import versions
 from esmflow.threads import one_ahead
 
-__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect", "versions"]
+__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect"]
 
 log = logging.getLogger(__name__)
+
+# What computes and writes numbers.
+_PACKAGES = ("torch", "fair-esm", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def collect(
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision, method = _describe_precision(index), store.description
     descriptions = [
-        Description(array, model, precision, store.fingerprint, versions()) for array in method.outputs.arrays()
+        Description(array, model, precision, store.fingerprint, versions(*_PACKAGES))
+        for array in method.outputs.arrays()
     ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
@@ -99,12 +102,6 @@ def collect(
                 vectors.add(called.get(file, file), Joined(joined.table[part], joined.location[part]))
     tally.check(plan.records)
     return _summary(tally, plan, runs, formats, method.outputs.names())
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes and writes numbers."""
-    packages = ("torch", "fair-esm", "numpy", "h5py")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
@@ -174,5 +171,5 @@ def _summary(
         groups_with_failures=tuple(run.group for run in runs if run.failed_sequences),
         formats=tuple(formats),
         arrays=tuple(arrays),
-        versions=versions(),
+        versions=versions(*_PACKAGES),
     )
