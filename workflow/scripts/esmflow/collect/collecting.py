@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.logs import join_logs
 from esmflow.method import Fingerprint
@@ -86,10 +88,12 @@ def collect(settings: CollectSettings) -> Summary:
     tally = Tally()
     blocks = pq.ParquetFile(settings.records).iter_batches()
     called = _name_outputs(settings.records) if named_after_inputs(settings.formats) else {}
+    # What was planned was not rejected; besides that, they are read as planning read them.
+    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
     writers = _make_writers(settings.formats, Path(settings.embeddings), descriptions)
     with (
         open_tables(settings.manifest, settings.manifest_tsv, settings.failures) as write_rows,
-        VectorStream.open(index, writers, half=settings.pooled_precision == "fp16") as vectors,
+        VectorStream.open(index, writers, sequences, half=settings.pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)

@@ -38,6 +38,9 @@ class WrittenFormat(Protocol):
     def record_bytes(self) -> int: ...
 
     @property
+    def with_sequences(self) -> bool: ...
+
+    @property
     def joins_outputs(self) -> bool: ...
 
     def holds(self, array: Array, /) -> bool: ...
@@ -73,7 +76,7 @@ def forecast(
     def written(form: WrittenFormat) -> int:
         of_arrays = [size for array, size in records.items() if form.holds(array)]
         times = 1 if form.joins_outputs else len(of_arrays)
-        beside = valid.sequences * form.record_bytes + plan.id_bytes
+        beside = valid.sequences * form.record_bytes + plan.id_bytes + form.with_sequences * valid.residues
         return sum(of_arrays) + times * beside
 
     return DiskForecast(
