@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -129,8 +131,26 @@ def host_runs_out():
     torch.empty(2**60, dtype=torch.uint8)
 
 
+def test_sequences_of_like_length_are_computed_together_above_all_where_layers_are_read_for_each_batch(made_up):
+    sequences = proteins(40, 20, 90)
+    batches = {}
+    for resident_bytes in (1 << 30, 0):
+        model = Recomputation(str(made_up), "cpu", resident_bytes)
+        run, ran = model._run, batches.setdefault(resident_bytes, [])
+        model._run = lambda residues, layers, run=run, ran=ran: (
+            ran.append(list(map(len, residues))) or run(residues, layers)
+        )
+        found = dict(model.expect(sequences, EVERYTHING, EMBED_WHOLE))
+        assert sorted(found) == list(range(40))
+    assert [sorted(itertools.chain(*ran)) for ran in batches.values()] == [sorted(map(len, sequences))] * 2
+    assert 3 <= len(batches[1 << 30]) <= 20
+    assert all((max(ran) + 2) * len(ran) <= 512 for ran in batches[1 << 30])
+    assert len(batches[0]) == 1
+
+
 @pytest.mark.parametrize("run_out", [cuda_runs_out, host_runs_out])
 def test_a_sequence_that_does_not_fit_is_left_out_and_the_others_are_computed(made_up, monkeypatch, run_out):
+    monkeypatch.setattr("esmflow.verify.recompute._BATCH_TOKENS", {"cpu": 1000})
     model = Recomputation(str(made_up), "cpu")
     run = model._run
 
@@ -140,7 +160,6 @@ def test_a_sequence_that_does_not_fit_is_left_out_and_the_others_are_computed(ma
         return run(sequences, layers)
 
     monkeypatch.setattr(model, "_run", small_memory)
-    monkeypatch.setattr("esmflow.verify.recompute._BATCH_TOKENS", {"cpu": 1000})
     found = dict(model.expect(proteins(5, 10, 20) + proteins(1, 40, 40), EVERYTHING, EMBED_WHOLE))
     assert [number for number, arrays in sorted(found.items()) if arrays is None] == [5]
 

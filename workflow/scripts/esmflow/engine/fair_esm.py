@@ -21,7 +21,7 @@ from esm.rotary_embedding import RotaryEmbedding
 from safetensors import safe_open
 
 from esmflow.arrays import Array, Outputs
-from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.engine.engine import resolve_precision
 
 TOKS_PER_BATCH = 2048
@@ -110,6 +110,14 @@ class ReferenceEngine:
         yield exact
 
 
+_SMALL_BYTES = 200_000_000
+
+
+def layer_bytes(dimensions: ModelDimensions) -> int:
+    """Bytes of the weights of all layers in fp32: 12 D² values in each."""
+    return 4 * 12 * dimensions.hidden**2 * dimensions.layers
+
+
 def load_fair_esm(checkpoint: str, device: torch.device, resident_bytes: int | None = None) -> esm.ESM2:
     """fair-esm's `ESM2` module with the weights of a converted checkpoint, in fp32, on `device`, in evaluation mode.
 
@@ -118,8 +126,9 @@ def load_fair_esm(checkpoint: str, device: torch.device, resident_bytes: int | N
     Raises RuntimeError if the checkpoint lacks a tensor.
     """
     dimensions = read_checkpoint_info(checkpoint).dimensions
-    # Built without memory, then given the checkpoint's tensors: fair-esm's random start would cost seconds.
-    with torch.device("meta"):
+    # Built without memory, then given the checkpoint's tensors: fair-esm's random start would cost seconds. Of a small
+    # model it takes less than the second in which torch imports what it needs for tensors without memory.
+    with torch.device("cpu" if layer_bytes(dimensions) < _SMALL_BYTES else "meta"):
         model = esm.ESM2(dimensions.layers, dimensions.hidden, dimensions.heads)
     file = safe_open(checkpoint, framework="pt")
     names = list(file.keys())
@@ -139,7 +148,7 @@ def load_fair_esm(checkpoint: str, device: torch.device, resident_bytes: int | N
         fill(model.contact_head, "contact_head.")
     else:
         model.contact_head = torch.nn.Identity()
-    resident = resident_bytes is None or 4 * 12 * dimensions.hidden**2 * dimensions.layers <= resident_bytes
+    resident = resident_bytes is None or layer_bytes(dimensions) <= resident_bytes
     for number, layer in enumerate(model.layers):
         prefix = f"layers.{number}."
         if resident:

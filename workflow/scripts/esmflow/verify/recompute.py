@@ -19,7 +19,7 @@ import torch
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
-from esmflow.engine.fair_esm import load_fair_esm, padded_batches, padded_tokens
+from esmflow.engine.fair_esm import layer_bytes, load_fair_esm, padded_batches, padded_tokens
 from esmflow.engine.memory import release_memory, unless_out_of_memory
 from esmflow.method import LongSequences
 
@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 # A model of more bytes than this in fp32 keeps a layer in memory only while it computes: at 15B that is 1.3 GB of 60.
 RESIDENT_BYTES = 4 << 30
-# On a CPU padding costs more than batches save.
-_BATCH_TOKENS = {"cuda": 8192, "cpu": 1}
+# Of sequences of about one length, padded. On a CPU the tokens of long ones together cost more than batches save.
+_BATCH_TOKENS = {"cuda": 8192, "cpu": 512}
+# Where each batch reads all weights anew.
+_TOKENS_BY_LAYER = 8192
 # fair-esm keeps the attention maps of all layers, more than once, to predict contacts.
 _CONTACT_MAP_BYTES = 4 << 30
 
@@ -58,7 +60,10 @@ class Recomputation:
             release_memory()
             log.warning("no memory for the model's weights in fp32 (%s): they are read layer by layer", model)
             model = load_fair_esm(checkpoint, self.device, resident_bytes=0)
+            resident_bytes = 0
         self.model = model
+        by_layer = layer_bytes(self.dimensions) > resident_bytes
+        self._batch_tokens = _TOKENS_BY_LAYER if by_layer else _BATCH_TOKENS[self.device.type]
 
     def expect(
         self, sequences: Sequence[str], outputs: Outputs, long: LongSequences
@@ -73,7 +78,7 @@ class Recomputation:
             for number, sequence in enumerate(sequences)
         }
         whole = [number for number, cuts in pieces.items() if len(cuts) == 1]
-        for batch in padded_batches([len(pieces[n][0][1]) for n in whole], _BATCH_TOKENS[self.device.type]):
+        for batch in padded_batches([len(pieces[n][0][1]) for n in whole], self._batch_tokens):
             yield from self._expect_batch([(whole[i], pieces[whole[i]][0][1]) for i in batch], outputs)
         for number, cuts in pieces.items():
             if len(cuts) > 1:
