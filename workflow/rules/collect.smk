@@ -24,6 +24,8 @@ rule collect:
         formats=config["formats"],
         pooled_precision=config["pooled_precision"],
         logs=get_logs_to_join(),
+        note=NOTE_OF_EMBEDDINGS,
+        written=get_written,
     script:
         "../scripts/collect.py"
 

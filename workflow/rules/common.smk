@@ -14,6 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
 from esmflow.collect.formats import FORMATS, named_after_inputs
+from esmflow.collect.written import note_number
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -39,6 +40,7 @@ except EsmflowError as error:
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")
 LOGS = workflow.pathvars.apply("<logs>")
+NOTE_OF_EMBEDDINGS = f"{RESULTS}/embeddings.json"
 
 
 wildcard_constraints:
@@ -83,6 +85,11 @@ def get_basis(wildcards):
     return {
         "basis": basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())
     }
+
+
+def get_written(wildcards):
+    """What changes when a file of the embeddings is deleted or cut behind Snakemake's back."""
+    return {"written": note_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
 
 
 def get_gpus_to_verify():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.collect.written import write_note
 from esmflow.logs import join_logs
 from esmflow.step import logged_step, make_fingerprint
 from esmflow.store.segments import Store
@@ -23,6 +24,7 @@ def main(snakemake) -> None:
         threads=snakemake.threads,
     )
     summary.write(outputs.summary)
+    write_note(params.note, params.written["written"], outputs.embeddings)
     join_logs([Path(path) for path in params.logs], outputs.joined_log)
 
 

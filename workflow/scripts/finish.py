@@ -1,5 +1,7 @@
 """Produces the summary that a run ends with, and ends the run with an error if there is reason to."""
 
+import logging
+import shutil
 from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointInfo
@@ -12,6 +14,8 @@ from esmflow.step import StepError, logged_step
 from esmflow.verify.certificate import Certificate
 from esmflow.workers.lifetime import ancestors_running
 
+log = logging.getLogger(__name__)
+
 
 def main(snakemake) -> None:
     inputs = snakemake.input
@@ -22,6 +26,7 @@ def main(snakemake) -> None:
     command = command_of(started_by[-1].cmdline() if started_by else [])
     places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
     lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
+    remove_earlier(Path(inputs.summary).parent, certificate is None, report is None)
     ends = []
     if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
@@ -40,6 +45,19 @@ def main(snakemake) -> None:
         raise StepError("\n".join([*lines, *ends]))
     with atomic_path(snakemake.output[0]) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def remove_earlier(results: Path, certificate: bool, report: bool) -> None:
+    """Removes what an earlier run left and this one does not have: it may be about other results."""
+    for unwanted, name, key in (
+        (certificate, "certificate.json", "verify.sample: 0"),
+        (report, "report.html", "report: false"),
+    ):
+        if unwanted and (results / name).exists():
+            (results / name).unlink()
+            log.info("removed %s of an earlier run (%s)", results / name, key)
+    if report:
+        shutil.rmtree(results / "report", ignore_errors=True)
 
 
 if __name__ == "__main__":
