@@ -20,7 +20,7 @@ DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _CHUNK_BYTES = 1 << 18
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
 _ARROW_CHUNK_BYTES = 8192
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def without_compression(path: str | os.PathLike[str]) -> str:
@@ -77,9 +77,9 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
         while chunk := stream.read1(size):
             if at_start:
                 start += chunk
-                if len(start) < len(_BYTE_ORDER_MARK):
+                if len(start) < len(BYTE_ORDER_MARK):
                     continue
-                chunk, at_start = start.removeprefix(_BYTE_ORDER_MARK), False
+                chunk, at_start = start.removeprefix(BYTE_ORDER_MARK), False
             if held or b"\r" in chunk:
                 chunk = held + chunk
                 # The other half of a \r\n may be in the next chunk.
