@@ -179,3 +179,11 @@ def says_what_was_imported(file_subset, device_id):
 
 def does_not_fit(files, device):
     """Has other arguments than a worker function must have."""
+
+
+def adds(one, another, mark=None):
+    """No worker function: for `run_one`. With a mark that is not there, makes it and dies."""
+    if mark and not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"sum": one + another, "process": os.getpid()}

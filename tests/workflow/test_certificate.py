@@ -50,7 +50,7 @@ def finished(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun
 @pytest.fixture
 def run(finished, tmp_path, monkeypatch):
     """A copy of the finished run to plant a fault in. What the spawned worker does is done in this process."""
-    monkeypatch.setattr(certificate, "_compute", lambda task, file, settings: recompute(task, "cpu", "CPU"))
+    monkeypatch.setattr(certificate, "_compute", lambda task, settings: recompute(task, "cpu", "CPU"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield Copy(finished, tmp_path / "run")

@@ -1,5 +1,4 @@
 import sys
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -16,13 +15,17 @@ sys.path.insert(0, str(SCRIPTS))
 from esmflow.checkpoint.sources import files_of_checkpoint
 from esmflow.collect.formats import named_after_inputs
 from esmflow.config.configuration import validated
-from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.config.job_estimates import (
+    estimate_job,
+    guess_model,
+    guess_work,
+    has_gpu_driver,
+    job_settings,
+)
 from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
 from esmflow.method import computing_method
 from esmflow.plan.freshness import basis_number, input_stamps
-from esmflow.report.summary import command_of, unfinished_lines
-from esmflow.slots.gpus import driver_gpus
 from esmflow.workers.lifetime import note_run
 
 note_run()
@@ -97,12 +100,7 @@ def get_kind_of_device():
         return config["device"]
     # A cluster's login node has no GPU, while its jobs have.
     elsewhere = workflow.executor_plugin is not None and not workflow.local_exec
-    return "cuda" if elsewhere or is_gpu_here() else "cpu"
-
-
-@cache
-def is_gpu_here():
-    return bool(driver_gpus())
+    return "cuda" if elsewhere or has_gpu_driver() else "cpu"
 
 
 def get_embed_estimate(wildcards):
@@ -136,5 +134,8 @@ def show_summary():
 
 
 def show_what_to_do():
+    # Here and not above: a run that ends well, and a dry run, do without.
+    from esmflow.report.summary import command_of, unfinished_lines
+
     lines = unfinished_lines(RESULTS, LOGS, command_of(psutil.Process().cmdline()))
     print("\n" + "\n".join(lines) + "\n", file=sys.stderr)

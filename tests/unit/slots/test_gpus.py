@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esmflow.slots.gpus import Gpu, SlotError, candidate_slots, driver_gpus
+from esmflow.slots.gpus import Gpu, SlotError, candidate_slots, driver_gpus, use_slot
 
 A, B, C = (Gpu(i, f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
 MIG = tuple(Gpu(1, f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
@@ -104,3 +104,11 @@ def test_the_driver_and_torch_agree_on_the_gpus():
     assert [gpu.uuid for gpu in driver_gpus()] == [
         f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())
     ]
+
+
+def test_a_slot_is_not_used_once_torch_is_there():
+    import torch  # noqa: F401
+
+    (slot,) = candidate_slots("cpu", 1, {}, lambda: None)
+    with pytest.raises(RuntimeError, match="torch was imported before"):
+        use_slot(slot)

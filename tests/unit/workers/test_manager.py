@@ -19,7 +19,7 @@ import worker_functions
 from workflow_run import wait_until
 
 from esmflow.failures import Reason
-from esmflow.workers.manager import BatchQueueManager
+from esmflow.workers.manager import BatchQueueManager, WorkerError, run_one
 from esmflow.workers.worker import WorkerStatus
 
 FILES = [f"file-{n}" for n in range(6)]
@@ -303,7 +303,7 @@ def test_after_a_stop_what_does_not_end_in_time_is_killed(tmp_path):
 
 SUPERVISOR = """
 import sys, worker_functions
-from esmflow.workers.manager import BatchQueueManager
+from esmflow.workers.manager import BatchQueueManager, WorkerError, run_one
 marker, lock = sys.argv[1:]
 import os, fcntl
 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
@@ -357,3 +357,22 @@ def test_sigterm_to_a_worker_alone_changes_nothing(supervisor):
     worker.terminate()
     with pytest.raises(psutil.TimeoutExpired):
         worker.wait(0.5)
+
+
+def test_one_function_runs_in_a_process_of_its_own_and_gives_its_result():
+    found = run_one(worker_functions.adds, one=1, another=2)
+    assert found["sum"] == 3
+    assert found["process"] != os.getpid()
+
+
+def test_one_function_is_tried_once_more_and_then_its_error_is_raised(tmp_path):
+    assert run_one(worker_functions.adds, one=1, another=2, mark=str(tmp_path / "mark"))["sum"] == 3
+    with pytest.raises(WorkerError, match=r"^TypeError: unsupported operand"):
+        run_one(worker_functions.adds, one=1, another=None)
+
+
+def test_forked_workers_keep_what_they_inherit_too(tmp_path):
+    with open(tmp_path / "lock", "w") as lock:
+        manager = BatchQueueManager(1, worker_functions.copies, spawn_context=False)
+        processed, failed = manager.process_files([FILES], inherited=[[lock.fileno()]])
+    assert (processed, failed) == (FILES, [])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+# A dry run imports this module, where there may be nothing but Snakemake.
+if TYPE_CHECKING:
+    import numpy as np
 
 POOLED = ("mean", "bos")
 PER_LAYER = (*POOLED, "per_residue")
@@ -39,6 +42,8 @@ def rows_per_sequence(name: str, lengths: np.ndarray) -> np.ndarray:
 
     One for pooled arrays, one for each residue for `per_residue` and `logits`, one for each pair for `contacts`.
     """
+    import numpy as np
+
     if is_pooled(name):
         return np.ones(len(lengths), np.int64)
     counts = np.asarray(lengths, np.int64)
@@ -47,6 +52,8 @@ def rows_per_sequence(name: str, lengths: np.ndarray) -> np.ndarray:
 
 def row_offsets(name: str, lengths: np.ndarray) -> np.ndarray:
     """Where each sequence's rows begin and end in the array of this name: int64 `[N + 1]`."""
+    import numpy as np
+
     return np.concatenate(([0], np.cumsum(rows_per_sequence(name, lengths))))
 
 

@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
 from esmflow.errors import EsmflowError
 from esmflow.files import atomic_path
 
@@ -84,6 +82,9 @@ def read_checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
 
     Raises CheckpointError if the file is missing, truncated or was not written by `convert_checkpoint`.
     """
+    # Here and not above: a dry run imports this module, where there may be nothing but Snakemake.
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as handle:
             metadata = handle.metadata() or {}

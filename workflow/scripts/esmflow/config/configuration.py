@@ -16,7 +16,6 @@ from jsonschema.exceptions import ValidationError
 from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.collect.formats import check_formats
-from esmflow.engine.windows import window_starts
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 
@@ -92,6 +91,8 @@ def _check_windows(config: Mapping[str, Any]) -> None:
             f"long_sequences: {' and '.join(whole)} cannot be put together from windows; "
             "set long_sequences to truncate or whole, or leave them out of include"
         )
+    from esmflow.engine.windows import window_starts
+
     try:
         window_starts(1, config["max_residues"], config["window_overlap"])
     except ValueError as error:

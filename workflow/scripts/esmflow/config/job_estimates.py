@@ -86,6 +86,11 @@ class JobEstimate:
         return attempt * 100 * math.ceil(1.5 * self.memory_mb / 100)
 
 
+def has_gpu_driver() -> bool:
+    """Whether NVIDIA's driver is on this machine, or WSL's: told without its library, which Snakemake does not bring."""
+    return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def job_settings(config: Mapping[str, Any], device: str, max_residues: int | None) -> JobSettings:
     """The settings of a validated configuration. max_residues: after which sequences are cut, if they are."""
     return JobSettings(

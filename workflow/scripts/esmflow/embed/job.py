@@ -275,7 +275,7 @@ def _speed(shards: Iterable[ShardResult]) -> float:
 class EmbedSettings:
     """What an embed job needs to know besides its shards.
 
-    checkpoint_stamp: see `checkpoints.file_stamp`.
+    checkpoint_stamp: see `checkpoint.file.file_stamp`.
     batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
     gpus: slots to lease at once, each with a worker of its own; threads: CPU threads of each.
     grace_seconds: how long a shard in hand may take to end after SIGTERM. hang_seconds: after how long without progress

@@ -9,21 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from esmflow.arrays import Outputs
-from esmflow.engine.engine import Engine
-from esmflow.engine.load import load_engine
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
-from esmflow.slots.gpus import Slot
+from esmflow.slots.gpus import Slot, use_slot
 from esmflow.store.segments import Store
 from esmflow.workers.process import FileSubset
 from esmflow.workers.queue import FailedFile
+
+if TYPE_CHECKING:
+    from esmflow.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,11 @@ def process_esm_files_worker(
     budget; what is not about one shard is raised. Returns the shards processed and those failed.
     """
     slot = slots[device_id]
-    # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
-    if "torch" in sys.modules:
-        raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
-    os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+    use_slot(slot)
     import torch
 
     from esmflow.engine.extraction import is_out_of_memory, release_memory
+    from esmflow.engine.load import load_engine
 
     torch.set_num_threads(threads)
     started = time.time()

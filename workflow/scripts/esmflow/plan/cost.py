@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import is_pooled
 from esmflow.checkpoint.file import ModelDimensions
+
+# A dry run imports this module, where there may be nothing but Snakemake.
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Extent:
 
     def add(self, lengths: np.ndarray) -> None:
         """Adds sequences, given by their residues before truncation: int64 `[N]`."""
-        kept = lengths if self.max_residues is None else np.minimum(lengths, self.max_residues)
+        kept = lengths if self.max_residues is None else lengths.clip(max=self.max_residues)
         self.sequences += len(kept)
         self.residues += int(kept.sum())
         self.pairs += int((kept**2).sum())
@@ -51,7 +53,8 @@ class CostModel:
         Takes a number or an array of them, and returns the same.
         """
         if self.max_residues is not None:
-            residues = np.minimum(residues, self.max_residues)
+            whole = isinstance(residues, int)
+            residues = min(residues, self.max_residues) if whole else residues.clip(max=self.max_residues)
         tokens = residues + 2
         width = self.dimensions.hidden
         return self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)

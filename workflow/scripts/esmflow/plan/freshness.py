@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.files import read_json, write_json
-from esmflow.store.segments import SUFFIX
+from esmflow.store import SEGMENT_SUFFIX
 
 Stamps = dict[str, list[int]]
 
@@ -64,7 +64,7 @@ def _lacks_a_segment(basis: dict[str, Any], runs: Sequence[str | os.PathLike[str
         there = set(os.listdir(store / basis["fingerprint"]))
     except FileNotFoundError:
         there = set()
-    return any(f"{name}{SUFFIX}" not in there for name in named)
+    return any(f"{name}{SEGMENT_SUFFIX}" not in there for name in named)
 
 
 def _changed_unnoticed(stamps: Stamps, inputs: Sequence[str], path: str | os.PathLike[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,7 +16,6 @@ log = logging.getLogger(__name__)
 
 _INDEX = re.compile(r"^\+?\d+$")
 _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
-_INDEX = re.compile(r"^\+?\d+$")
 
 
 class SlotError(EsmflowError):
@@ -56,6 +56,17 @@ class Slot:
     def lock_name(self) -> str:
         """File name of the lease: the UUID, since an index means different GPUs to different jobs."""
         return re.sub(r"[^0-9A-Za-z.-]", "_", self.uuid or self.token) + ".lock"
+
+
+def use_slot(slot: Slot) -> None:
+    """Makes this process, a worker, see no other GPU than its slot's.
+
+    CUDA reads `CUDA_VISIBLE_DEVICES` once, when torch first asks for a device: raises RuntimeError if torch has been
+    imported already.
+    """
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
+    os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
 
 
 def driver_gpus() -> list[Gpu] | None:

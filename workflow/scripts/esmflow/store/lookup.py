@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from esmflow.store import SEGMENT_SUFFIX
 from esmflow.store.digests import halves
-from esmflow.store.segments import SUFFIX, Store
+from esmflow.store.segments import Store
 from esmflow.store.tensor_file import DamagedFileError, open_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -105,12 +106,12 @@ def _list_segments(folder: Path) -> dict[str, tuple[int, int]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                if entry.name.endswith(SEGMENT_SUFFIX) and not entry.name.startswith("."):
                     try:
                         stat = entry.stat()
                     except FileNotFoundError:
                         continue
-                    stamps[entry.name.removesuffix(SUFFIX)] = (stat.st_size, stat.st_mtime_ns)
+                    stamps[entry.name.removesuffix(SEGMENT_SUFFIX)] = (stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         pass
     return dict(sorted(stamps.items()))

@@ -25,12 +25,12 @@ from esmflow.failures import Failure, Reason
 from esmflow.files import write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
+from esmflow.store import SEGMENT_SUFFIX
 from esmflow.store.tensor_file import DamagedFileError, open_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 FORMAT = "esmflow-segment-2"
-SUFFIX = ".safetensors"
 # Writing a segment takes seconds: a temporary file that nobody has touched for a day is a killed writer's.
 _LEFT_OVER_SECONDS = 86_400
 
@@ -79,11 +79,11 @@ class Store:
 
     def path(self, name: str) -> Path:
         """Where the segment of this name is, or would be."""
-        return self.folder / f"{name}{SUFFIX}"
+        return self.folder / f"{name}{SEGMENT_SUFFIX}"
 
     def names(self) -> list[str]:
         """The names of all segments, sorted."""
-        return sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}"))
+        return sorted(path.stem for path in self.folder.glob(f"*{SEGMENT_SUFFIX}"))
 
     def write(self, name: str, segment: Segment) -> Path:
         """Commits a segment, atomically. Returns its path.

@@ -28,7 +28,7 @@ from esmflow.verify.manifest_check import ManifestCheck, check_manifest
 from esmflow.verify.read_back import READERS, Embeddings, Sampled
 from esmflow.verify.verdict import judge
 from esmflow.verify.worker import NOTHING_VERIFIED, Verified, VerifyTask, verify_sequences
-from esmflow.workers.manager import BatchQueueManager
+from esmflow.workers.manager import WorkerError, run_one
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def verify(
             Embeddings(run.embeddings, run.store, fingerprint, read_from),
             settings.threads,
         )
-        verified = _compute(task, run.candidates, settings)
+        verified = _compute(task, settings)
     arrays = Outputs(fingerprint.layers, fingerprint.include).names()
     verdict = judge(sampled, verified, check, arrays, settings.limits, store)
     certificate = {
@@ -158,28 +158,27 @@ def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettin
     return [check.located[digest] for digest in draw_sample(short, settings.sample, settings.seed)]
 
 
-def _compute(task: VerifyTask, file: str, settings: VerifySettings) -> Verified:
+def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
     with leased_slots(
         candidate_slots(settings.device, settings.cpu_slots),
         lock_folder=settings.lock_folder,
         purpose="the certificate",
         wait_seconds=settings.wait_seconds,
     ) as (lease,):
-        manager = BatchQueueManager(1, verify_sequences)
-        _, failed = manager.process_files(
-            [[file]],
-            inherited=[[lease.descriptor]],
-            log_file=settings.log_file,
-            on_tick=lease.keep_fresh,
-            slot=lease.slot,
-            task=task,
-        )
-    if failed:
-        raise VerifyError(
-            f"the sample could not be computed again: {failed[0].detail}. The embeddings are untouched; "
-            f"run again, or set verify.sample: 0 to go without a certificate. Log: {settings.log_file}"
-        )
-    return manager.results[file]
+        try:
+            return run_one(
+                verify_sequences,
+                inherited=[lease.descriptor],
+                log_file=settings.log_file,
+                on_tick=lease.keep_fresh,
+                slot=lease.slot,
+                task=task,
+            )
+        except WorkerError as error:
+            raise VerifyError(
+                f"the sample could not be computed again: {error}. The embeddings are untouched; "
+                f"run again, or set verify.sample: 0 to go without a certificate. Log: {settings.log_file}"
+            ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -6,8 +6,6 @@ As with `embed_worker`, nothing that is imported here imports torch before `CUDA
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +15,9 @@ import numpy as np
 
 from esmflow.arrays import Outputs, is_pooled
 from esmflow.method import Fingerprint
-from esmflow.slots.gpus import Slot
+from esmflow.slots.gpus import Slot, use_slot
 from esmflow.verify.agreement import Agreement, compare
 from esmflow.verify.read_back import Embeddings, Sampled
-from esmflow.workers.process import FileSubset
-from esmflow.workers.queue import FailedFile
 
 if TYPE_CHECKING:
     from esmflow.verify.recompute import Expected
@@ -59,22 +55,13 @@ class Verified:
 NOTHING_VERIFIED = Verified((), {}, frozenset(), "none", 0.0, 0.0)
 
 
-def verify_sequences(
-    file_subset: FileSubset, device_id: int, *, slot: Slot, task: VerifyTask
-) -> tuple[list[str], list[FailedFile]]:
-    """A worker: computes the sampled sequences again and compares. Its one file only stands for the task."""
-    # CUDA reads this once, when torch first asks for a device: nothing may have imported torch before.
-    if "torch" in sys.modules:
-        raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
-    os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+def verify_sequences(slot: Slot, task: VerifyTask) -> Verified:
+    """What a worker does: computes the sampled sequences again on its slot and compares."""
+    use_slot(slot)
     import torch
 
     torch.set_num_threads(task.threads)
-    processed = []
-    for file in file_subset:
-        file_subset.done(file, recompute(task, slot.device, slot.name))
-        processed.append(file)
-    return processed, []
+    return recompute(task, slot.device, slot.name)
 
 
 def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:

@@ -13,13 +13,15 @@ import multiprocessing
 import multiprocessing.connection
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esmflow.failures import Reason, one_line
-from esmflow.workers.process import Descriptors, FileSubset, WorkerFunction
+from esmflow.errors import EsmflowError
+from esmflow.failures import Reason
+from esmflow.workers.process import FileSubset, Task, WorkerFunction
 from esmflow.workers.queue import FailedFile, FileQueue
-from esmflow.workers.worker import Seat, WorkerExit, WorkerStatus
+from esmflow.workers.worker import Worker, WorkerExit, WorkerStatus
 
 __all__ = ["BatchQueueManager", "FailedFile", "FileSubset", "WorkerExit", "WorkerStatus"]
 
@@ -28,7 +30,10 @@ log = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 3
 _TICK_SECONDS = 1.0
 _LEAVING_SECONDS = 30.0
-_LOG_LINES_IN_DETAIL = 3
+
+
+class WorkerError(EsmflowError):
+    """The worker of `run_one` ended without a result. The message says how."""
 
 
 class BatchQueueManager:
@@ -43,10 +48,10 @@ class BatchQueueManager:
         if num_workers < 1:
             raise ValueError(f"num_workers: {num_workers} is not a positive number")
         _check_signature(worker_function)
-        self._worker_function = worker_function
+        self._task = Task(worker_function)
         # A forked process inherits CUDA's state and every lock as it happened to be; a spawned one starts clean.
         self._context = multiprocessing.get_context("spawn" if spawn_context else None)
-        self._seats = [Seat(device_id) for device_id in range(num_workers)]
+        self._workers = [Worker(device_id) for device_id in range(num_workers)]
         self._queue = FileQueue([[] for _ in range(num_workers)])
         # The devices that failed since any worker last finished a file.
         self._failed_in_a_row: list[int] = []
@@ -93,25 +98,25 @@ class BatchQueueManager:
         on_tick is called about once a second.
         Raises ValueError when there is not one list for each worker, or a file is in two of them.
         """
-        if len(file_assignments) != len(self._seats):
-            raise ValueError(f"file_assignments: {len(file_assignments)} lists for {len(self._seats)} workers")
+        if len(file_assignments) != len(self._workers):
+            raise ValueError(f"file_assignments: {len(file_assignments)} lists for {len(self._workers)} workers")
         self._queue = FileQueue(file_assignments)
-        self._inherited, self._log_file, self._hang_seconds = inherited, log_file, hang_seconds
-        self._on_progress, self._on_done = on_progress, on_done
-        self._worker_kwargs = worker_kwargs
+        self._inherited = inherited or [()] * len(self._workers)
+        self._task = replace(self._task, arguments=worker_kwargs, log_file=log_file)
+        self._hang_seconds, self._on_progress, self._on_done = hang_seconds, on_progress, on_done
         try:
             self._start_missing()
-            while any(seat.process for seat in self._seats):
-                self._answer_those_who_ask()
-                self._attend()
-                self._end_the_overdue()
-                self._bury_the_dead()
+            while any(worker.process for worker in self._workers):
+                self._dispatch()
+                self._receive()
+                self._kill_stalled()
+                self._reap()
                 self._start_missing()
                 on_tick()
         finally:
-            for seat in self._seats:
-                seat.kill("the job ends")
-                seat.vacate()
+            for worker in self._workers:
+                worker.kill("the job ends")
+                worker.join()
         if self.stopped:
             self._queue.give_up(Reason.SYSTEMIC_ABORT, "not finished when the job was asked to stop")
         self._queue.give_up(Reason.WORKER_ERROR, "every worker ended before it took this file")
@@ -127,158 +132,147 @@ class BatchQueueManager:
 
     def get_worker_status(self) -> dict[int, WorkerStatus]:
         """What each worker is doing now, by device number. May be called from any thread."""
-        return {seat.device_id: seat.status for seat in self._seats}
+        return {worker.device_id: worker.status for worker in self._workers}
 
     def is_complete(self) -> bool:
         """Whether no file is waiting or in hand."""
         return self._queue.is_complete()
 
     def worker_records(self) -> list[dict[str, Any]]:
-        """What is to be kept of each worker; see `Seat.record`."""
-        return [seat.record() for seat in self._seats]
+        """What is to be kept of each worker; see `Worker.record`."""
+        return [worker.record() for worker in self._workers]
 
-    def _others(self, seat: Seat) -> bool:
-        return any(other.process for other in self._seats if other is not seat)
+    def _others(self, worker: Worker) -> bool:
+        """Whether another worker than this one is there."""
+        return any(other.process for other in self._workers if other is not worker)
 
     def _start_missing(self) -> None:
-        """Starts a worker in each empty seat that could take a file."""
-        for seat in self._seats:
-            if seat.process or seat.closed or self.stopped or self.aborted:
+        """Starts a process for each worker that has none and could take a file."""
+        for worker in self._workers:
+            if worker.process or worker.retired or self.stopped or self.aborted:
                 continue
-            if self._queue.has_for(seat.device_id, self._others(seat)):
-                if seat.exits:
+            if self._queue.has_for(worker.device_id, self._others(worker)):
+                if worker.exits:
                     self.restarts += 1
-                    log.warning("starting worker %d again", seat.device_id)
-                inherited = Descriptors(self._inherited[seat.device_id] if self._inherited else ())
-                seat.start(self._context, self._worker_function, self._worker_kwargs, inherited, self._log_file)
+                    log.warning("starting worker %d again", worker.device_id)
+                worker.start(self._context, self._task, self._inherited[worker.device_id])
 
-    def _answer_those_who_ask(self) -> None:
+    def _dispatch(self) -> None:
         """Hands out files. A worker for which there is none waits: another may die with a file in hand."""
-        for seat in self._seats:
-            if seat.asking and not self.stopped:
-                file = self._queue.take(seat.device_id, self._others(seat))
-                if file is not None and not seat.hand(file):
-                    self._queue.put_back(seat.device_id, file)
-        living = [seat for seat in self._seats if seat.process]
-        if self.stopped or all(seat.asking for seat in living):
-            for seat in living:
-                if seat.asking:
-                    seat.hand(None)
+        for worker in self._workers:
+            if worker.asking and not self.stopped:
+                file = self._queue.take(worker.device_id, self._others(worker))
+                if file is not None and not worker.send(file):
+                    self._queue.put_back(worker.device_id, file)
+        running = [worker for worker in self._workers if worker.process]
+        if self.stopped or all(worker.asking for worker in running):
+            for worker in running:
+                if worker.asking:
+                    worker.send(None)
 
-    def _attend(self) -> None:
+    def _receive(self) -> None:
         """Listens to what the workers have to say; returns after a second at the latest."""
         before = time.monotonic()
-        by_connection = {seat.connection: seat for seat in self._seats if seat.connection}
-        sentinels = [seat.process.sentinel for seat in self._seats if seat.process]
+        by_connection = {worker.connection: worker for worker in self._workers if worker.connection}
+        sentinels = [worker.process.sentinel for worker in self._workers if worker.process]
         ready = multiprocessing.connection.wait([*by_connection, *sentinels], timeout=_TICK_SECONDS)
         # No more than a tick: a job that was suspended as a whole and goes on has not been silent meanwhile.
         waited = min(time.monotonic() - before, _TICK_SECONDS)
-        for seat in by_connection.values():
-            seat.silent_seconds += waited
+        for worker in by_connection.values():
+            worker.silent_seconds += waited
         for connection in ready:
             if isinstance(connection, Connection):
-                self._hear(by_connection[connection])
+                self._handle_messages(by_connection[connection])
 
-    def _hear(self, seat: Seat) -> None:
-        for what, content in seat.hear():
-            if what == "next":
-                seat.asking = True
-                seat.status = WorkerStatus.IDLE
-            elif what == "progress":
-                seat.amount_in_hand += content
+    def _handle_messages(self, worker: Worker) -> None:
+        for kind, content in worker.receive():
+            if kind == "next":
+                worker.asking = True
+                worker.status = WorkerStatus.IDLE
+            elif kind == "progress":
+                worker.progress_in_hand += content
                 self._on_progress(content)
-            elif what == "done":
-                self._note_done(seat, *content)
-            elif what == "failed":
-                self._note_failed(seat, content)
-            elif what == "about":
-                seat.about.update(content)
-            elif what == "error":
-                seat.error, trace = content
-                log.error("worker %d: %s", seat.device_id, trace.rstrip())
-            elif what == "finished":
-                self._settle(seat, *content)
+            elif kind == "done":
+                self._note_done(worker, *content)
+            elif kind == "failed":
+                self._note_failed(worker, content)
+            elif kind == "finished":
+                self._note_finished(worker, *content)
 
-    def _note_done(self, seat: Seat, file: str, result: Any) -> None:
-        if self._queue.done(seat.device_id, file, result):
-            seat.amount_in_hand = 0
-            seat.processed += 1
-            seat.failures_in_a_row = 0
+    def _note_done(self, worker: Worker, file: str, result: Any) -> None:
+        if self._queue.done(worker.device_id, file, result):
+            worker.progress_in_hand = 0
+            worker.processed += 1
+            worker.failures_in_a_row = 0
             self._failed_in_a_row.clear()
             self._on_done(file, result)
 
-    def _note_failed(self, seat: Seat, failure: FailedFile) -> None:
-        if self._queue.fail(seat.device_id, failure):
-            log.error("worker %d failed on %s: %s", seat.device_id, failure.file, failure.detail)
-            self._forget_progress(seat)
-            self._count_failure(seat, failure.detail)
+    def _note_failed(self, worker: Worker, failure: FailedFile) -> None:
+        if self._queue.fail(worker.device_id, failure):
+            log.error("worker %d failed on %s: %s", worker.device_id, failure.file, failure.detail)
+            self._take_back_progress(worker)
+            self._count_failure(worker, failure.detail)
 
-    def _settle(self, seat: Seat, processed: Sequence[str], failed: Sequence[FailedFile]) -> None:
+    def _note_finished(self, worker: Worker, processed: Sequence[str], failed: Sequence[FailedFile]) -> None:
         """A worker function has returned: what it did not report while it ran is taken from its lists."""
-        seat.status, seat.closed = WorkerStatus.COMPLETED, True
+        worker.status, worker.retired = WorkerStatus.COMPLETED, True
         for file in processed:
-            if file in self._queue.in_hand(seat.device_id):
-                self._note_done(seat, file, None)
+            if file in self._queue.in_hand(worker.device_id):
+                self._note_done(worker, file, None)
         for failure in failed:
-            if failure.file in self._queue.in_hand(seat.device_id):
-                self._note_failed(seat, failure)
-        for file in self._queue.in_hand(seat.device_id):
+            if failure.file in self._queue.in_hand(worker.device_id):
+                self._note_failed(worker, failure)
+        for file in self._queue.in_hand(worker.device_id):
             detail = "the worker went on without finishing it: it was neither reported nor returned"
-            self._note_failed(seat, FailedFile(file, Reason.WORKER_ERROR, detail))
+            self._note_failed(worker, FailedFile(file, Reason.WORKER_ERROR, detail))
 
-    def _end_the_overdue(self) -> None:
+    def _kill_stalled(self) -> None:
         """Kills workers that say nothing for too long, that do not leave, and those to be stopped."""
-        for seat in self._seats:
-            if not seat.is_alive():
+        for worker in self._workers:
+            if not worker.is_alive():
                 continue
-            if self._stop_at is not None and not self._queue.in_hand(seat.device_id):
-                seat.kill("the job was asked to stop, and it has nothing in hand")
+            if self._stop_at is not None and not self._queue.in_hand(worker.device_id):
+                worker.kill("the job was asked to stop, and it has nothing in hand")
             elif self._stop_at is not None and time.monotonic() >= self._stop_at:
-                seat.kill("the time to finish after the request to stop is over")
-            elif seat.closed and seat.silent_seconds > _LEAVING_SECONDS:
-                seat.kill("it is done and does not leave")
-            elif self._hang_seconds and not seat.asking and seat.silent_seconds > self._hang_seconds:
-                seat.kill(f"no progress for {self._hang_seconds:.0f} seconds")
+                worker.kill("the time to finish after the request to stop is over")
+            elif worker.retired and worker.silent_seconds > _LEAVING_SECONDS:
+                worker.kill("it is done and does not leave")
+            elif self._hang_seconds and not worker.asking and worker.silent_seconds > self._hang_seconds:
+                worker.kill(f"no progress for {self._hang_seconds:.0f} seconds")
 
-    def _bury_the_dead(self) -> None:
-        for seat in self._seats:
-            if seat.process and not seat.is_alive():
+    def _reap(self) -> None:
+        for worker in self._workers:
+            if worker.process and not worker.is_alive():
                 # Whatever it said before it died comes first.
-                self._hear(seat)
-                if seat.status is not WorkerStatus.COMPLETED:
-                    self._note_death(seat)
-                seat.vacate()
+                self._handle_messages(worker)
+                if worker.status is not WorkerStatus.COMPLETED:
+                    self._note_exit(worker)
+                worker.join()
 
-    def _note_death(self, seat: Seat) -> None:
-        seat.status = WorkerStatus.FAILED
-        in_hand = self._queue.in_hand(seat.device_id)
+    def _note_exit(self, worker: Worker) -> None:
+        worker.status = WorkerStatus.FAILED
+        in_hand = self._queue.in_hand(worker.device_id)
         if self.aborted or (self.stopped and not in_hand):
             return
-        death = seat.describe_death(in_hand)
-        log.error("worker %d failed on %s: %s", seat.device_id, ", ".join(in_hand) or "no file yet", death.how)
-        self._forget_progress(seat)
-        reason, detail = Reason.WORKER_ERROR, death.how
-        if not seat.error:
-            # An error says itself what was wrong; of a crash the last lines may be all there is to know.
-            lines = one_line(" | ".join(death.log_lines[-_LOG_LINES_IN_DETAIL:]))
-            reason, detail = Reason.WORKER_CRASHED, f"{death.how}; last in its log: {lines or 'nothing'}"
-        first_time = self._queue.lose(seat.device_id, reason, detail)
-        if not self.stopped and not seat.closed and (first_time or not in_hand):
-            self._count_failure(seat, death.how)
+        reason, detail = worker.note_exit(in_hand)
+        self._take_back_progress(worker)
+        first_time = self._queue.retry_or_fail(worker.device_id, reason, detail)
+        if not self.stopped and not worker.retired and (first_time or not in_hand):
+            self._count_failure(worker, worker.exits[-1].how)
 
-    def _count_failure(self, seat: Seat, how: str) -> None:
+    def _count_failure(self, worker: Worker, how: str) -> None:
         """Three in a row: on one worker they tell of its device, on several, or on the last one, of everything."""
-        seat.failures_in_a_row += 1
-        self._failed_in_a_row.append(seat.device_id)
-        others = any(not other.closed for other in self._seats if other is not seat)
+        worker.failures_in_a_row += 1
+        self._failed_in_a_row.append(worker.device_id)
+        others = any(not other.retired for other in self._workers if other is not worker)
         several = len(set(self._failed_in_a_row)) > 1
         if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and (several or not others):
             self._abort(how)
-        elif seat.failures_in_a_row >= FAILURES_IN_A_ROW:
-            seat.closed, seat.status = True, WorkerStatus.FAILED
-            self._failed_in_a_row = [number for number in self._failed_in_a_row if number != seat.device_id]
-            log.error("worker %d is given up after %d failures in a row", seat.device_id, FAILURES_IN_A_ROW)
-            seat.kill("it failed three times in a row")
+        elif worker.failures_in_a_row >= FAILURES_IN_A_ROW:
+            worker.retired, worker.status = True, WorkerStatus.FAILED
+            self._failed_in_a_row = [number for number in self._failed_in_a_row if number != worker.device_id]
+            log.error("worker %d is given up after %d failures in a row", worker.device_id, FAILURES_IN_A_ROW)
+            worker.kill("it failed three times in a row")
             if not others:
                 self._abort(how)
 
@@ -287,16 +281,52 @@ class BatchQueueManager:
         log.error("%d failures in a row, last: %s; giving up the rest", FAILURES_IN_A_ROW, last_failure)
         detail = f"given up after {FAILURES_IN_A_ROW} failures in a row, the last of them: {last_failure}"
         self._queue.give_up(Reason.SYSTEMIC_ABORT, detail)
-        for seat in self._seats:
-            if seat.process:
-                seat.status = WorkerStatus.FAILED
-                seat.kill("the job is given up")
+        for worker in self._workers:
+            if worker.process:
+                worker.status = WorkerStatus.FAILED
+                worker.kill("the job is given up")
 
-    def _forget_progress(self, seat: Seat) -> None:
+    def _take_back_progress(self, worker: Worker) -> None:
         """What was done of a file that was not finished is to be done again."""
-        if seat.amount_in_hand:
-            self._on_progress(-seat.amount_in_hand)
-        seat.amount_in_hand = 0
+        if worker.progress_in_hand:
+            self._on_progress(-worker.progress_in_hand)
+        worker.progress_in_hand = 0
+
+
+def run_one(
+    function: Callable[..., Any],
+    *,
+    inherited: Sequence[int] = (),
+    log_file: str | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+    **arguments: Any,
+) -> Any:
+    """Runs `function(**arguments)` in a spawned process and returns what it returns.
+
+    It is watched as any worker is, and tried once more if it ends without a result. Raises WorkerError, saying how it
+    ended, if that does not help. The other parameters are as for `BatchQueueManager.process_files`.
+    """
+    manager = BatchQueueManager(1, _call_function)
+    name = function.__name__
+    _, failed = manager.process_files(
+        [[name]],
+        inherited=[inherited],
+        log_file=log_file,
+        on_tick=on_tick,
+        function=function,
+        arguments=arguments,
+    )
+    if failed:
+        raise WorkerError(failed[0].detail)
+    return manager.results[name]
+
+
+def _call_function(
+    file_subset: FileSubset, device_id: int, *, function: Callable[..., Any], arguments: dict[str, Any]
+) -> tuple[list[str], list[FailedFile]]:
+    for name in file_subset:
+        file_subset.done(name, function(**arguments))
+    return [], []
 
 
 def _check_signature(worker_function: WorkerFunction) -> None:

@@ -6,10 +6,10 @@ import faulthandler
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import DupFd
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
 from esmflow.failures import Reason
@@ -18,6 +18,9 @@ from esmflow.workers.lifetime import die_with_parent
 from esmflow.workers.queue import FailedFile
 
 WorkerFunction = Callable[..., tuple[list[str], list[FailedFile]]]
+
+DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that are blocked while a worker's process starts, when they would end it."""
 
 
 class FileSubset:
@@ -58,62 +61,51 @@ class FileSubset:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a worker's process is started with.
+class Task:
+    """What every worker of a job does: a worker function and its keyword arguments.
 
-    supervisor: its process id. inherited: open files (slot leases) that stay open as long as the worker lives; a
-    `Descriptors` on the way there. log_file: where its log lines and all that it prints go, None for the terminal.
+    log_file: where log lines and all that is printed go, None for the terminal.
     """
 
-    supervisor: int
-    inherited: Any
-    log_file: str | None
+    function: WorkerFunction
+    arguments: dict[str, Any] = field(default_factory=dict)
+    log_file: str | None = None
 
 
-def serve(
-    connection: Connection,
-    setting: Setting,
-    worker_function: WorkerFunction,
-    device_id: int,
-    worker_kwargs: dict[str, Any],
-) -> None:
-    """A worker's life."""
-    die_with_parent(setting.supervisor)
+def run_task(connection: Connection, supervisor: int, inherited: int, task: Task, device_id: int) -> None:
+    """A worker's life. supervisor: its process id. inherited: how many open files come through the connection."""
+    die_with_parent(supervisor)
     # Ctrl-C reaches the whole process group, and a scheduler's SIGTERM every process of the job: the supervisor decides
-    # what either means. Both were held back until here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
-    held = [duplicate.detach() for duplicate in setting.inherited]
-    if setting.log_file is not None:
-        _print_to(setting.log_file)
-        add_log_file(setting.log_file)
+    # what either means. Both were blocked until here.
+    for number in DEFERRED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEFERRED_SIGNALS)
+    # Slot leases, which stay open as long as this process lives.
+    descriptors = [recv_handle(connection) for _ in range(inherited)]
+    if task.log_file is not None:
+        _print_to(task.log_file)
+        add_log_file(task.log_file)
     # A segmentation fault leaves the line that it happened on.
     faulthandler.enable()
     try:
-        result = worker_function(FileSubset(connection), device_id, **worker_kwargs)
-        processed, failed = _checked(worker_function, result)
+        result = task.function(FileSubset(connection), device_id, **task.arguments)
+        _check_lists(task.function, result)
     except BaseException as error:
         connection.send(("error", (f"{type(error).__name__}: {error}", traceback.format_exc())))
         os._exit(1)
-    connection.send(("finished", (processed, failed)))
-    for descriptor in held:
+    connection.send(("finished", result))
+    for descriptor in descriptors:
         os.close(descriptor)
 
 
-HELD_BACK = (signal.SIGINT, signal.SIGTERM)
-"""Signals that are blocked while a worker's process starts, when they would end it."""
-
-
-def _checked(worker_function: WorkerFunction, result: Any) -> tuple[list[str], list[FailedFile]]:
-    name = getattr(worker_function, "__name__", str(worker_function))
-    complaint = f"{name} must return (processed_files, failed_files), lists of files and of FailedFile; got {result!r}"
-    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, list) for part in result)):
-        raise TypeError(complaint)
-    processed, failed = result
-    if not all(isinstance(failure, FailedFile) for failure in failed):
-        raise TypeError(complaint)
-    return processed, failed
+def _check_lists(function: WorkerFunction, result: Any) -> None:
+    """Raises TypeError unless a worker function returned what it must."""
+    lists = isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, list) for part in result)
+    if not lists or not all(isinstance(failure, FailedFile) for failure in result[1]):
+        name = getattr(function, "__name__", str(function))
+        raise TypeError(
+            f"{name} must return (processed_files, failed_files), lists of files and of FailedFile; got {result!r}"
+        )
 
 
 def _print_to(log_file: str) -> None:
@@ -123,13 +115,3 @@ def _print_to(log_file: str) -> None:
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.close(descriptor)
-
-
-class Descriptors:
-    """Open files that travel to a spawned process: pickled, each is passed on as an inherited descriptor."""
-
-    def __init__(self, descriptors: Sequence[int]) -> None:
-        self._descriptors = descriptors
-
-    def __reduce__(self) -> tuple[type[list], tuple[list[Any]]]:
-        return list, ([DupFd(descriptor) for descriptor in self._descriptors],)

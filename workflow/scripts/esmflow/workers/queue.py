@@ -1,4 +1,4 @@
-"""The supervisor's books: which files wait, which a worker has in hand, which are processed, which failed.
+"""The files of a job: which ones wait, which a worker has in hand, which are processed, which failed.
 
 Nothing here starts or watches a process. Every file is in exactly one place at any time, so none can be lost from both
 lists and none counted twice, whatever workers say and however they end.
@@ -27,7 +27,7 @@ class FailedFile:
 
 
 @dataclass(frozen=True)
-class _SecondTry:
+class _Retry:
     """A file whose first worker failed with it in hand, waiting for another one."""
 
     file: str
@@ -44,7 +44,7 @@ class FileQueue:
             raise ValueError(f"file_assignments: {repeated[0]} is assigned more than once")
         self._waiting = [deque(files) for files in assignments]
         self._in_hand: list[list[str]] = [[] for _ in assignments]
-        self._second_tries: deque[_SecondTry] = deque()
+        self._retries: deque[_Retry] = deque()
         self._first_failures: dict[str, FailedFile] = {}
         self.results: dict[str, Any] = {}
         self.failed: list[FailedFile] = []
@@ -55,15 +55,11 @@ class FileQueue:
 
     def has_for(self, worker: int, others: bool) -> bool:
         """Whether there is a file that this worker may take; `others`: whether another worker is there."""
-        return any(self._waiting) or any(not others or again.not_by != worker for again in self._second_tries)
-
-    def is_empty(self) -> bool:
-        """Whether no file waits to be taken."""
-        return not any(self._waiting) and not self._second_tries
+        return any(self._waiting) or any(not others or again.not_by != worker for again in self._retries)
 
     def is_complete(self) -> bool:
         """Whether no file waits and none is in hand."""
-        return self.is_empty() and not any(self._in_hand)
+        return not (any(self._waiting) or self._retries or any(self._in_hand))
 
     def take(self, worker: int, others: bool) -> str | None:
         """The next file for a worker: of its own, else of the worker with most left, else one to be tried again.
@@ -76,9 +72,9 @@ class FileQueue:
         elif any(self._waiting):
             file = max(self._waiting, key=len).pop()
         else:
-            again = next((a for a in self._second_tries if not others or a.not_by != worker), None)
+            again = next((a for a in self._retries if not others or a.not_by != worker), None)
             if again is not None:
-                self._second_tries.remove(again)
+                self._retries.remove(again)
                 self._first_failures[again.file] = again.first
                 file = again.file
         if file is not None:
@@ -104,7 +100,7 @@ class FileQueue:
         self.failed.append(failure)
         return True
 
-    def lose(self, worker: int, reason: Reason, detail: str) -> list[str]:
+    def retry_or_fail(self, worker: int, reason: Reason, detail: str) -> list[str]:
         """A worker ended with files in hand: each is tried once more, and has failed if this was its second try.
 
         Returns those that failed for the first time.
@@ -114,19 +110,19 @@ class FileQueue:
         for file in lost:
             failure = FailedFile(file, reason, detail)
             if file in first:
-                self._second_tries.append(_SecondTry(file, worker, failure))
+                self._retries.append(_Retry(file, worker, failure))
             else:
                 self.failed.append(failure)
         return first
 
     def give_up(self, reason: Reason, detail: str) -> None:
         """Nothing more is tried: what failed once has failed as it did, the rest for this reason."""
-        self.failed.extend(again.first for again in self._second_tries)
-        self._second_tries.clear()
+        self.failed.extend(again.first for again in self._retries)
+        self._retries.clear()
         left = [file for files in (*self._in_hand, *self._waiting) for file in files]
         self.failed.extend(self._first_failures.get(file, FailedFile(file, reason, detail)) for file in left)
-        for files in (*self._in_hand, *self._waiting):
-            files.clear()
+        self._in_hand = [[] for _ in self._in_hand]
+        self._waiting = [deque() for _ in self._waiting]
 
     def _take_from(self, worker: int, file: str) -> bool:
         if file not in self._in_hand[worker]:
