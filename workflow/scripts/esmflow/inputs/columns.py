@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from esmflow.errors import EsmflowError
+from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
 from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
 from esmflow.text import plural
 
@@ -171,6 +172,9 @@ def table_columns(path: str | os.PathLike[str]) -> list[str]:
 def check_columns(path: str | os.PathLike[str]) -> None:
     """Raises TableError unless the table has its columns. A file that cannot be read as a table is left to be read."""
     try:
+        head = first_bytes(path)
+        if is_fasta(head) or kind_of(path, head):
+            return
         columns = table_columns(path)
     except (*DAMAGE, ValueError, ModuleNotFoundError):
         # ValueError: no Parquet. ModuleNotFoundError: there is nothing but Snakemake here; the plan step looks again.

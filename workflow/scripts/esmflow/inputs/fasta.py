@@ -7,6 +7,7 @@ so a block of records at a time: ten million proteins are too many to take one b
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -25,6 +26,8 @@ BLOCK_BYTES = 1 << 19
 _NEXT_HEADER = b"\n>"
 _LINE_END, _HEADER = _NEXT_HEADER
 _SEQUENCE_LETTERS = (string.ascii_letters + string.whitespace + "*.-").encode()
+# What a3m files may begin with: a mark, or the lengths of a query's chains and how often they occur.
+_A3M_TITLE = re.compile(r"#A3M#|#\d[\d,]*\s+\d[\d,]*")
 _JOINED = "cut off the line before it, which lacked its end"
 _HEADERS_NAMED = 20
 # Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
@@ -135,6 +138,7 @@ def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[by
         above = chunk if start < 0 else chunk[:start]
         if above:
             lines = [line for line in map(str.strip, above.decode("utf-8", "surrogateescape").split("\n")) if line]
+            lines = [line for line in lines if not _A3M_TITLE.fullmatch(line)]
             preamble += [line for i, line in enumerate(lines) if (i == 0 and not preamble) or ">" in line]
         if start >= 0:
             yield chunk[start:]

@@ -1,17 +1,29 @@
-"""Which reader an input file gets."""
+"""Which reader an input file gets: the first bytes decide, and between FASTA and tables the suffix."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
+from esmflow.failures import Reason
 from esmflow.inputs.fasta import block_tasks
-from esmflow.inputs.records import BlockTask
+from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
+from esmflow.inputs.records import BlockTask, file_row
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.streams import is_table
 from esmflow.inputs.tables import table_block_tasks
 
 
 def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
-    """Yields the tasks that make the blocks of records of a FASTA file or a table, in order."""
-    return table_block_tasks(path, policy) if is_table(path) else block_tasks(path, policy)
+    """Yields the tasks that make the blocks of records of an input file, in order."""
+    head = first_bytes(path)
+    kind = kind_of(path, head)
+    if kind is None:
+        return (table_block_tasks if is_table(path) and not is_fasta(head) else block_tasks)(path, policy)
+    if kind.parser:
+        # Imported here, as few runs need Biopython.
+        from esmflow.inputs.other_formats import other_block_tasks
+
+        return other_block_tasks(path, kind, policy)
+    return iter([partial(file_row, os.fspath(path), 0, Reason.OTHER_FORMAT, f"{path} is {kind.name}: {kind.remedy}")])

@@ -43,7 +43,7 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
     try:
         for batch, wrong in _parquet_batches(file) if suffix(file) == ".parquet" else _text_batches(file):
             if len(batch):
-                yield partial(_read_batch, file, position + 1, batch, wrong, policy)
+                yield partial(read_batch, file, position + 1, batch, wrong, policy)
             position += len(batch)
     # Arrow says ArrowInvalid when a file is no Parquet.
     except (*DAMAGE, pa.ArrowInvalid) as error:
@@ -55,7 +55,8 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
 
 
 # Rows, and what is wrong with those that cannot be read, by index.
-Batch = tuple[pa.RecordBatch, Mapping[int, str]]
+Wrong = Mapping[int, tuple[Reason, str]]
+Batch = tuple[pa.RecordBatch, Wrong]
 
 
 def _parquet_batches(path: str) -> Iterator[Batch]:
@@ -87,16 +88,19 @@ def _text_batches(path: str) -> Iterator[Batch]:
 
 def _batch(path: str, rows: Sequence[Row], places: Mapping[str, int]) -> Batch:
     """Rows as columns of bytes, so that an id that is not UTF-8 does not cost the file."""
-    wrong = {i: f"{path}, line {row.line}: {row.wrong}" for i, row in enumerate(rows) if row.wrong}
+    wrong = {
+        i: (Reason.UNREADABLE_FILE, f"{path}, line {row.line}: {row.wrong}") for i, row in enumerate(rows) if row.wrong
+    }
     columns = {name: [row.cells[at] if at < len(row.cells) else b"" for row in rows] for name, at in places.items()}
     for i in wrong:
         columns[SEQUENCE][i] = b""
     return pa.record_batch({name: pa.array(column, pa.binary()) for name, column in columns.items()}), wrong
 
 
-def _read_batch(
-    file: str, first_position: int, batch: pa.RecordBatch, wrong: Mapping[int, str], policy: ResiduePolicy
+def read_batch(
+    file: str, first_position: int, batch: pa.RecordBatch, wrong: Wrong, policy: ResiduePolicy
 ) -> RecordBlock:
+    """Rows with the columns `id`, `sequence` and perhaps `description`, as a block of records."""
     columns = dict(zip(batch.schema.names, batch.columns))
     ids = _texts(file, ID, columns[ID])
     nothing = pa.array([""] * len(batch), pa.string())
@@ -106,8 +110,8 @@ def _read_batch(
     text = bytes(sequences.buffers()[2] or b"")
     line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     found = normalise(text, offsets[:-1], offsets[1:], line_ends, policy)
-    for i, detail in wrong.items():
-        found.reasons[i], found.details[i] = Reason.UNREADABLE_FILE, detail
+    for i, reason_and_detail in wrong.items():
+        found.reasons[i], found.details[i] = reason_and_detail
     return RecordBlock.of(file, first_position, ids, descriptions, found)
 
 
