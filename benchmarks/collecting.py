@@ -27,10 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS
+from esmflow.embed.run_record import RunRecord
 from esmflow.files import atomic_path, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
 from esmflow.plan.record_table import RECORD_SCHEMA, ROWS_PER_GROUP
+from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Segment, Store
 
 ARRAY = "mean_layer6"
@@ -69,9 +71,8 @@ class MadeUp:
                 names.append(f"{len(names):032x}")
                 self.store.write(names[-1], Segment(digests[rows], lengths[rows], {ARRAY: vectors}, "fp16"))
         self._write_records(digests, lengths)
-        write_json(self.folder / "plan.json", {"records": records, "held_segments": [], "duplicates": 0})
-        run = {"group": "0", "segments_written": names, "segments_reused": [], "sequences": records, "shards": []}
-        write_json(self.folder / "run.json", {**run, "failed_sequences": 0})
+        Plan(fingerprint=self.store.fingerprint, records=records, groups=()).write(self.folder / "plan.json")
+        RunRecord(group="0", segments_written=tuple(names), sequences=records).write(self.folder / "run.json")
         (self.folder / "failures.tsv").write_text("digest\treason\tdetail\n")
 
     def _write_records(self, digests: np.ndarray, lengths: np.ndarray) -> None:

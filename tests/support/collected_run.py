@@ -11,11 +11,12 @@ import numpy as np
 
 from esmflow.arrays import Outputs, is_pooled, rows_per_sequence
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
-from esmflow.files import write_json
+from esmflow.embed.run_record import RunRecord
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import Fingerprint
 from esmflow.plan.record_table import RecordTable
+from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Segment, Store
 
 
@@ -49,9 +50,8 @@ class CollectedRun:
                 n = len(record.sequence)
                 row = Record(record.file, position, record.id, record.description, record.sequence, n)
                 table.add(f"sample of {record.file}", row, sequence_digest(record.sequence))
-        write_json(folder / "plan.json", {"records": len(records), "held_segments": [], "duplicates": 0})
-        run = {"group": "0", "segments_written": names, "segments_reused": [], "sequences": len(records)}
-        write_json(folder / "run.json", {**run, "shards": [], "failed_sequences": 0})
+        Plan(fingerprint=fingerprint.digest(), records=len(records), groups=()).write(folder / "plan.json")
+        RunRecord(group="0", segments_written=tuple(names), sequences=len(records)).write(folder / "run.json")
         (folder / "failures.tsv").write_text("digest\treason\tdetail\n")
 
     def collect(self, formats: Sequence[str], name: str = "results", **options: Any) -> Path:

@@ -16,7 +16,7 @@ from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import Fingerprint
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Segment, Store
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
@@ -63,14 +63,14 @@ def with_digests(sequences: Iterable[str]) -> list[tuple[bytes, str]]:
     return [(sequence_digest(sequence), sequence) for sequence in sequences]
 
 
-def held_in_store(folder: Path, segments: dict[str, list[str]]) -> HeldSequences:
+def stored_sequences(folder: Path, segments: dict[str, list[str]]) -> StoredSequences:
     """What a store holds that has these sequences, by the names of their segments."""
     store = Store(folder, Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"))
     store.create()
     for name, sequences in segments.items():
         digests = np.array([list(sequence_digest(s)) for s in sequences], np.uint8).reshape(-1, 16)
         store.write(name, Segment(digests, np.array([len(s) for s in sequences], np.int64), {}, "fp32"))
-    return HeldSequences(store)
+    return StoredSequences(store)
 
 
 def sample_proteins(data: Path) -> Iterator[str]:

@@ -16,7 +16,7 @@ from esmflow.method import computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
 from esmflow.step import make_fingerprint
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Segment, Store
 
 SCHEMA = yaml.safe_load((PROJECT / "workflow" / "schemas" / "config.schema.yaml").read_text())
@@ -90,7 +90,7 @@ def sequences_to_compute(folder, old, new) -> int:
         [folder / "shards"],
         cost_model=CostModel(MODEL.dimensions),
         policy=ResiduePolicy(),
-        held=HeldSequences(Store(folder / "store", new)),
+        stored=StoredSequences(Store(folder / "store", new)),
     )
     assert planned.held + planned.groups[0].sequences == 2
     return planned.groups[0].sequences

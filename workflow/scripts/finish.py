@@ -2,31 +2,35 @@
 
 from pathlib import Path
 
-from esmflow.files import atomic_path, read_json
-from esmflow.report.summary import Places, command_of, problem_lines, summary_lines
-from esmflow.step import StepError, logged_step, read_model_info
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.collect.summary import Summary
+from esmflow.embed.run_record import RunRecord
+from esmflow.files import atomic_path
+from esmflow.report.summary import Places, command_of, summary_lines
+from esmflow.step import StepError, logged_step
+from esmflow.verify.certificate import Certificate
 from esmflow.workers.lifetime import ancestors_running
 
 
 def main(snakemake) -> None:
     inputs = snakemake.input
-    summary = read_json(inputs.summary)
-    certificate = read_json(inputs.certificate[0]) if inputs.certificate else None
+    summary = Summary.read(inputs.summary)
+    certificate = Certificate.read(inputs.certificate[0]) if inputs.certificate else None
     report = inputs.report[0] if inputs.report else None
     started_by = ancestors_running("snakemake")
     command = command_of(started_by[-1].cmdline() if started_by else [])
     places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
-    lines = summary_lines(summary, certificate, read_model_info(inputs.model).name, places)
+    lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
     ends = []
-    if certificate and not certificate["passed"]:
-        ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *problem_lines(certificate)]
-    without = summary["records"] - summary["embedded"]
+    if certificate and not certificate.passed:
+        ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
+    without = summary.records - summary.embedded
     if snakemake.params.failure_policy == "error" and without:
         # A group without its run.json is one that Snakemake runs again; the shards that succeeded are in the store.
         for run in inputs.runs:
-            if read_json(run)["failed_sequences"]:
+            if RunRecord.read(run).failed_sequences:
                 Path(run).replace(Path(run).with_name("failed-run.json"))
-        again = "the same command again tries the failed shards once more" if summary["failed"] else "mend the input"
+        again = "the same command again tries the failed shards once more" if summary.failed else "mend the input"
         ends.append(f"failures.policy is error and {without} records have no embedding; {again}")
     if ends:
         raise StepError("\n".join([*lines, *ends]))

@@ -1,24 +1,23 @@
 """Produces the table of records and the shards of each group."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from esmflow.checkpoint.file import check_unchanged, file_stamp
-from esmflow.config.disk_forecast import check_disks, forecast
-from esmflow.files import write_json
+from esmflow.checkpoint.file import CheckpointInfo, check_unchanged, file_stamp
+from esmflow.config.disk_forecast import check_disks, forecast, sentence
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel
 from esmflow.plan.freshness import input_stamps, write_basis
 from esmflow.plan.planning import plan
-from esmflow.step import logged_step, make_fingerprint, read_model_info, tell
-from esmflow.store.lookup import HeldSequences
+from esmflow.plan.run_plan import Plan
+from esmflow.step import logged_step, make_fingerprint, tell
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 
 def main(snakemake) -> None:
     params = snakemake.params
-    model = read_model_info(snakemake.input.model)
+    model = CheckpointInfo.read(snakemake.input.model)
     fingerprint = make_fingerprint(model, params.method)
     stamps = input_stamps(snakemake.input.fasta)
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
@@ -38,7 +37,7 @@ def main(snakemake) -> None:
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
         candidates_path=snakemake.output.candidates,
-        held=HeldSequences(Store(params.store, fingerprint)),
+        stored=StoredSequences(Store(params.store, fingerprint)),
         truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
         processes=snakemake.threads,
     )
@@ -47,16 +46,15 @@ def main(snakemake) -> None:
     expected = forecast(
         summary, fingerprint, model.dimensions, config["formats"], pooled_precision=config["pooled_precision"]
     )
-    tell(expected.sentence())
+    tell(sentence(expected))
     if config["disk_check"]:
         check_disks(expected, params.store, Path(snakemake.output.plan).parents[1])
-    found = {
-        "fingerprint": fingerprint.digest(),
-        "checkpoint_stamp": stamp,
-        **asdict(summary),
-        "disk_forecast": asdict(expected),
-    }
-    write_json(snakemake.output.plan, found)
+    Plan(
+        fingerprint=fingerprint.digest(),
+        checkpoint_stamp=stamp,
+        **{**vars(summary), "held_segments": tuple(summary.held_segments), "groups": tuple(summary.groups)},
+        disk_forecast=expected,
+    ).write(snakemake.output.plan)
     basis = Path(snakemake.output.plan).with_name("basis.json")
     write_basis(basis, params.basis["basis"], fingerprint.digest(), summary.held_segments, stamps)
 

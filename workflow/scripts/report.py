@@ -1,8 +1,9 @@
 """Produces the report of the run: one page, and its figures for Snakemake's own report."""
 
+from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.page import write_report
 from esmflow.report.run_files import RunFiles
-from esmflow.step import logged_step, read_model_info
+from esmflow.step import logged_step
 
 
 def main(snakemake) -> None:
@@ -11,7 +12,7 @@ def main(snakemake) -> None:
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
         checkpoint=inputs.checkpoint,
-        model=read_model_info(inputs.model),
+        model=CheckpointInfo.read(inputs.model),
         plan=inputs.plan,
         store=snakemake.params.store,
         summary=inputs.summary,

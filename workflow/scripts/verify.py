@@ -1,20 +1,21 @@
 """Produces the certificate: a sample of the run's embeddings, computed again with fair-esm's own model."""
 
-from esmflow.files import read_json, write_json
-from esmflow.step import logged_step, make_fingerprint, read_model_info
-from esmflow.verify.certificate import VerifiedRun, VerifySettings, verify
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.plan.run_plan import Plan
+from esmflow.step import logged_step, make_fingerprint
+from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
 
 
 def main(snakemake) -> None:
     inputs, params = snakemake.input, snakemake.params
-    model = read_model_info(inputs.model)
+    model = CheckpointInfo.read(inputs.model)
     certificate = verify(
         VerifiedRun(inputs.candidates, inputs.manifest, inputs.embeddings, params.formats, params.store),
         model,
         make_fingerprint(model, params.method),
         VerifySettings(
             checkpoint=inputs.checkpoint,
-            checkpoint_stamp=read_json(inputs.plan)["checkpoint_stamp"],
+            checkpoint_stamp=Plan.read(inputs.plan).checkpoint_stamp,
             sample=params.sample,
             seed=params.seed,
             min_cosine=None if params.min_cosine == "auto" else params.min_cosine,
@@ -27,7 +28,7 @@ def main(snakemake) -> None:
             log_file=snakemake.log[0],
         ),
     )
-    write_json(snakemake.output[0], certificate)
+    certificate.write(snakemake.output[0])
 
 
 if __name__ == "__main__":

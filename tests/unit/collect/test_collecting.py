@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -18,10 +18,11 @@ from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
 from esmflow.collect.joining import CollectError
+from esmflow.collect.summary import Summary
+from esmflow.embed.run_record import RunRecord, ShardResult
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Failure, Reason, write_failures
-from esmflow.files import read_json, write_json
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import ResiduePolicy, sequence_digest
@@ -32,9 +33,10 @@ from esmflow.plan import record_table as records
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
 from esmflow.plan.record_table import RecordTable
+from esmflow.plan.run_plan import Plan
 from esmflow.plan.shards import list_shards, read_shard, shard_name
 from esmflow.report.summary import Places, summary_lines
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 DIMENSIONS = ModelDimensions(layers=2, hidden=16, heads=2, has_lm_head=True, has_contact_head=True)
@@ -100,9 +102,16 @@ class Run:
             cost_model=CostModel(DIMENSIONS, self.max_residues),
             policy=ResiduePolicy(),
             shard_residues=200,
-            held=HeldSequences(self.store),
+            stored=StoredSequences(self.store),
         )
-        write_json(self.plan_path, asdict(summary))
+        Plan(
+            fingerprint="f",
+            records=summary.records,
+            duplicates=summary.duplicates,
+            held=summary.held,
+            groups=(),
+            held_segments=tuple(summary.held_segments),
+        ).write(self.plan_path)
 
     def embed(self, fail: dict[str, Failure] | None = None) -> None:
         """`fail`: failures by sequence, instead of vectors."""
@@ -115,19 +124,18 @@ class Run:
                 self.store.write(names[-1], segment)
                 failures += segment.failures
                 residues = int(segment.lengths.sum())
-                shards.append({"started": 100.0 + len(names), "ended": 102.0 + len(names), "residues": residues})
+                begun = 100.0 + len(names)
+                shards.append(ShardResult("", names[-1], len(segment), residues, 0, 500, "fp32", begun, begun + 2))
             write_failures(self.failure_paths[group], failures)
-            run = {
-                "group": str(group),
-                "segments_written": names,
-                "segments_reused": [],
-                "sequences": sum(len(self.store.read(name)) for name in names),
-                "failed_sequences": len(failures),
-                "shards": shards,
-            }
-            write_json(self.run_paths[group], run)
+            RunRecord(
+                group=str(group),
+                segments_written=tuple(names),
+                sequences=sum(len(self.store.read(name)) for name in names),
+                failed_sequences=len(failures),
+                shards=tuple(shards),
+            ).write(self.run_paths[group])
 
-    def collect(self, formats=("pt", "h5")) -> dict:
+    def collect(self, formats=("pt", "h5")) -> Summary:
         return collect(
             CollectInputs(
                 str(self.records_path),
@@ -143,7 +151,7 @@ class Run:
             max_residues=self.max_residues,
         )
 
-    def everything(self, **fail) -> dict:
+    def everything(self, **fail) -> Summary:
         self.plan()
         self.embed(**fail)
         return self.collect()
@@ -208,9 +216,9 @@ def test_every_record_is_embedded_failed_or_rejected(difficult):
     ]
     assert found[10:41] == [(f"p{i}", "embedded", None) for i in range(31)]
     assert found[41:] == [("", "rejected", "empty_file"), ("", "rejected", "unreadable_file")]
-    assert (summary["records"], summary["embedded"], summary["failed"], summary["rejected"]) == (43, 35, 1, 7)
-    assert summary["records"] == summary["embedded"] + summary["failed"] + summary["rejected"]
-    assert summary["reasons"] == {
+    assert (summary.records, summary.embedded, summary.failed, summary.rejected) == (43, 35, 1, 7)
+    assert summary.records == summary.embedded + summary.failed + summary.rejected
+    assert summary.reasons == {
         "empty_file": 1,
         "empty_sequence": 1,
         "invalid_residue": 2,
@@ -219,8 +227,8 @@ def test_every_record_is_embedded_failed_or_rejected(difficult):
         "text_before_header": 1,
         "unreadable_file": 1,
     }
-    assert summary["duplicates"] == 2
-    assert summary["groups_with_failures"] == ["0"]
+    assert summary.duplicates == 2
+    assert summary.groups_with_failures == ("0",)
 
 
 def test_the_manifest_says_what_the_record_was_and_where_its_vector_is(difficult):
@@ -257,7 +265,7 @@ def test_a_truncated_record_is_marked(difficult):
     long = [r.id for file in difficult.inputs for r in read_records(file.path) if not r.reason and r.length > 30]
     assert "long" in cut
     assert cut == long
-    assert summary["truncated"] == len(long)
+    assert summary.truncated == len(long)
     ids = difficult.pt("difficult", "per_residue_layer2")
     assert ids["data"][ids["proteins"].index("long")].shape == (30, 16)
 
@@ -306,7 +314,7 @@ def test_both_formats_have_the_vectors_of_the_embedded_records_in_input_order(di
 def test_one_sequence_in_two_files_is_computed_once_and_written_twice(tmp_path, engine):
     run = Run(tmp_path, engine, {"a.fasta": fasta(["MKVLAG", "EDRTKQ"]), "b.fasta": fasta(["mkvlag*", "MKVLAG"])})
     summary = run.everything()
-    assert (summary["records"], summary["duplicates"], summary["computed_sequences"]) == (4, 2, 2)
+    assert (summary.records, summary.duplicates, summary.computed_sequences) == (4, 2, 2)
     assert torch.equal(run.pt("a")["data"][0], run.pt("b")["data"][0])
     assert torch.equal(run.pt("b")["data"][0], run.pt("b")["data"][1])
 
@@ -336,13 +344,13 @@ def test_what_an_earlier_run_computed_is_collected_too(tmp_path, engine):
     Run(tmp_path / "first", engine, {"a.fasta": fasta(first)}, store).everything()
     run = Run(tmp_path / "second", engine, {"a.fasta": fasta(first[:5] + second)}, store)
     summary = run.everything()
-    assert read_json(run.plan_path)["held"] == 5
-    assert (summary["records"], summary["embedded"], summary["computed_sequences"]) == (25, 25, 20)
+    assert Plan.read(run.plan_path).held == 5
+    assert (summary.records, summary.embedded, summary.computed_sequences) == (25, 25, 20)
     for vector, sequence in zip(run.pt("a")["data"], first[:5] + second):
         assert relative_error(vector.numpy(), run.vector(sequence)) < 1e-5
     again = Run(tmp_path / "third", engine, {"a.fasta": fasta(first + second)}, store).everything()
-    assert again["computed_sequences"] == 0
-    assert again["residues_per_second"] is None
+    assert again.computed_sequences == 0
+    assert again.residues_per_second is None
 
 
 def test_different_precisions_are_all_named_and_warned_of(tmp_path, engine, caplog):
@@ -367,7 +375,7 @@ def test_different_precisions_are_all_named_and_warned_of(tmp_path, engine, capl
 
 def test_a_run_without_any_good_record_is_collected(tmp_path, engine):
     summary = Run(tmp_path, engine, {"a.fasta": b">a\n>b\nMJ\n"}).everything()
-    assert (summary["records"], summary["embedded"], summary["rejected"]) == (2, 0, 2)
+    assert (summary.records, summary.embedded, summary.rejected) == (2, 0, 2)
 
 
 # Tables
@@ -432,7 +440,7 @@ def test_ids_that_no_table_likes_survive(tmp_path, engine):
         for position, nasty in enumerate(NASTY, 1):
             table.add(nasty, Record(nasty, position, nasty, nasty, "MKVLAG", 6, None, nasty), digest)
             table.add(nasty, Record(nasty, position, nasty, nasty, "", 6, Reason.INVALID_RESIDUE, nasty), None)
-    write_json(run.plan_path, {**read_json(run.plan_path), "records": 2 * len(NASTY)})
+    replace(Plan.read(run.plan_path), records=2 * len(NASTY)).write(run.plan_path)
     run.collect(formats=["h5"])
     for rows in (run.manifest, read_tsv(run.outputs.manifest_tsv)):
         assert [row["id"] for row in rows] == [nasty for nasty in NASTY for _ in (0, 1)]
@@ -450,9 +458,9 @@ def test_a_record_with_neither_vector_nor_reason_is_an_error_that_names_it(tmp_p
     run = Run(tmp_path, engine, {"a.fasta": fasta(proteins(30, 10, 20))})
     run.plan()
     run.embed()
-    summary = read_json(run.run_paths[0])
-    forgotten = [digest.tobytes() for name in summary["segments_written"] for digest in run.store.read(name).digests]
-    write_json(run.run_paths[0], {**summary, "segments_written": []})
+    record = RunRecord.read(run.run_paths[0])
+    forgotten = [digest.tobytes() for name in record.segments_written for digest in run.store.read(name).digests]
+    replace(record, segments_written=()).write(run.run_paths[0])
     lost = [r for r in read_records(run.inputs[0].path) if sequence_digest(r.sequence) in forgotten]
     assert 3 < len(lost) < 30
     with pytest.raises(CollectError) as error:
@@ -467,8 +475,8 @@ def test_a_record_with_neither_vector_nor_reason_is_an_error_that_names_it(tmp_p
 def test_more_or_fewer_records_than_were_planned_are_an_error(difficult, difference):
     difficult.plan()
     difficult.embed()
-    planned = read_json(difficult.plan_path)
-    write_json(difficult.plan_path, {**planned, "records": planned["records"] + difference})
+    planned = Plan.read(difficult.plan_path)
+    replace(planned, records=planned.records + difference).write(difficult.plan_path)
     with pytest.raises(CollectError, match=f"records do not add up: {43 + difference} planned, 43 read"):
         difficult.collect()
 
@@ -476,7 +484,7 @@ def test_more_or_fewer_records_than_were_planned_are_an_error(difficult, differe
 def test_a_segment_that_is_cut_or_gone_is_an_error_and_leaves_no_manifest(difficult):
     difficult.plan()
     difficult.embed()
-    cut, gone = (difficult.store.path(read_json(path)["segments_written"][0]) for path in difficult.run_paths)
+    cut, gone = (difficult.store.path(RunRecord.read(path).segments_written[0]) for path in difficult.run_paths)
     os.truncate(cut, cut.stat().st_size - 1)
     gone.unlink()
     with pytest.raises(CollectError, match=r"and 1 more: missing, or damaged.* The same command again computes"):
@@ -490,7 +498,7 @@ def test_a_failure_of_a_sequence_goes_to_every_record_that_has_it(tmp_path, engi
     run = Run(tmp_path, engine, files)
     failure = Failure(sequence_digest("MKVLAG").hex(), Reason.NON_FINITE, "NaN")
     summary = run.everything(fail={"MKVLAG": failure})
-    assert summary["failed"] == 2
+    assert summary.failed == 2
     assert [(row["id"], row["reason"], row["detail"]) for row in run.failures] == [("p0", "non_finite", "NaN")] * 2
 
 
@@ -499,7 +507,7 @@ def test_a_vector_goes_before_a_failure_of_an_earlier_run(tmp_path, engine):
     run.plan()
     run.embed()
     write_failures(run.failure_paths[1], [Failure(sequence_digest("MKVLAG").hex(), Reason.WORKER_CRASHED, "SIGKILL")])
-    assert run.collect()["embedded"] == 1
+    assert run.collect().embedded == 1
 
 
 # The summary
@@ -507,12 +515,11 @@ def test_a_vector_goes_before_a_failure_of_an_earlier_run(tmp_path, engine):
 
 def test_the_summary_counts_speed_over_the_time_that_shards_took(difficult):
     summary = difficult.everything()
-    runs = [read_json(path) for path in difficult.run_paths]
-    shards = [shard for run in runs for shard in run["shards"]]
-    seconds = max(s["ended"] for s in shards) - min(s["started"] for s in shards)
-    assert summary["seconds"] == pytest.approx(seconds)
-    assert summary["computed_residues"] == sum(s["residues"] for s in shards)
-    assert summary["residues_per_second"] == pytest.approx(summary["computed_residues"] / seconds)
+    shards = [shard for path in difficult.run_paths for shard in RunRecord.read(path).shards]
+    seconds = max(s.ended for s in shards) - min(s.started for s in shards)
+    assert summary.seconds == pytest.approx(seconds)
+    assert summary.computed_residues == sum(s.residues for s in shards)
+    assert summary.residues_per_second == pytest.approx(summary.computed_residues / seconds)
 
 
 def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
@@ -521,7 +528,7 @@ def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
     for part in (
         "43: 36 embedded, 7 rejected, 0 failed",
         "2 share the embedding of an equal sequence",
-        f"{summary['truncated']} truncated",
+        f"{summary.truncated} truncated",
         "2 × invalid_residue: correct the sequence, or set invalid_residues: replace_with_x",
         "residues/s",
         "embeddings/",
@@ -547,5 +554,5 @@ def test_counts_of_a_plan_in_windows_add_up_too(tmp_path, engine, monkeypatch):
     sequences = proteins(60, 5, 30)
     run = Run(tmp_path, engine, {"a.fasta": fasta(sequences)}, groups=3)
     summary = run.everything()
-    assert summary["embedded"] == 60
+    assert summary.embedded == 60
     assert Counter(row["digest"] for row in run.manifest) == Counter(sequence_digest(s).hex() for s in sequences)

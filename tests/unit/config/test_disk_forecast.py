@@ -8,20 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import plan as plan_step
 import pytest
-from made_up import held_in_store, proteins, random_model, write_converted, write_fasta
+from made_up import proteins, random_model, stored_sequences, write_converted, write_fasta
 
 from esmflow.arrays import Outputs, rows_per_sequence
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config import disk_forecast
 from esmflow.config.configuration import validated
-from esmflow.config.disk_forecast import DiskError, DiskForecast, check_disks, forecast, readable
+from esmflow.config.disk_forecast import DiskError, check_disks, forecast, readable, sentence
 from esmflow.files import read_json, write_json
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint, computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
+from esmflow.plan.run_plan import DiskForecast
 from esmflow.plan.shards import list_shards, read_shard
 from esmflow.store.segments import Segment, Store
 
@@ -38,7 +39,7 @@ def make_fingerprint(include, layers=(6,), **changes):
     return Fingerprint(**{**fields, **changes})
 
 
-def make_plan(folder, sequences, held=None, truncated_at=60):
+def make_plan(folder, sequences, stored=None, truncated_at=60):
     file = write_fasta(folder / "a.fasta", [(f"protein_{i} of something", s) for i, s in enumerate(sequences)])
     summary = plan(
         [InputFile("a", str(file))],
@@ -46,7 +47,7 @@ def make_plan(folder, sequences, held=None, truncated_at=60):
         [folder / "group-0"],
         cost_model=CostModel(DIMENSIONS, 60),
         policy=ResiduePolicy(),
-        held=held,
+        stored=stored,
         truncated_at=truncated_at,
     )
     return summary
@@ -92,10 +93,10 @@ def test_records_that_share_a_sequence_take_room_in_the_formats_and_not_in_the_s
     assert five.tables == pytest.approx(5 * once.tables, rel=0.01)
 
 
-def test_what_is_held_is_not_written_again(tmp_path):
+def test_what_is_stored_is_not_written_again(tmp_path):
     sequences = proteins(100, 40, 40)
-    held = held_in_store(tmp_path / "store", {"segment": sequences[:75]})
-    found = forecast(make_plan(tmp_path, sequences, held), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
+    stored = stored_sequences(tmp_path / "store", {"segment": sequences[:75]})
+    found = forecast(make_plan(tmp_path, sequences, stored), make_fingerprint(("mean",)), DIMENSIONS, ["h5"])
     assert found.segments == 25 * (320 * 4 + 24)
     assert found.formats["h5"] > 100 * 320 * 4
 
@@ -111,7 +112,7 @@ def test_what_is_cut_off_takes_no_room_but_windows_take_all(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_a_forecast_in_the_sentence(tmp_path, name):
     found = forecast(make_plan(tmp_path, proteins(10, 40, 40)), make_fingerprint(("mean",)), DIMENSIONS, [name])
-    assert f"{name} " in found.sentence()
+    assert f"{name} " in sentence(found)
     assert found.results == found.formats[name] + found.tables
 
 

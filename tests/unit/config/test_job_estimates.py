@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     GroupWork,
@@ -21,6 +20,7 @@ from esmflow.config.job_estimates import (
     guess_work,
     job_settings,
 )
+from esmflow.plan.run_plan import GroupPlan, Plan
 
 PROJECT = Path(__file__).resolve().parents[3]
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
@@ -98,7 +98,7 @@ def test_official_models_have_about_the_parameters_in_their_names(name, millions
 
 def test_a_model_is_known_from_its_description_its_folder_its_name_or_its_size(tmp_path):
     dimensions = ModelDimensions(7, 64, 4, True, False)
-    (tmp_path / "model.json").write_text(json.dumps({"dimensions": asdict(dimensions)}))
+    CheckpointInfo("made up", "", "", "", dimensions).write(tmp_path / "model.json")
     assert guess_model("esm2_t6_8M_UR50D", tmp_path / "model.json") == dimensions
 
     folder = tmp_path / "folder"
@@ -125,7 +125,8 @@ def test_work_is_read_from_the_plan_and_guessed_from_the_inputs_before_there_is_
     assert not guessed.planned
     assert guessed.residues == pytest.approx(200 * 22 * 15 / 2, rel=0.3)
 
-    (tmp_path / "plan.json").write_text(json.dumps({"groups": [{"residues": 5, "sequences": 1}] * 2}))
+    groups = (GroupPlan(residues=5, sequences=1),) * 2
+    Plan(fingerprint="f", records=2, groups=groups).write(tmp_path / "plan.json")
     assert guess_work(1, 2, tmp_path / "plan.json", [plain]) == GroupWork(5, 1, True)
     # A plan of another number of groups is an old one.
     assert guess_work(1, 3, tmp_path / "plan.json", [plain]).planned is False

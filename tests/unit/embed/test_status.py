@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from esmflow.embed import heartbeat
 from esmflow.embed.heartbeat import Beat, Heartbeat, State
 from esmflow.embed.status import Condition, StatusError, is_over, read_status, status_lines, status_path
 from esmflow.files import read_json, write_json
+from esmflow.plan.run_plan import GroupPlan, Plan
 from esmflow.report.summary import unfinished_lines
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow" / "scripts"
@@ -27,7 +28,8 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "workflow" / "scripts"
 def results(tmp_path):
     """A results folder with a plan of two groups."""
     folder = tmp_path / "results"
-    write_json(folder / "plan" / "plan.json", {"groups": [{"residues": 1000}, {"residues": 500}]})
+    groups = (GroupPlan(residues=1000), GroupPlan(residues=500))
+    Plan(fingerprint="f", records=2, groups=groups).write(folder / "plan" / "plan.json")
     return folder
 
 
@@ -42,7 +44,7 @@ def beat(results, group="0", **fields):
     log = results.parent / f"group-{group}.log"
     log.write_text("first line\nthe last line\n")
     word = Beat(group, State.EMBEDDING, os.uname().nodename, process.pid, process.create_time(), now, now, 1, str(log))
-    write_json(status_path(run_path(results, group), group), asdict(replace(word, **fields)))
+    replace(word, **fields).write(status_path(run_path(results, group), group))
 
 
 def conditions(results, **options):

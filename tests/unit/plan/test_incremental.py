@@ -16,7 +16,7 @@ from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 GROUPS = 2
@@ -50,7 +50,7 @@ class Project:
             cost_model=CostModel(ModelDimensions(2, 32, 2, True, True)),
             policy=ResiduePolicy(),
             shard_residues=300,
-            held=HeldSequences(self.store),
+            stored=StoredSequences(self.store),
         )
         runs = []
         for group, folder in enumerate(shards):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_up import held_in_store, proteins, random_model, sample_proteins, write_fasta
+from made_up import proteins, random_model, sample_proteins, stored_sequences, write_fasta
 from torch.utils.flop_counter import FlopCounterMode
 
 from esmflow.checkpoint.file import ModelDimensions
@@ -228,8 +228,8 @@ def test_equal_sequences_of_all_files_are_planned_once(tmp_path):
 def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
     everything = sorted(set(sample_proteins(sample.parent)))
     old, older = everything[::3], everything[1::3]
-    held = {"segment old": old, "segment older": older, "segment of others": ["AAAA"], "segment without rows": []}
-    planned = Planned(tmp_path, [sample], 2, held=held_in_store(tmp_path / "store", held))
+    parts = {"segment old": old, "segment older": older, "segment of others": ["AAAA"], "segment without rows": []}
+    planned = Planned(tmp_path, [sample], 2, stored=stored_sequences(tmp_path / "store", parts))
     assert sorted(itertools.chain(*planned.groups)) == everything[2::3]
     assert planned.summary.held == len(old) + len(older)
     assert planned.summary.held_segments == ["segment old", "segment older"]
@@ -237,9 +237,9 @@ def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
     assert len(planned.records) == 500
 
 
-def test_a_held_sequence_that_comes_twice_is_held_once_and_a_duplicate_once(tmp_path):
+def test_a_stored_sequence_that_comes_twice_is_stored_once_and_a_duplicate_once(tmp_path):
     file = write_fasta(tmp_path / "a.fasta", titled(["MKV", "MKV", "LAG"]))
-    planned = Planned(tmp_path, [file], 1, held=held_in_store(tmp_path / "store", {"segment": ["MKV"]}))
+    planned = Planned(tmp_path, [file], 1, stored=stored_sequences(tmp_path / "store", {"segment": ["MKV"]}))
     assert (planned.summary.held, planned.summary.duplicates, planned.groups) == (1, 1, [["LAG"]])
 
 

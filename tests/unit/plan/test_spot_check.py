@@ -10,7 +10,7 @@ from made_up import proteins, with_digests
 
 from esmflow.plan.shards import read_shard
 from esmflow.plan.spot_check import Candidates, candidates_of_bin, length_bin
-from esmflow.verify.certificate import draw_sample
+from esmflow.verify.verifying import draw_sample
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from esmflow.embed.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.figures import (
     certificate_figure,
@@ -23,6 +25,8 @@ from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecor
 from esmflow.report.page import TEMPLATES
 from esmflow.report.static import static_figure, static_message
 from esmflow.report.timeline import Piece
+from esmflow.verify.agreement import LIMITS, Agreement
+from esmflow.verify.certificate import Certificate, VerifiedSequence
 
 STYLE = (TEMPLATES / "page.css").read_text()
 HOSTILE = "<script>&amp;</script>\"'"
@@ -121,11 +125,14 @@ def test_every_other_figure_can_be_drawn():
         Piece("GPU 0 on a", "0", kind, 10.0 * n, 10.0 * n + 9, "work") for n, kind in enumerate(("load", "compute"))
     ]
     assert {"load", "compute", "GPU 0 on a"} <= set(texts(drawn(timeline_figure(pieces))))
-    runs = [{"group": str(n), "residues_per_second": 1000.0 * n, "peak_memory_bytes": n << 30} for n in (1, 2)]
+    runs = [RunRecord(group=str(n), residues_per_second=1000.0 * n, peak_memory_bytes=n << 30) for n in (1, 2)]
     assert {"1,000", "2,000", "1", "2"} <= set(texts(drawn(speed_figure(runs))))
     assert {"1.50 GB", "store"} & set(texts(drawn(disk_figure({"store": 1_500_000_000, "plan": 10})))) == {"store"}
-    outputs = {"mean_layer6": {"cosine": 1.0}}
-    entries = [{"id": HOSTILE, "length": n, "outputs": outputs} for n in (10, 20)]
-    svg = drawn(certificate_figure({"sequences": entries, "limits": {"fp32": {"min_cosine": 0.99999}}}))
+    sequence = VerifiedSequence(
+        digest="", file="a.faa", record=1, id=HOSTILE, length=10, precision="fp32", segment="", row=0, position=0,
+        passed=True, outputs={"mean_layer6": Agreement(1.0, 0.0, 1.0)},
+    )  # fmt: skip
+    sequences = (sequence, replace(sequence, length=20))
+    svg = drawn(certificate_figure(Certificate(passed=True, sequences=sequences, limits={"fp32": LIMITS["fp32"]})))
     assert len(elements(svg, "circle")) == 2
     assert "limit for fp32: cosine 0.99999" in texts(svg)

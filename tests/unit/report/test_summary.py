@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from esmflow.report.summary import Places, command_of, problem_lines, summary_lines
+from esmflow.collect.summary import Summary
+from esmflow.report.summary import Places, command_of, summary_lines
+from esmflow.verify.certificate import Certificate, OutputAgreement, Remedy, VerifiedSequence
 
 PLACES = Places(
     "results/embeddings",
@@ -13,26 +17,26 @@ PLACES = Places(
     "results/failures.tsv",
     "snakemake --cores 8",
 )
-PLAIN = {
-    "records": 1200,
-    "embedded": 1200,
-    "failed": 0,
-    "rejected": 0,
-    "reasons": {},
-    "truncated": 0,
-    "windowed": 0,
-    "duplicates": 0,
-    "computed_sequences": 1200,
-    "seconds": 60.0,
-    "residues_per_second": 100_000.0,
-    "formats": ["h5"],
-    "arrays": ["mean_layer36"],
-}
+PLAIN = Summary(
+    records=1200,
+    embedded=1200,
+    failed=0,
+    rejected=0,
+    computed_sequences=1200,
+    seconds=60.0,
+    residues_per_second=100_000.0,
+    formats=("h5",),
+    arrays=("mean_layer36",),
+)
 REASONS = {"empty_sequence": 1, "invalid_residue": 5, "too_long": 4, "non_finite": 2, "out_of_memory": 3}
-MANY = {**PLAIN, "embedded": 1185, "rejected": 10, "failed": 5, "reasons": REASONS, "duplicates": 7, "truncated": 2}
-OUTPUT = {"cosine_min": 0.99921, "relative_error_max": 0.04}
-PASSED = {"passed": True, "problems": [], "outputs": {"mean_layer36": OUTPUT}, "sequences": [{}] * 32}
-NOT_PASSED = {**PASSED, "passed": False, "remedy": "recompute", "segments": ["store/a b.safetensors"]}
+MANY = replace(PLAIN, embedded=1185, rejected=10, failed=5, reasons=REASONS, duplicates=7, truncated=2)
+OUTPUT = OutputAgreement(32, 0.99921, 0.9999, 0.04, 0.001, 1.0)
+SEQUENCE = VerifiedSequence(
+    digest="", file="a.faa", record=1, id="p", length=10, precision="fp16", segment="", row=0, position=0, passed=True,
+    outputs={},
+)  # fmt: skip
+PASSED = Certificate(passed=True, outputs={"mean_layer36": OUTPUT}, sequences=(SEQUENCE,) * 32)
+NOT_PASSED = replace(PASSED, passed=False, remedy=Remedy.RECOMPUTE, segments=("store/a b.safetensors",))
 
 
 def lines(summary=PLAIN, certificate=PASSED):
@@ -67,7 +71,7 @@ def test_the_commonest_reasons_are_named_with_their_remedies_and_the_others_coun
 
 def test_the_last_line_is_the_exact_command_to_try_failures_again_with():
     assert lines(MANY)[-1] == "next       try the failed records again: snakemake --cores 8 --forcerun plan"
-    rejected = {**MANY, "failed": 0, "reasons": {"empty_sequence": 15}}
+    rejected = replace(MANY, failed=0, reasons={"empty_sequence": 15})
     assert lines(rejected)[-1].endswith("then run: snakemake --cores 8")
 
 
@@ -80,16 +84,16 @@ def test_the_last_line_is_the_exact_command_to_try_failures_again_with():
     ],
 )
 def test_a_certificate_that_is_not_passed_comes_first_with_what_mends_it(remedy, ending):
-    found = lines(MANY, {**NOT_PASSED, "remedy": remedy, "engine": "packed"})
+    found = lines(MANY, replace(NOT_PASSED, remedy=remedy, engine="packed"))
     assert found[-1].startswith("next       do not use these embeddings; ")
     assert found[-1].endswith(ending)
     assert any("verified   NOT PASSED" in line for line in found)
 
 
 def test_the_first_problems_are_named_and_the_others_counted():
-    problems = [f"problem {n}" for n in range(9)]
-    assert problem_lines({"problems": problems}) == [*problems[:3], "and 6 more"]
-    assert problem_lines({"problems": problems[:1]}) == problems[:1]
+    problems = tuple(f"problem {n}" for n in range(9))
+    assert replace(NOT_PASSED, problems=problems).problem_lines() == [*problems[:3], "and 6 more"]
+    assert replace(NOT_PASSED, problems=problems[:1]).problem_lines() == [*problems[:1]]
 
 
 def test_a_command_is_shown_as_it_was_typed(monkeypatch, tmp_path):

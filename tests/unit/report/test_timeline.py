@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
 from esmflow.report.timeline import MOST_PIECES, kind_seconds, slot_name, slot_pieces
 
-SLOT = {"token": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "device": "cuda"}
+SLOT = LeasedSlot("0", "GPU-1", "NVIDIA H100", "cuda")
 
 
 def make_run(group="0", shards=3, start=100.0, host="node"):
     """Leased for 5 s before the first shard; shards of 10 s, 2 s of it writing, 1 s apart; released 4 s after."""
     made = [
-        {
-            "shard": f"shard-{n:05d}.fasta", "sequences": 10, "residues": 500, "started": start + 5 + 11 * n,
-            "ended": start + 15 + 11 * n, "write_seconds": 2.0, "model_load_seconds": 3.0, "worker": 7,
-        }
+        ShardResult(
+            f"shard-{n:05d}.fasta", "", 10, 500, 0, 4096, "fp32", start + 5 + 11 * n, start + 15 + 11 * n,
+            write_seconds=2.0, model_load_seconds=3.0, worker=7,
+        )
         for n in range(shards)
     ]  # fmt: skip
-    released = (made[-1]["ended"] if made else start) + 4
-    return {
-        "group": group, "host": host, "shards": made,
-        "workers": [{"slot": SLOT, "leased": start, "released": released}],
-    }  # fmt: skip
+    released = (made[-1].ended if made else start) + 4
+    return RunRecord(group=group, host=host, shards=tuple(made), workers=(WorkerRecord(SLOT, start, released),))
 
 
 def test_every_second_of_a_lease_is_load_compute_write_or_idle():
@@ -33,8 +32,8 @@ def test_every_second_of_a_lease_is_load_compute_write_or_idle():
     assert kind_seconds(pieces) == pytest.approx({"load": 5, "compute": 24, "write": 6, "idle": 6})
     for one, next in itertools.pairwise(pieces):
         assert one.ended == pytest.approx(next.started)
-    assert pieces[0].started == run["workers"][0]["leased"]
-    assert pieces[-1].ended == run["workers"][0]["released"]
+    assert pieces[0].started == run.workers[0].leased
+    assert pieces[-1].ended == run.workers[0].released
 
 
 def test_many_shards_are_drawn_as_one_piece_each_lease():
@@ -42,16 +41,17 @@ def test_many_shards_are_drawn_as_one_piece_each_lease():
     pieces = slot_pieces(runs)
     assert len(pieces) <= 5 * len(runs)
     assert f"{MOST_PIECES // 4:,} shards" in pieces[1].what
-    total = sum(run["workers"][0]["released"] - run["workers"][0]["leased"] for run in runs)
+    total = sum(run.workers[0].released - run.workers[0].leased for run in runs)
     assert sum(kind_seconds(pieces).values()) == pytest.approx(total)
 
 
 def test_each_worker_of_a_job_has_its_own_shards():
     run = make_run(shards=4)
-    one = run["workers"][0]
-    run["workers"] = [{**one, "device": 0}, {**one, "device": 1, "slot": {**SLOT, "token": "1"}}]
-    for number, shard in enumerate(run["shards"]):
-        shard["device"] = number % 2
+    one = run.workers[0]
+    workers = (one, replace(one, device=1, slot=replace(SLOT, token="1")))
+    run = replace(
+        run, workers=workers, shards=tuple(replace(shard, device=n % 2) for n, shard in enumerate(run.shards))
+    )
     worked = [(piece.slot, piece.what[:11]) for piece in slot_pieces([run]) if piece.kind == "compute"]
     assert sorted(worked) == [
         ("GPU 0 on node", "shard-00000"),
@@ -67,7 +67,7 @@ def test_a_lease_without_a_finished_shard_is_idle():
 
 
 def test_a_group_with_nothing_to_do_held_no_slot():
-    assert slot_pieces([{"group": "0", "host": "node", "shards": [], "workers": []}]) == []
+    assert slot_pieces([RunRecord(group="0", host="node")]) == []
 
 
 def test_slots_of_different_hosts_have_different_names():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from esmflow.method import Fingerprint
-from esmflow.store import gather as segment_index
-from esmflow.store.gather import SegmentIndex
+from esmflow.store import gather
+from esmflow.store.gather import SegmentIndex, read_rows
 from esmflow.store.segments import Segment, SegmentError, Store
 
 WIDTH = 4
@@ -45,7 +45,7 @@ def three(store):
     parts = {"a": digests[:100], "b": digests[100:101], "c": digests[101:]}
     segments = [write(store, name, part, seed, f"precision {name}") for seed, (name, part) in enumerate(parts.items())]
     where = [(number, row) for number, part in enumerate(parts.values()) for row in range(len(part))]
-    return SegmentIndex(store, list(parts)), digests, where, segments
+    return SegmentIndex(store, list(parts), check=True), digests, where, segments
 
 
 def test_every_sequence_is_found_in_its_segment_and_row(three):
@@ -72,7 +72,7 @@ def test_digests_that_share_their_first_half_are_told_apart(store):
     inside = np.concatenate([digests[:19], digests[20:39]])
     write(store, "a", inside[::2], 0)
     write(store, "b", inside[1::2], 1)
-    index = SegmentIndex(store, ["a", "b"])
+    index = SegmentIndex(store, ["a", "b"], check=True)
     location = index.locate(inside)
     assert location.segments.tolist() == [0, 1] * 19
     assert location.rows.tolist() == [row for row in range(19) for _ in (0, 1)]
@@ -85,14 +85,14 @@ def test_digests_that_differ_in_one_bit_are_told_apart(store):
     for bit in range(128):
         family[bit + 1, bit // 8] ^= 1 << bit % 8
     write(store, "a", family, 0)
-    assert SegmentIndex(store, ["a"]).locate(family).rows.tolist() == list(range(129))
+    assert SegmentIndex(store, ["a"], check=True).locate(family).rows.tolist() == list(range(129))
 
 
 def test_a_sequence_in_two_segments_is_found_in_one_of_them(store):
     digests = random_digests(3)
     write(store, "a", digests[:2], 0)
     write(store, "b", digests[1:], 1)
-    location = SegmentIndex(store, ["a", "b"]).locate(digests)
+    location = SegmentIndex(store, ["a", "b"], check=True).locate(digests)
     assert list(zip(location.segments, location.rows))[0::2] == [(0, 0), (1, 1)]
     assert (location.segments[1], location.rows[1]) in {(0, 1), (1, 0)}
 
@@ -101,7 +101,7 @@ def test_an_index_of_nothing_finds_nothing(store):
     empty = np.empty((0, 16), np.uint8)
     store.write("failures", Segment(empty, np.empty(0, np.int64), {}, "fp32"))
     for names in ([], ["failures"]):
-        index = SegmentIndex(store, names)
+        index = SegmentIndex(store, names, check=True)
         assert index.locate(random_digests(3)).segments.tolist() == [-1, -1, -1]
         assert index.locate(empty).rows.tolist() == []
 
@@ -112,7 +112,7 @@ def test_the_precision_of_each_segment_is_known(three):
 
 def test_a_segment_that_is_not_there_is_an_error(store):
     with pytest.raises(SegmentError, match="none"):
-        SegmentIndex(store, ["none"])
+        SegmentIndex(store, ["none"], check=True)
 
 
 # Gathering
@@ -144,35 +144,49 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
 
 
 def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypatch):
-    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
+    monkeypatch.setattr(gather, "_OPEN_SEGMENTS", 3)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[2 * n : 2 * n + 2], n) for n, name in enumerate(names)]
-    index = SegmentIndex(store, names)
+    index = SegmentIndex(store, names, check=True)
     for _ in range(2):
         location = index.locate(digests)
         vectors = index.gather(location, "mean_layer6")
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
 
 
-def test_a_segment_that_another_run_replaced_meanwhile_is_an_error(store):
+def _one_fewer(digests: np.ndarray) -> np.ndarray:
+    return digests[:9]
+
+
+def _another_failed(digests: np.ndarray) -> np.ndarray:
+    """As many rows: the third failed before, and now the fourth did, so that all after it are other sequences'."""
+    return np.concatenate([digests[:3], random_digests(1, seed=5), digests[4:]])
+
+
+def _in_another_order(digests: np.ndarray) -> np.ndarray:
+    return digests[::-1]
+
+
+@pytest.mark.parametrize("replaced", [_one_fewer, _another_failed, _in_another_order])
+def test_a_segment_that_another_run_replaced_meanwhile_is_an_error(store, replaced):
     digests = random_digests(10)
     write(store, "a", digests, 0)
-    index = SegmentIndex(store, ["a"])
+    index = SegmentIndex(store, ["a"], check=True)
     location = index.locate(digests)
     store.path("a").unlink()
-    write(store, "a", digests[:9], 0)
+    write(store, "a", replaced(digests), 0)
     with pytest.raises(SegmentError, match="another run replaced it meanwhile"):
         index.gather(location, "mean_layer6")
 
 
 def test_no_more_segments_stay_open_than_are_allowed(store, monkeypatch):
-    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 3)
+    monkeypatch.setattr(gather, "_OPEN_SEGMENTS", 3)
     digests = random_digests(40)
     names = [f"{n:02d}" for n in range(20)]
     for n, name in enumerate(names):
         write(store, name, digests[2 * n : 2 * n + 2], n)
-    index = SegmentIndex(store, names)
+    index = SegmentIndex(store, names, check=True)
     before = open_files()
     index.gather(index.locate(digests), "mean_layer6")
     assert open_files() - before == 3
@@ -187,7 +201,7 @@ def test_gathering_gives_back_the_memory_of_segments(store):
     digests = random_digests(rows)
     values = np.zeros((rows, 64), np.float32)
     store.write("a", Segment(digests, np.ones(rows, np.int64), {"mean_layer6": values}, "fp32"))
-    index = SegmentIndex(store, ["a"])
+    index = SegmentIndex(store, ["a"], check=True)
     location = index.locate(digests)
     before = mapped_bytes()
     index.gather(location, "mean_layer6")
@@ -203,13 +217,13 @@ def mapped_bytes() -> int:
 @pytest.mark.parametrize("threads", [1, 5])
 def test_any_number_of_threads_gathers_the_same(store, monkeypatch, threads):
     # Copied in steps of a few rows, and more threads than segments that stay open.
-    monkeypatch.setattr(segment_index, "_COPIED_BYTES", 50)
-    monkeypatch.setattr(segment_index, "_OPEN_SEGMENTS", 2)
+    monkeypatch.setattr(gather, "_COPIED_BYTES", 50)
+    monkeypatch.setattr(gather, "_OPEN_SEGMENTS", 2)
     digests = random_digests(400)
     names = [f"{n:02d}" for n in range(20)]
     segments = [write(store, name, digests[20 * n : 20 * n + 20], n) for n, name in enumerate(names)]
     order = np.random.default_rng(3).permutation(400)
-    index = SegmentIndex(store, names, threads)
+    index = SegmentIndex(store, names, threads, check=True)
     location = index.locate(digests[order])
     everything = np.concatenate([segment.arrays["mean_layer6"] for segment in segments])
     assert np.array_equal(index.gather(location, "mean_layer6"), everything[order])
@@ -223,18 +237,56 @@ def test_all_damaged_segments_are_set_aside_before_the_error(store):
     for n in range(4):
         write(store, f"{n}", digests[10 * n : 10 * n + 10], n)
     for name in ("1", "3"):
-        with open(store.path(name), "r+b") as handle:
-            handle.seek(-1, os.SEEK_END)
-            last = handle.read(1)
-            handle.seek(-1, os.SEEK_END)
-            handle.write(bytes([last[0] ^ 1]))
+        flip_last_bit(store.path(name))
     with pytest.raises(SegmentError, match=r"1\.safetensors and 1 more: missing, or damaged"):
-        SegmentIndex(store, ["0", "1", "2", "3"], threads=4)
+        SegmentIndex(store, ["0", "1", "2", "3"], threads=4, check=True)
     assert store.names() == ["0", "2"]
+
+
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def test_an_index_takes_28_bytes_for_each_sequence(store):
     write(store, "a", random_digests(1000), 0)
-    index = SegmentIndex(store, ["a"])
-    held = [value.nbytes for value in vars(index).values() if isinstance(value, np.ndarray)]
-    assert sum(held) == 28_000
+    index = SegmentIndex(store, ["a"], check=True)
+    assert index.digests.nbytes == 28_000
+    assert not [value for value in vars(index).values() if isinstance(value, np.ndarray)]
+
+
+# Single sequences
+
+
+def test_single_sequences_are_read_by_segment_and_row(three):
+    index, _, where, segments = three
+    chosen = [450, 3, 100, 3, 599, 0]
+    places = [("abc"[where[i][0]], where[i][1]) for i in chosen]
+    for array in ("mean_layer6", "per_residue_layer6"):
+        found = dict(read_rows(index._store, places, array))
+        assert sorted(found) == list(range(len(chosen)))
+        for number, (name, row) in enumerate(places):
+            segment = segments["abc".index(name)]
+            offsets = segment.offsets(array)
+            values = segment.arrays[array][offsets[row] : offsets[row + 1]]
+            assert np.array_equal(found[number], values[0] if array == "mean_layer6" else values)
+
+
+def test_each_segment_is_opened_once_for_single_sequences(three, monkeypatch):
+    index, _, _, _ = three
+    opened = []
+    read = Store.read
+    monkeypatch.setattr(Store, "read", lambda self, name, **o: opened.append(name) or read(self, name, **o))
+    assert len(list(read_rows(index._store, [("c", 2), ("a", 1), ("c", 0), ("a", 1)], "mean_layer6"))) == 4
+    assert opened == ["a", "c"]
+
+
+def test_what_is_not_asked_to_be_checked_is_not_read_through(store):
+    values = write(store, "a", random_digests(10), 0).arrays["mean_layer6"]
+    content = bytearray(store.path("a").read_bytes())
+    content[content.index(values.tobytes())] ^= 1
+    store.path("a").write_bytes(content)
+    assert len(SegmentIndex(store, ["a"], check=False).digests) == 10
+    with pytest.raises(SegmentError, match="damaged and set aside"):
+        SegmentIndex(store, ["a"], check=True)

@@ -15,7 +15,7 @@ from esmflow.inputs.residues import sequence_digest
 from esmflow.method import computing_method
 from esmflow.report.run_files import read_fingerprint
 from esmflow.step import make_fingerprint
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
 SCHEMA = yaml.safe_load((PROJECT / "workflow" / "schemas" / "config.schema.yaml").read_text())
@@ -56,7 +56,7 @@ def test_a_segment_of_the_first_version_is_found_and_read(tmp_path):
         if record.reason is None
     }
     digests = np.array([list(sequence_digest(protein)) for protein in sorted(proteins)], np.uint8)
-    found = HeldSequences(store).find(digests)
+    found = StoredSequences(store).find(digests)
     segment = store.read("117289cbedf765d058501e5a8f745d73", check=True)
     assert (found >= 0).sum() == len(segment) == 28
     assert segment.precision == "fp32"

@@ -166,7 +166,7 @@ store.write("a", segments.Segment(np.zeros((1, 16), np.uint8), np.ones(1, np.int
     assert ended.returncode == -signal.SIGKILL
     assert len(os.listdir(store.folder)) == 2
     assert store.names() == []
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
 
 
 def test_a_segment_that_lacks_nothing_is_not_written_again(store):
@@ -211,7 +211,7 @@ def test_a_truncated_segment_is_noticed_and_counts_as_absent(store, caplog, kept
     with pytest.raises(SegmentError, match=r"a\.safetensors: truncated"):
         store.read("a")
     with caplog.at_level(logging.WARNING):
-        assert store.find("a") is None
+        assert store.find("a", check=True) is None
     assert f"{path}: truncated; its sequences will be computed again" in caplog.text
     assert store.names() == []
 
@@ -261,13 +261,13 @@ def test_a_damaged_segment_is_set_aside_under_another_name(store, caplog):
     path = store.write("a", make_segment())
     flip(path, 8 * path.stat().st_size - 1)
     damaged = path.read_bytes()
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
     (aside,) = store.folder.glob("*.damaged-*")
     assert aside.name.startswith("a.safetensors.damaged-20")
     assert aside.read_bytes() == damaged
     assert f"set aside as {aside}" in caplog.text
     store.write("a", make_segment())
-    assert store.find("a") is not None
+    assert store.find("a", check=True) is not None
     assert aside.exists()
 
 
@@ -283,8 +283,8 @@ def test_a_segment_that_was_mended_meanwhile_is_not_set_aside(store, monkeypatch
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", mended_by_another_run_first)
-    assert store.find("a") is None
-    assert store.find("a") is not None
+    assert store.find("a", check=True) is None
+    assert store.find("a", check=True) is not None
     assert not list(store.folder.glob("*.damaged-*"))
 
 
@@ -296,7 +296,7 @@ def test_a_segment_that_cannot_be_set_aside_is_not_used_either(store, monkeypatc
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "rename", refuse)
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
     assert "could not be set aside" in caplog.text
 
 
@@ -304,7 +304,7 @@ def test_a_segment_with_more_bytes_than_it_should_have_is_noticed(store):
     path = store.write("a", make_segment())
     with open(path, "ab") as handle:
         handle.write(b"more")
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_file_that_is_no_segment_is_refused(store, content):
     store.path("a").write_bytes(content)
     with pytest.raises(SegmentError, match=r"a\.safetensors: "):
         store.read("a")
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
 
 
 def test_another_safetensors_file_is_refused(store):
@@ -326,7 +326,7 @@ def test_another_safetensors_file_is_refused(store):
 def test_a_segment_that_is_not_there_is_refused_and_not_found(store):
     with pytest.raises(SegmentError, match=r"none\.safetensors: cannot be read"):
         store.read("none")
-    assert store.find("none") is None
+    assert store.find("none", check=True) is None
 
 
 # Fingerprints
@@ -336,7 +336,7 @@ def test_a_segment_of_another_fingerprint_is_refused_even_in_the_wrong_folder(tm
     other = Store(tmp_path / "store", dataclasses.replace(FINGERPRINT, layers=(6,)))
     other.create()
     path = other.write("a", make_segment())
-    assert store.find("a") is None
+    assert store.find("a", check=True) is None
     assert path.exists()
     path.rename(store.path("a"))
     with pytest.raises(SegmentError, match=f"not a segment of fingerprint {FINGERPRINT.digest()}"):

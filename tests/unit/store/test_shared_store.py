@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from esmflow.method import Fingerprint
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Segment, Store
 
 METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
@@ -52,15 +52,15 @@ def use(folder: str, seed: int, report) -> None:
         for _ in range(ROUNDS):
             number = choose.randrange(SEGMENTS)
             name, expected = f"{number:032x}", segment(number)
-            found = store.find(name)
+            found = store.find(name, check=True)
             if found is None:
                 store.write(name, expected)
             else:
                 assert np.array_equal(found.digests, expected.digests)
                 assert np.array_equal(found.arrays["mean_layer6"], expected.arrays["mean_layer6"])
             if choose.random() < 0.2:
-                held = HeldSequences(store)
-                assert {held.names[n] for n in held.find(expected.digests) if n >= 0} <= {name}
+                stored = StoredSequences(store)
+                assert {stored.names[n] for n in stored.find(expected.digests) if n >= 0} <= {name}
             if seed % 5 == 1:
                 spoil(store.path(name), choose)
         report.put(None)
@@ -79,15 +79,15 @@ def test_a_store_that_many_processes_use_and_damage_ends_consistent(tmp_path, pr
     for user in users:
         user.join()
     store = Store(tmp_path, METHOD)
-    held = HeldSequences(store)
+    stored = StoredSequences(store)
     for number in range(SEGMENTS):
         name, expected = f"{number:032x}", segment(number)
-        found = store.find(name)
+        found = store.find(name, check=True)
         if found is None:
             # Spoiled by the last to use it, and noticed now: computed again, as a run would.
             store.write(name, expected)
-            found = store.find(name)
+            found = store.find(name, check=True)
         assert np.array_equal(found.arrays["mean_layer6"], expected.arrays["mean_layer6"])
-        assert {held.names[n] for n in held.find(expected.digests) if n >= 0} <= {name}
-    assert len(HeldSequences(store)) == SEGMENTS * ROWS
+        assert {stored.names[n] for n in stored.find(expected.digests) if n >= 0} <= {name}
+    assert len(StoredSequences(store)) == SEGMENTS * ROWS
     assert not list(store.folder.glob(".*.part"))

@@ -1,4 +1,4 @@
-"""The one place for atomic writes and for digests of files."""
+"""The one place for atomic writes, for JSON, and for digests of files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -67,6 +72,56 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads one JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class JsonFile:
+    """A dataclass that is the content of one JSON file: its fields are the keys, in their order."""
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads one file. Raises OSError when it is not there, and ValueError as `from_json` does."""
+        return from_json(cls, read_json(path))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, atomically."""
+        write_json(path, asdict(self))  # type: ignore[call-overload]
+
+
+def from_json(kind: type[T], content: Any) -> T:
+    """Makes a dataclass, with those inside it, of what `asdict` gave and JSON kept.
+
+    Keys that it does not know are passed over and fields without a key have their defaults, so files of other versions
+    are read. Raises ValueError when a field without a default has no key, or a value cannot be what the field is.
+    """
+    try:
+        return kind(**{name: make(content[name]) for name, make in _makers(kind).items() if name in content})  # type: ignore[arg-type]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"no {kind.__name__}: {error}") from error
+
+
+@cache
+def _makers(kind: Any) -> dict[str, Callable[[Any], Any]]:
+    """For each field of a dataclass what makes its value of JSON's."""
+    types = get_type_hints(kind)
+    return {field.name: _maker(types[field.name]) for field in fields(kind)}
+
+
+def _maker(kind: Any) -> Callable[[Any], Any]:
+    container, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return partial(from_json, kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind
+    if container is tuple:
+        make = _maker(arguments[0])
+        return lambda values: tuple(map(make, values))
+    if container is dict:
+        make = _maker(arguments[1])
+        return lambda values: {key: make(value) for key, value in values.items()}
+    if type(None) in arguments:
+        make = _maker(arguments[0])
+        return lambda value: None if value is None else make(value)
+    return lambda value: value
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

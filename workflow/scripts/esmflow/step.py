@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.errors import EsmflowError
-from esmflow.files import read_json
 from esmflow.logs import start_logging
 from esmflow.method import Fingerprint
 from esmflow.workers.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_with_run, raise_when_terminated
@@ -55,12 +54,6 @@ def tell(message: str) -> None:
     """Logs something that the user should see on the terminal too, though it is no warning."""
     log.info("%s", message)
     print(f"esmflow: {message}", file=sys.stderr)
-
-
-def read_model_info(path: str) -> CheckpointInfo:
-    """Reads `model.json`, as the model step wrote it."""
-    fields = read_json(path)
-    return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
 
 
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:

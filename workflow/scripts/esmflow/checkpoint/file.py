@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
-from esmflow.files import atomic_path
+from esmflow.files import JsonFile, atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,8 @@ class ModelDimensions:
 
 
 @dataclass(frozen=True)
-class CheckpointInfo:
-    """What a converted checkpoint says of itself.
+class CheckpointInfo(JsonFile):
+    """What a converted checkpoint says of itself, and `model.json` of it.
 
     digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
     source: name of the file that was converted; source_sha256: its digest.
@@ -105,13 +105,13 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
     return load_file(path, device=device)
 
 
-def file_stamp(path: str | os.PathLike[str]) -> list[int]:
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
     status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+    return status.st_size, status.st_mtime_ns
 
 
-def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: list[int] | None) -> None:
+def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: tuple[int, ...] | None) -> None:
     """Raises CheckpointError unless the checkpoint is whole and has the content `digest`.
 
     A file that was not touched since `stamp` was taken is only looked at from outside; any other, or any without a

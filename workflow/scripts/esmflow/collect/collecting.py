@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,10 +15,12 @@ import pyarrow.parquet as pq
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
+from esmflow.collect.summary import Summary
 from esmflow.collect.tables import FailureTable, ManifestWriter
 from esmflow.collect.writers.base import Description, EmbeddingWriter
+from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
-from esmflow.files import read_json
+from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
 from esmflow.threads import one_ahead
@@ -61,7 +62,7 @@ def collect(
     windows: bool = False,
     pooled_precision: str = "fp32",
     threads: int = 1,
-) -> dict[str, Any]:
+) -> Summary:
     """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
 
     max_residues, windows: what was done with records longer than that: cut off, or embedded in windows; for the marks
@@ -69,11 +70,11 @@ def collect(
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
     """
-    runs = [read_json(path) for path in inputs.runs]
-    plan = read_json(inputs.plan)
-    names = {name for run in runs for name in (*run["segments_written"], *run["segments_reused"])}
+    runs = [RunRecord.read(path) for path in inputs.runs]
+    plan = Plan.read(inputs.plan)
+    names = {name for run in runs for name in (*run.segments_written, *run.segments_reused)}
     try:
-        index = SegmentIndex(store, sorted(names | set(plan["held_segments"])), threads)
+        index = SegmentIndex(store, sorted(names.union(plan.held_segments)), threads, check=True)
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
@@ -94,7 +95,7 @@ def collect(
             failure_table.write(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
-    tally.check(plan)
+    tally.check(plan.records)
     return _summary(tally, plan, runs, formats, array_names)
 
 
@@ -140,27 +141,26 @@ def _by_file(joined: Joined) -> Iterator[tuple[str, Joined]]:
 
 
 def _summary(
-    tally: Tally, plan: dict[str, Any], runs: list[dict[str, Any]], formats: Sequence[str], arrays: Sequence[str]
-) -> dict[str, Any]:
-    shards = [shard for run in runs for shard in run["shards"]]
-    seconds = max(s["ended"] for s in shards) - min(s["started"] for s in shards) if shards else 0.0
-    residues = sum(shard["residues"] for shard in shards)
-    rejected = {reason: n for reason, n in sorted(tally.reasons.items()) if n}
-    return {
-        "records": tally.records,
-        "embedded": tally.status[EMBEDDED],
-        "failed": tally.status[FAILED],
-        "rejected": tally.status[REJECTED],
-        "reasons": rejected,
-        "truncated": tally.truncated,
-        "windowed": tally.windowed,
-        "duplicates": plan["duplicates"],
-        "computed_sequences": sum(run["sequences"] for run in runs),
-        "computed_residues": residues,
-        "seconds": seconds,
-        "residues_per_second": residues / seconds if seconds else None,
-        "groups_with_failures": [run["group"] for run in runs if run["failed_sequences"]],
-        "formats": list(formats),
-        "arrays": list(arrays),
-        "versions": versions(),
-    }
+    tally: Tally, plan: Plan, runs: Sequence[RunRecord], formats: Sequence[str], arrays: Sequence[str]
+) -> Summary:
+    shards = [shard for run in runs for shard in run.shards]
+    seconds = max(s.ended for s in shards) - min(s.started for s in shards) if shards else 0.0
+    residues = sum(shard.residues for shard in shards)
+    return Summary(
+        records=tally.records,
+        embedded=tally.status[EMBEDDED],
+        failed=tally.status[FAILED],
+        rejected=tally.status[REJECTED],
+        reasons={reason: n for reason, n in sorted(tally.reasons.items()) if n},
+        truncated=tally.truncated,
+        windowed=tally.windowed,
+        duplicates=plan.duplicates,
+        computed_sequences=sum(run.sequences for run in runs),
+        computed_residues=residues,
+        seconds=seconds,
+        residues_per_second=residues / seconds if seconds else None,
+        groups_with_failures=tuple(run.group for run in runs if run.failed_sequences),
+        formats=tuple(formats),
+        arrays=tuple(arrays),
+        versions=versions(),
+    )

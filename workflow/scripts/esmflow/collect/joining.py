@@ -158,16 +158,16 @@ class Tally:
             rows = lost.select(["file", "record", "id"]).slice(0, 3 - len(self.first_lost)).to_pylist()
             self.first_lost += [f"{row['file']}, record {row['record']} ({row['id']})" for row in rows]
 
-    def check(self, plan: Mapping[str, Any]) -> None:
-        """Raises CollectError unless records = embedded + failed + rejected, and as many as were planned."""
+    def check(self, planned: int) -> None:
+        """Raises CollectError unless records = embedded + failed + rejected, and as many as were `planned`."""
         if self.lost:
             raise CollectError(
                 f"{self.lost} records have neither an embedding nor a reason, the first: {'; '.join(self.first_lost)}. "
                 "Segments are missing from the store; run again with --forcerun plan to compute them"
             )
-        if self.records != plan["records"] or self.records != self.status.total():
+        if self.records != planned or self.records != self.status.total():
             raise CollectError(
-                f"records do not add up: {plan['records']} planned, {self.records} read, {dict(self.status)}; "
+                f"records do not add up: {planned} planned, {self.records} read, {dict(self.status)}; "
                 "run again with --forcerun plan"
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from esmflow.arrays import Outputs, is_pooled
@@ -14,6 +13,7 @@ from esmflow.errors import EsmflowError
 from esmflow.inputs.residues import SIZE
 from esmflow.method import Fingerprint
 from esmflow.plan.planning import PlanSummary
+from esmflow.plan.run_plan import DiskForecast
 
 # What comes with each sequence's values in a segment: its digest and length.
 _SEGMENT_BYTES = 24
@@ -28,26 +28,13 @@ class DiskError(EsmflowError):
     """A disk that cannot hold what the run will write. The message says how much is missing, and what to do."""
 
 
-@dataclass(frozen=True)
-class DiskForecast:
-    """Bytes that a run will write: to the store, and to the results by format, and for the tables."""
-
-    segments: int
-    formats: dict[str, int] = field(default_factory=dict)
-    tables: int = 0
-
-    @property
-    def results(self) -> int:
-        """Everything but the segments."""
-        return sum(self.formats.values()) + self.tables
-
-    def sentence(self) -> str:
-        """For a person."""
-        formats = "".join(f", {name} {readable(size)}" for name, size in self.formats.items())
-        return (
-            f"the run will write about {readable(self.segments + self.results)}: "
-            f"segments {readable(self.segments)}{formats}, manifest {readable(self.tables)}"
-        )
+def sentence(expected: DiskForecast) -> str:
+    """What a run will write, for a person."""
+    formats = "".join(f", {name} {readable(size)}" for name, size in expected.formats.items())
+    return (
+        f"the run will write about {readable(expected.segments + expected.results)}: "
+        f"segments {readable(expected.segments)}{formats}, manifest {readable(expected.tables)}"
+    )
 
 
 def forecast(
@@ -108,7 +95,7 @@ def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) 
         if needed > free:
             where = " and ".join(on_it)
             raise DiskError(
-                f"{expected.sentence()}; {readable(needed)} of it to the disk of {where}, where {readable(free)} are "
+                f"{sentence(expected)}; {readable(needed)} of it to the disk of {where}, where {readable(free)} are "
                 "free. Make room there, put the store or the results on another disk (store, pathvars), write fewer "
                 "formats, or set disk_check: false if you know better"
             )

@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.files import read_json
 from esmflow.plan.cost import CostModel
+from esmflow.plan.run_plan import GroupPlan, Plan
 
 # Layers, width and heads of the official models, which a dry run has no checkpoint to read from.
 _OFFICIAL = {
@@ -87,7 +88,7 @@ class JobEstimate:
 
 
 def has_gpu_driver() -> bool:
-    """Whether NVIDIA's driver is on this machine, or WSL's: told without its library, which Snakemake does not bring."""
+    """Whether NVIDIA's driver, or that of WSL, is on this machine: told without a library that Snakemake lacks."""
     return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
@@ -161,7 +162,7 @@ def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensio
     """The model's dimensions: from `model.json` where it is there, else from the name, or the path."""
     info = Path(model_info)
     if info.exists():
-        return ModelDimensions(**read_json(info)["dimensions"])
+        return CheckpointInfo.read(info).dimensions
     if not is_path(model):
         return _official(model)
     path = Path(model).expanduser()
@@ -189,18 +190,18 @@ def guess_work(
     """A group's share: from `plan.json` where it is there, else an equal part of what the inputs' sizes suggest."""
     try:
         planned = _planned_groups(str(plan), os.stat(plan).st_mtime_ns)
-    except (OSError, ValueError, KeyError):
-        planned = []
+    except (OSError, ValueError):
+        planned = ()
     if len(planned) == groups:
-        return GroupWork(planned[group]["residues"], planned[group]["sequences"], True)
+        return GroupWork(planned[group].residues, planned[group].sequences, True)
     residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 
 
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
-def _planned_groups(plan: str, changed: int) -> list[dict[str, int]]:
-    return read_json(plan)["groups"]
+def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+    return Plan.read(plan).groups
 
 
 @lru_cache(maxsize=4)

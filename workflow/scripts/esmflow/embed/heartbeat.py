@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from esmflow.failures import one_line
-from esmflow.files import write_json
+from esmflow.files import JsonFile
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Beat:
+class Beat(JsonFile):
     """A job's word about itself.
 
     process_started, started, updated: seconds since 1970. residues, shards: to do in this attempt, and how many of them
@@ -133,7 +133,7 @@ class Heartbeat:
                 self._done.popleft()
             self._beat = replace(beat, residues_per_second=self._rate())
             try:
-                write_json(self._path, asdict(self._beat))
+                self._beat.write(self._path)
             except OSError as error:
                 # Nobody should lose a run because a full disk has no room for its status.
                 log.warning("%s cannot be written: %s", self._path, error)

@@ -9,18 +9,18 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.embed.heartbeat import Heartbeat, State
 from esmflow.embed.progress import Progress
+from esmflow.embed.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, WorkerRecord
 from esmflow.embed.status import status_path
-from esmflow.embed.worker import ShardResult, process_esm_files_worker
+from esmflow.embed.worker import process_esm_files_worker
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
-from esmflow.files import write_json
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import list_shards, read_shard, shard_name
 from esmflow.slots.gpus import Slot, candidate_slots
@@ -95,28 +95,33 @@ def _embed_group(
     failures = [failure for path in finished for failure in store.read(shards[path]).failures]
     failures += [failure for file in failed for failure in _shard_failures(file)]
     write_failures(failures_path, failures)
-    write_json(
-        run_path,
-        {
-            "group": group,
-            "attempt": settings.attempt,
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "started": started,
-            "ended": time.time(),
-            "engine": settings.fingerprint.engine,
-            "fingerprint": store.fingerprint,
-            "workers": work.workers,
-            "worker_restarts": work.restarts,
-            "segments_written": [shards[path] for path in results],
-            "segments_reused": [shards[path] for path in shards if path in reused],
-            "shards_failed": [{"shard": Path(f.file).name, "reason": f.reason, "detail": f.detail} for f in failed],
-            "failed_sequences": len(failures),
-            **_totals(results.values()),
-            "job_memory_bytes": _job_memory(results.values()),
-            "shards": [{"shard": Path(path).name, **asdict(result)} for path, result in results.items()],
-        },
-    )
+    done = results.values()
+    RunRecord(
+        group=group,
+        attempt=settings.attempt,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        started=started,
+        ended=time.time(),
+        engine=settings.fingerprint.engine,
+        fingerprint=store.fingerprint,
+        workers=work.workers,
+        worker_restarts=work.restarts,
+        segments_written=tuple(shards[path] for path in results),
+        segments_reused=tuple(shards[path] for path in shards if path in reused),
+        shards_failed=tuple(FailedShard(Path(f.file).name, f.reason, f.detail) for f in failed),
+        failed_sequences=len(failures),
+        sequences=sum(shard.sequences for shard in done),
+        residues=sum(shard.residues for shard in done),
+        residues_per_second=_speed(done) or None,
+        model_load_seconds=max((shard.model_load_seconds for shard in done), default=None),
+        peak_memory_bytes=max((shard.peak_memory_bytes for shard in done), default=None),
+        peak_host_memory_bytes=max((shard.peak_host_memory_bytes for shard in done), default=None),
+        token_budget=min((shard.token_budget for shard in done), default=None),
+        precisions=tuple(sorted({shard.precision for shard in done})),
+        job_memory_bytes=_job_memory(done),
+        shards=tuple(done),
+    ).write(run_path)
 
 
 @dataclass
@@ -125,7 +130,7 @@ class _Work:
 
     results: dict[str, ShardResult] = field(default_factory=dict)
     failed: list[FailedFile] = field(default_factory=list)
-    workers: list[dict[str, Any]] = field(default_factory=list)
+    workers: tuple[WorkerRecord, ...] = ()
     restarts: int = 0
 
 
@@ -167,7 +172,7 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, h
                 threads=settings.threads,
                 attempt=settings.attempt,
             )
-        slots = [_describe_slot(lease.slot) for lease in leases]
+        slots = [lease.slot for lease in leases]
     released = time.time()
     # When everything was finished in time, there is nothing to end for.
     if manager.stopped and failed:
@@ -175,10 +180,10 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, h
             f"group {group}: asked to end (SIGTERM); {len(manager.results)} of {len(waiting)} shards were finished and "
             "are kept, the same command again does the rest"
         )
-    workers = [
-        {"slot": slot, "leased": leased, "released": released, **_plain(record)}
+    workers = tuple(
+        _worker_record(slot, leased, released, record)
         for slot, record in zip(slots, manager.worker_records(), strict=True)
-    ]
+    )
     return _Work(manager.results, failed, workers, manager.restarts)
 
 
@@ -198,10 +203,11 @@ def _observed(manager: BatchQueueManager, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """A worker's record as JSON has it, shards by their names."""
-    exits = [{**asdict(death), "in_hand": [Path(file).name for file in death.in_hand]} for death in record["exits"]]
-    return {**record, "exits": exits}
+def _worker_record(slot: Slot, leased: float, released: float, record: dict[str, Any]) -> WorkerRecord:
+    """A worker as `run.json` has it, with shards by their names."""
+    exits = tuple(replace(death, in_hand=tuple(Path(f).name for f in death.in_hand)) for death in record["exits"])
+    described = LeasedSlot(**asdict(slot), visible_devices=slot.visible_devices)
+    return WorkerRecord(described, leased, released, **{**record, "exits": exits})
 
 
 def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:
@@ -210,7 +216,7 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
     A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
     earlier plan, and what failed then may work now.
     """
-    segment = store.find(name)
+    segment = store.find(name, check=True)
     if segment is None:
         return False
     if not segment.failures:
@@ -233,24 +239,6 @@ def _residues(shards: Iterable[str], method: Fingerprint) -> int:
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:
     for digest, _ in read_shard(failed.file):
         yield Failure(digest.hex(), failed.reason, failed.detail)
-
-
-def _describe_slot(slot: Slot) -> dict[str, Any]:
-    return {**asdict(slot), "visible_devices": slot.visible_devices}
-
-
-def _totals(results: Iterable[ShardResult]) -> dict[str, Any]:
-    shards = list(results)
-    return {
-        "sequences": sum(shard.sequences for shard in shards),
-        "residues": sum(shard.residues for shard in shards),
-        "residues_per_second": _speed(shards) or None,
-        "model_load_seconds": max((shard.model_load_seconds for shard in shards), default=None),
-        "peak_memory_bytes": max((shard.peak_memory_bytes for shard in shards), default=None),
-        "peak_host_memory_bytes": max((shard.peak_host_memory_bytes for shard in shards), default=None),
-        "token_budget": min((shard.token_budget for shard in shards), default=None),
-        "precisions": sorted({shard.precision for shard in shards}),
-    }
 
 
 def _job_memory(shards: Iterable[ShardResult]) -> int:
@@ -285,7 +273,7 @@ class EmbedSettings:
     """
 
     checkpoint: str
-    checkpoint_stamp: list[int]
+    checkpoint_stamp: tuple[int, ...] | None
     fingerprint: Fingerprint
     store: str
     batch_tokens: int | None

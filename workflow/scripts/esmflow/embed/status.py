@@ -5,21 +5,19 @@ Only reads. Works while a run is under way, on any machine that sees the results
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from esmflow.embed.heartbeat import Beat, State
 from esmflow.errors import EsmflowError
-from esmflow.files import read_json
+from esmflow.plan.run_plan import Plan
 
 SILENT_SECONDS = 120.0
 """After so long without a word from another machine, a job is taken for dead."""
@@ -85,10 +83,10 @@ def read_status(results: str | os.PathLike[str], now: float | None = None) -> li
     plan = folder / "plan" / "plan.json"
     if not plan.exists():
         raise StatusError(f"{folder}: the run is not planned yet ({plan} is not there), so there are no groups to show")
-    groups = read_json(plan)["groups"]
+    groups = Plan.read(plan).groups
     width = len(str(len(groups) - 1))
     planned = plan.stat().st_mtime
-    return [_group(folder, f"{n:0{width}d}", group["residues"], planned, now) for n, group in enumerate(groups)]
+    return [_group(folder, f"{n:0{width}d}", group.residues, planned, now) for n, group in enumerate(groups)]
 
 
 def status_path(run_path: str | os.PathLike[str], group: str) -> Path:
@@ -130,11 +128,8 @@ def _is_alive(beat: Beat, now: float) -> bool:
 
 def _read_beat(path: Path) -> Beat | None:
     try:
-        content: dict[str, Any] = read_json(path)
-        known = {field.name for field in fields(Beat)}
-        found = {key: value for key, value in content.items() if key in known}
-        return Beat(**{**found, "state": State(found["state"]), "slots": tuple(found["slots"])})
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return Beat.read(path)
+    except (OSError, ValueError):
         return None
 
 

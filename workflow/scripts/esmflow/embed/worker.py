@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.arrays import Outputs
+from esmflow.embed.run_record import ShardResult
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
@@ -27,29 +28,6 @@ if TYPE_CHECKING:
     from esmflow.engine.engine import Engine
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end.
-
-    peak_memory_bytes: of the GPU, on a CPU of the host. worker: the process; device: the worker's number in its job.
-    """
-
-    segment: str
-    sequences: int
-    residues: int
-    failures: int
-    token_budget: int
-    precision: str
-    started: float
-    ended: float
-    write_seconds: float
-    model_load_seconds: float
-    peak_memory_bytes: int
-    peak_host_memory_bytes: int
-    worker: int
-    device: int
 
 
 def process_esm_files_worker(
@@ -146,6 +124,7 @@ class _Worker:
         self.store.write(name, segment)
         ended = time.time()
         return ShardResult(
+            shard=os.path.basename(file),
             segment=name,
             sequences=len(segment),
             residues=int(segment.lengths.sum()),

@@ -13,23 +13,14 @@ import pyarrow as pa
 
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.plan.cost import Extent
+from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.shards import list_shards, write_shard_columns
-from esmflow.store.digests import DigestTable, first_of_each
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.digests import DigestIndex, first_of_each, halves
+from esmflow.store.lookup import StoredSequences
 from esmflow.threads import Background
 
 # A window of which less than this is left without repeats waits and is dealt together with the next one.
 _FULL = 7 / 8
-
-
-@dataclass
-class GroupPlan:
-    """What one shard group was dealt."""
-
-    shards: int = 0
-    sequences: int = 0
-    residues: int = 0
-    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,11 @@ class _Window:
 
 
 class Dealer:
-    """Takes sequences, leaves out those that came before or that the store holds, and deals the others to groups.
+    """Takes sequences, leaves out those that came before or that the store has, and deals the others to groups.
 
     A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
-    held: what the store holds. to_embed: what is dealt is added to it.
-    Sequences wait until `window_residues` have come; memory grows with that, and by 20 bytes for each different
+    stored: what the store has. to_embed: what is dealt is added to it.
+    Sequences wait until `window_residues` have come; memory grows with that, and by 16 bytes for each different
     sequence. Windows are dealt in one thread and shards written in another, while the next window fills. Use it in a
     `with` block, whose end deals what is left; only then are the counts complete.
     """
@@ -87,21 +78,21 @@ class Dealer:
         shard_residues: int,
         fewest_shards: int = 1,
         window_residues: int,
-        held: HeldSequences | None,
+        stored: StoredSequences | None,
         to_embed: Extent,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
         self.duplicates = 0
-        self.held = 0
-        self.held_segments: set[str] = set()
+        self.stored = 0
+        self.stored_segments: set[str] = set()
         self._folders = folders
         self._cost = cost
         self._shard_residues = shard_residues
         self._fewest_shards = fewest_shards
         self._window_residues = window_residues
         self._to_embed = to_embed
-        self._held = held
-        self._seen = DigestTable()
+        self._stored = stored
+        self._seen = DigestIndex()
         self._dealing = Background()
         self._writing = Background()
         # Sequences that are known to be new, and are too few to be dealt.
@@ -151,16 +142,16 @@ class Dealer:
         return window
 
     def _settle(self, window: _Window, last: bool = False) -> None:
-        """Leaves repeats and what is held out of a window, then deals it, or lets it wait if little is left of it."""
+        """Leaves repeats and what is stored out of a window, then deals it, or lets it wait if little is left of it."""
         first = first_of_each(window.digests)
         first = first[self._seen.find(window.digests[first]) < 0]
-        self._seen.add(window.digests[first])
+        self._seen = self._seen.merged(DigestIndex(*halves(window.digests[first])))
         self.duplicates += len(window) - len(first)
         segments = np.full(len(first), -1, np.int32)
-        if self._held is not None:
-            segments = self._held.find(window.digests[first])
-            self.held_segments.update(self._held.names[n] for n in np.unique(segments[segments >= 0]))
-        self.held += int((segments >= 0).sum())
+        if self._stored is not None:
+            segments = self._stored.find(window.digests[first])
+            self.stored_segments.update(self._stored.names[n] for n in np.unique(segments[segments >= 0]))
+        self.stored += int((segments >= 0).sum())
         rows = first[segments < 0]
         if self._left is not None:
             window = self._left.followed_by(window.keep(rows))

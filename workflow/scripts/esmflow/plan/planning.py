@@ -15,11 +15,12 @@ from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel, Extent
-from esmflow.plan.dealing import Dealer, GroupPlan
+from esmflow.plan.dealing import Dealer
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
+from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.spot_check import Candidates
-from esmflow.store.lookup import HeldSequences
+from esmflow.store.lookup import StoredSequences
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def plan(
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
     workers: int = 1,
-    held: HeldSequences | None = None,
+    stored: StoredSequences | None = None,
     truncated_at: int | None = None,
     candidates_path: str | os.PathLike[str] | None = None,
     processes: int = 1,
@@ -83,10 +84,10 @@ def plan(
 
     `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
     `processes` work at once where there is enough to read.
-    The sequences that the store holds already (`held`) are not planned.
+    The sequences that the store has already (`stored`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
-    compute again, planned or held. Raises OSError when an input does not exist or the disk is full.
+    compute again, planned or stored. Raises OSError when an input does not exist or the disk is full.
     """
     summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
     candidates = Candidates()
@@ -102,7 +103,7 @@ def plan(
         fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
         # A group's share of a window should fill at least one shard, however many groups there are.
         window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
-        held=held,
+        stored=stored,
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
@@ -122,8 +123,8 @@ def plan(
             dealer.take(block.digests, block.residues, lengths, group)
     if candidates_path is not None:
         candidates.write(Path(candidates_path))
-    summary.duplicates, summary.held = dealer.duplicates, dealer.held
-    summary.held_segments, summary.groups = sorted(dealer.held_segments), dealer.groups
+    summary.duplicates, summary.held = dealer.duplicates, dealer.stored
+    summary.held_segments, summary.groups = sorted(dealer.stored_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from esmflow.arrays import is_pooled
 from esmflow.report.manifest_counts import SampledRecord
+from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
 
 FEWEST = 3
@@ -46,22 +46,8 @@ def embedding_map(store: Store, sample: Sequence[SampledRecord], array: str) -> 
 
 
 def sampled_vectors(store: Store, sample: Sequence[SampledRecord], array: str) -> np.ndarray:
-    """One vector for each record, read row by row from mapped segments: fp32 `[N, D]`."""
-    by_segment: dict[str, list[int]] = defaultdict(list)
-    for i, record in enumerate(sample):
-        by_segment[record.segment].append(i)
-    vectors: np.ndarray | None = None
-    for name, members in by_segment.items():
-        segment = store.read(name)
-        values = segment.arrays[array]
-        if vectors is None:
-            vectors = np.empty((len(sample), values.shape[1]), np.float32)
-        rows = np.array([sample[i].row for i in members])
-        if is_pooled(array):
-            vectors[members] = values[rows]
-        else:
-            offsets = segment.offsets(array)
-            for i, row in zip(members, rows):
-                vectors[i] = values[offsets[row] : offsets[row + 1]].mean(axis=0, dtype=np.float32)
-    assert vectors is not None
-    return vectors
+    """One vector for each record, the mean over its residues for an array that has one for each: fp32 `[N, D]`."""
+    vectors: list[np.ndarray] = [np.empty(0)] * len(sample)
+    for i, values in read_rows(store, [(record.segment, record.row) for record in sample], array):
+        vectors[i] = values.astype(np.float32) if is_pooled(array) else values.mean(axis=0, dtype=np.float32)
+    return np.stack(vectors)

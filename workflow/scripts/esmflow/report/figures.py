@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from esmflow.embed.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.timeline import COMPUTE, IDLE, LOAD, WRITE, Piece
 from esmflow.text import bytes_in_words
+from esmflow.verify.certificate import Certificate
 
 _LENGTHS = {
     "whole": ("embedded whole", "blue"),
@@ -192,14 +194,14 @@ def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
     )
 
 
-def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
+def speed_figure(runs: Sequence[RunRecord]) -> go.Figure:
     """Residues per second of each group while it computed, above the peak of its card's memory."""
-    ran = [run for run in runs if run["residues_per_second"]]
-    groups = [run["group"] for run in ran]
-    memory = [run["peak_memory_bytes"] / GIB for run in ran]
+    ran = [run for run in runs if run.residues_per_second]
+    groups = [run.group for run in ran]
+    memory = [(run.peak_memory_bytes or 0) / GIB for run in ran]
     figure = go.Figure()
     for rows, values, shade, unit in (
-        ("y", [run["residues_per_second"] for run in ran], "blue", "residues/s"),
+        ("y", [run.residues_per_second or 0 for run in ran], "blue", "residues/s"),
         ("y2", memory, "purple", "GiB at most"),
     ):
         figure.add_bar(
@@ -224,31 +226,30 @@ def speed_figure(runs: Sequence[Mapping[str, Any]]) -> go.Figure:
     return styled(figure, height=420, x={"type": "category", "showticklabels": False}, y=y)
 
 
-def certificate_figure(certificate: Mapping[str, Any]) -> go.Figure:
+def certificate_figure(certificate: Certificate) -> go.Figure:
     """How far each sampled embedding is from the one that was computed again: one minus the cosine, by length."""
     figure = go.Figure()
     # Double precision says no more than this.
     smallest = 1e-15
-    names = sorted({name for entry in certificate["sequences"] for name in entry["outputs"]})
+    names = sorted({name for entry in certificate.sequences for name in entry.outputs})
     for name, shade in zip(names, PALETTE * len(names)):
-        entries = [entry for entry in certificate["sequences"] if name in entry["outputs"]]
-        distances = np.maximum([1 - entry["outputs"][name]["cosine"] for entry in entries], smallest)
+        entries = [entry for entry in certificate.sequences if name in entry.outputs]
+        distances = np.maximum([1 - entry.outputs[name].cosine for entry in entries], smallest)
         figure.add_scatter(
-            x=[entry["length"] for entry in entries],
+            x=[entry.length for entry in entries],
             y=np.log10(distances),
             mode="markers",
             name=name,
             showlegend=len(names) > 1,
             marker={"color": colour(shade), "size": 7, "opacity": 0.8},
-            text=[f"{escape(cut(entry['id']))}<br>cosine 1 − {value:.1e}" for entry, value in zip(entries, distances)],
+            text=[f"{escape(cut(entry.id))}<br>cosine 1 − {value:.1e}" for entry, value in zip(entries, distances)],
             hovertemplate="%{text}<extra></extra>",
         )
-    limits = certificate.get("limits") or {}
-    for precision, limit in limits.items():
-        if limit["min_cosine"] < 1:
-            at = float(np.log10(1 - limit["min_cosine"]))
+    for precision, limit in certificate.limits.items():
+        if limit.min_cosine < 1:
+            at = float(np.log10(1 - limit.min_cosine))
             figure.add_hline(at, line={"color": colour("vermillion"), "width": 1.5, "dash": "dot"})
-            text = f"limit for {precision}: cosine {limit['min_cosine']}"
+            text = f"limit for {precision}: cosine {limit.min_cosine}"
             figure.add_annotation(
                 x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=text, showarrow=False
             )

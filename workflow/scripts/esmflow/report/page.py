@@ -33,7 +33,7 @@ def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder:
     script are, and each section's caption. A section that cannot be made says so in its place, and the log has the
     error: what the run computed must not be lost for a drawing.
     """
-    counts = count_manifest(files.manifest, files.written_segments, embedded=files.summary["embedded"])
+    counts = count_manifest(files.manifest, files.written_segments, embedded=files.summary.embedded)
     sections = {key: _made(title, make, files, counts) for key, title, make in SECTIONS}
     for key, path in figures.items():
         with atomic_path(path) as temporary:
@@ -110,34 +110,34 @@ def _embedded(figure: go.Figure | None) -> str | None:
 def headline(files: RunFiles) -> str:
     """What came of the run, in one sentence."""
     summary = files.summary
-    if summary["embedded"] == summary["records"]:
-        return f"All {summary['records']:,} records have an embedding"
-    return f"{summary['embedded']:,} of {summary['records']:,} records have an embedding"
+    if summary.embedded == summary.records:
+        return f"All {summary.records:,} records have an embedding"
+    return f"{summary.embedded:,} of {summary.records:,} records have an embedding"
 
 
 def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str, str]]:
     """The numbers at the top: name, value, and a few words that explain it."""
     summary, slots = files.summary, files.slots()
-    share = summary["embedded"] / summary["records"] if summary["records"] else 1.0
+    share = summary.embedded / summary.records if summary.records else 1.0
     numbers = [
-        ("Records", f"{summary['records']:,}", plural(len(counts.files), "input file")),
-        ("Embedded", f"{summary['embedded']:,}", f"{percent(share)} of the records"),
+        ("Records", f"{summary.records:,}", plural(len(counts.files), "input file")),
+        ("Embedded", f"{summary.embedded:,}", f"{percent(share)} of the records"),
         (
             "Without embedding",
-            f"{summary['rejected'] + summary['failed']:,}",
-            f"{summary['rejected']:,} rejected, {summary['failed']:,} failed",
+            f"{summary.rejected + summary.failed:,}",
+            f"{summary.rejected:,} rejected, {summary.failed:,} failed",
         ),
     ]
-    if summary["residues_per_second"]:
-        computed = f"{plural(summary['computed_sequences'], 'sequence')} in {duration(summary['seconds'])}"
-        numbers.append(("Residues per second", f"{summary['residues_per_second']:,.0f}", computed))
-        jobs = plural(sum(bool(run["workers"]) for run in files.runs), "job")
+    if summary.residues_per_second:
+        computed = f"{plural(summary.computed_sequences, 'sequence')} in {duration(summary.seconds)}"
+        numbers.append(("Residues per second", f"{summary.residues_per_second:,.0f}", computed))
+        jobs = plural(sum(bool(run.workers) for run in files.runs), "job")
         numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {devices(files)}"))
     else:
         numbers.append(("Computed", "0", files.why_nothing()))
     if files.certificate is None:
         numbers.append(("Certificate", "none", "verification was off"))
     else:
-        verdict = "passed" if files.certificate["passed"] else "not passed"
-        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate['sequences']), 'sequence')}"))
+        verdict = "passed" if files.certificate.passed else "not passed"
+        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate.sequences), 'sequence')}"))
     return numbers

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from esmflow.checkpoint.file import CheckpointInfo
-from esmflow.files import read_json
+from esmflow.collect.summary import Summary
+from esmflow.embed.run_record import LeasedSlot, RunRecord
+from esmflow.files import from_json, read_json
 from esmflow.method import Fingerprint
+from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Store
+from esmflow.verify.certificate import Certificate
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class RunFiles:
     model: CheckpointInfo
     fingerprint: Fingerprint
     store: Store
-    summary: Mapping[str, Any]
-    runs: Sequence[Mapping[str, Any]]
-    certificate: Mapping[str, Any] | None
+    summary: Summary
+    runs: Sequence[RunRecord]
+    certificate: Certificate | None
 
     @classmethod
     def read(
@@ -45,8 +48,7 @@ class RunFiles:
         certificate: str | None,
     ) -> RunFiles:
         """Reads the small ones. Raises OSError if one is missing."""
-        digest = read_json(plan)["fingerprint"]
-        fingerprint = read_fingerprint(Path(store, digest))
+        fingerprint = read_fingerprint(Path(store, Plan.read(plan).fingerprint))
         return cls(
             results=os.path.dirname(manifest),
             manifest=manifest,
@@ -55,23 +57,23 @@ class RunFiles:
             model=model,
             fingerprint=fingerprint,
             store=Store(store, fingerprint),
-            summary=read_json(summary),
-            runs=[read_json(path) for path in runs],
-            certificate=read_json(certificate) if certificate else None,
+            summary=Summary.read(summary),
+            runs=[RunRecord.read(path) for path in runs],
+            certificate=Certificate.read(certificate) if certificate else None,
         )
 
     @property
     def written_segments(self) -> set[str]:
         """Names of the segments that this run computed."""
-        return {name for run in self.runs for name in run["segments_written"]}
+        return {name for run in self.runs for name in run.segments_written}
 
     def why_nothing(self) -> str:
         """Why a run computed nothing."""
-        return "everything was in the store" if self.summary["embedded"] else "no record could be computed"
+        return "everything was in the store" if self.summary.embedded else "no record could be computed"
 
-    def slots(self) -> list[tuple[str, Mapping[str, Any]]]:
+    def slots(self) -> list[tuple[str, LeasedSlot]]:
         """Host and description of each slot that was leased, each once."""
-        found = {(run["host"], w["slot"]["token"]): w["slot"] for run in self.runs for w in run["workers"]}
+        found = {(run.host, w.slot.token): w.slot for run in self.runs for w in run.workers}
         return [(host, slot) for (host, _), slot in sorted(found.items(), key=lambda item: item[0])]
 
     def disk(self) -> dict[str, int]:
@@ -89,8 +91,7 @@ class RunFiles:
 
 def read_fingerprint(folder: Path) -> Fingerprint:
     """What the segments in a folder of a store were computed with, as the run wrote it down."""
-    fields: dict[str, Any] = read_json(folder / "fingerprint.json")
-    return Fingerprint(**fields | {name: tuple(fields[name]) for name in ("layers", "include")})
+    return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
 def _sizes(path: Path) -> Iterator[int]:
@@ -107,5 +108,5 @@ def _sizes(path: Path) -> Iterator[int]:
 
 def devices(files: RunFiles) -> str:
     """The devices that were leased, with their numbers."""
-    names = Counter(str(slot["name"]) for _, slot in files.slots())
+    names = Counter(slot.name for _, slot in files.slots())
     return ", ".join(f"{number} × {name}" for name, number in names.items()) or "no device"

@@ -63,11 +63,11 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         "truncate": f"cut off after {method.max_residues} residues",
         "window": f"in windows of {method.max_residues} residues that share {method.window_overlap}",
     }
-    versions = files.summary.get("versions", {})
+    versions = files.summary.versions
     facts = [
         ("Model", f"{model.name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
         ("Checkpoint", model.digest),
-        ("Outputs", f"{', '.join(files.summary['arrays'])} as {', '.join(files.summary['formats'])}"),
+        ("Outputs", f"{', '.join(files.summary.arrays)} as {', '.join(files.summary.formats)}"),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
         ("Engine", f"{method.engine}, method version {method.method_version}: {method.arithmetic}"),
         ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
@@ -75,11 +75,11 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Fingerprint", files.store.fingerprint),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
         ("Hardware", devices(files) if files.slots() else "no slot was needed"),
-        ("Hosts", ", ".join(sorted({run["host"] for run in runs}))),
+        ("Hosts", ", ".join(sorted({run.host for run in runs}))),
     ]
     if runs:
-        facts.append(("Time", span(min(run["started"] for run in runs), max(run["ended"] for run in runs))))
-    again = [f"group {run['group']}, attempt {run['attempt']}" for run in runs if run["attempt"] > 1]
+        facts.append(("Time", span(min(run.started for run in runs), max(run.ended for run in runs))))
+    again = [f"group {run.group}, attempt {run.attempt}" for run in runs if run.attempt > 1]
     if again:
         facts.append(("Tried again", ", ".join(again)))
     return Section(facts=facts)
@@ -146,15 +146,15 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
     shares = ", ".join(f"{percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
     rows = [
         (
-            run["group"],
-            slot_name(run["host"], worker["slot"]),
-            worker["slot"]["name"],
-            worker["slot"]["uuid"] or "",
-            clock(worker["leased"]),
-            duration(worker["released"] - worker["leased"]),
+            run.group,
+            slot_name(run.host, worker.slot),
+            worker.slot.name,
+            worker.slot.uuid or "",
+            clock(worker.leased),
+            duration(worker.released - worker.leased),
         )
         for run in files.runs
-        for worker in run["workers"]
+        for worker in run.workers
     ]
     table = _first_rows("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows, RUN_JSON)
     note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
@@ -163,12 +163,12 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
 
 def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     """How fast each group was and how much memory it took."""
-    ran = [run for run in files.runs if run["residues_per_second"]]
+    ran = [run for run in files.runs if run.residues_per_second]
     if not ran:
         return Section(note=f"No group computed anything: {files.why_nothing()}.")
-    slowest, fastest = (f(run["residues_per_second"] for run in ran) for f in (min, max))
-    peak = max(run["peak_memory_bytes"] for run in ran)
-    cards = any(slot["device"] == "cuda" for _, slot in files.slots())
+    slowest, fastest = (f(run.residues_per_second or 0 for run in ran) for f in (min, max))
+    peak = max(run.peak_memory_bytes or 0 for run in ran)
+    cards = any(slot.device == "cuda" for _, slot in files.slots())
     note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
     note += "a card's memory at most." if cards else "memory at most."
     columns = (
@@ -184,15 +184,15 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     )
     rows = [
         (
-            run["group"],
-            f"{run['sequences']:,}",
-            f"{run['residues']:,}",
-            f"{run['residues_per_second'] or 0:,.0f}",
-            f"{(run['peak_memory_bytes'] or 0) / GIB:.2f}",
-            f"{run['model_load_seconds'] or 0:.1f}",
-            f"{run['token_budget'] or 0:,}",
-            f"{len(run['segments_written']):,}",
-            f"{len(run['segments_reused']):,}",
+            run.group,
+            f"{run.sequences:,}",
+            f"{run.residues:,}",
+            f"{run.residues_per_second or 0:,.0f}",
+            f"{(run.peak_memory_bytes or 0) / GIB:.2f}",
+            f"{run.model_load_seconds or 0:.1f}",
+            f"{run.token_budget or 0:,}",
+            f"{len(run.segments_written):,}",
+            f"{len(run.segments_reused):,}",
         )
         for run in files.runs
     ]
@@ -204,36 +204,36 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     found = files.certificate
     if found is None:
         return Section(note="Verification was off: no embedding was computed again.")
-    outputs = found["outputs"]
-    verdict = "Passed" if found["passed"] else "NOT PASSED: do not use these embeddings"
-    note = f"{verdict}. {plural(len(found['sequences']), 'sequence')} computed again with {found['verified_with']}."
+    outputs = found.outputs
+    verdict = "Passed" if found.passed else "NOT PASSED: do not use these embeddings"
+    note = f"{verdict}. {plural(len(found.sequences), 'sequence')} computed again with {found.verified_with}."
     columns = ("output", "sequences", "largest 1 − cosine", "median", "largest relative error")
     rows = [
         (
             name,
-            o["sequences"],
-            f"{1 - o['cosine_min']:.1e}",
-            f"{1 - o['cosine_median']:.1e}",
-            f"{o['relative_error_max']:.1e}",
+            o.sequences,
+            f"{1 - o.cosine_min:.1e}",
+            f"{1 - o.cosine_median:.1e}",
+            f"{o.relative_error_max:.1e}",
         )
         for name, o in outputs.items()
     ]
     tables = [Table("By output", columns, rows, folded=False)] if rows else []
-    if found["problems"]:
-        problems = [(problem,) for problem in found["problems"]]
+    if found.problems:
+        problems = [(problem,) for problem in found.problems]
         tables.insert(0, _first_rows("Problems", ("problem",), problems, "certificate.json", folded=False))
     return Section(note=note, figure=certificate_figure(found) if rows else None, tables=tables)
 
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
     """A map of the embeddings, coloured by input file."""
-    array = map_array(files.summary["arrays"])
+    array = map_array(files.summary.arrays)
     if array is None:
         return Section(note="A map needs mean, bos or per-residue vectors, and this run computed none.")
     if len(counts.sample) < FEWEST:
         return Section(note=f"A map needs at least {FEWEST} embeddings.")
     mapped = embedding_map(files.store, counts.sample, array)
-    embedded = files.summary["embedded"]
+    embedded = files.summary.embedded
     of_what = f"all {embedded:,}" if len(counts.sample) == embedded else f"{len(counts.sample):,} of {embedded:,}"
     note = (
         f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."

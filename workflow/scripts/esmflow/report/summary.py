@@ -8,14 +8,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from esmflow.collect.summary import Summary
 from esmflow.embed.status import StatusError, read_status, trouble_lines
 from esmflow.failures import REMEDY, Reason
-from esmflow.verify.verdict import Remedy
+from esmflow.verify.certificate import Certificate, Remedy
 
 _REASONS = 3
-_PROBLEMS = 3
 
 
 @dataclass(frozen=True)
@@ -29,50 +28,27 @@ class Places:
     command: str
 
 
-def summary_lines(
-    summary: Mapping[str, Any], certificate: Mapping[str, Any] | None, model: str, places: Places
-) -> list[str]:
+def summary_lines(summary: Summary, certificate: Certificate | None, model: str, places: Places) -> list[str]:
     """Five to ten lines: how many of what, how fast, how right, where, and what to do about what is missing."""
     lines = [
-        f"records    {summary['records']:,}: {summary['embedded']:,} embedded, "
-        f"{summary['rejected']:,} rejected, {summary['failed']:,} failed{_remarks(summary)}",
-        *_reason_lines(summary["reasons"]),
+        f"records    {summary.records:,}: {summary.embedded:,} embedded, "
+        f"{summary.rejected:,} rejected, {summary.failed:,} failed{_remarks(summary)}",
+        *_reason_lines(summary.reasons),
         _speed_line(summary, model),
-        f"verified   {certificate_line(certificate)}" if certificate else "verified   no (verify.sample: 0)",
-        f"results    {places.embeddings}  ({', '.join(summary['arrays'])}; {', '.join(summary['formats'])})",
+        f"verified   {certificate.line()}" if certificate else "verified   no (verify.sample: 0)",
+        f"results    {places.embeddings}  ({', '.join(summary.arrays)}; {', '.join(summary.formats)})",
         f"manifest   {places.manifest}" + (f"; report {places.report}" if places.report else ""),
     ]
-    if summary["records"] > summary["embedded"]:
+    if summary.records > summary.embedded:
         lines.append(f"failures   {places.failures}  (every record without an embedding, and why)")
     return [*lines, *_next_lines(summary, certificate, places)]
 
 
-def certificate_line(certificate: Mapping[str, Any]) -> str:
-    """The certificate in one line."""
-    outputs = certificate["outputs"].values()
-    verdict = "" if certificate["passed"] else "NOT PASSED: "
-    if not outputs:
-        return f"{verdict}no embedding was computed again"
-    cosine = min(output["cosine_min"] for output in outputs)
-    error = max(output["relative_error_max"] for output in outputs)
-    return (
-        f"{verdict}{len(certificate['sequences'])} sequences computed again with fair-esm in fp32: "
-        f"lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
-    )
-
-
-def problem_lines(certificate: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the embeddings according to a certificate that was not passed, the first few things."""
-    problems = certificate["problems"]
-    more = [f"and {len(problems) - _PROBLEMS} more"] if len(problems) > _PROBLEMS else []
-    return [*problems[:_PROBLEMS], *more]
-
-
-def _remarks(summary: Mapping[str, Any]) -> str:
+def _remarks(summary: Summary) -> str:
     counts = {
-        "share the embedding of an equal sequence": summary["duplicates"],
-        "truncated": summary["truncated"],
-        "in windows": summary["windowed"],
+        "share the embedding of an equal sequence": summary.duplicates,
+        "truncated": summary.truncated,
+        "in windows": summary.windowed,
     }
     remarks = [f"{count:,} {what}" for what, count in counts.items() if count]
     return f" ({', '.join(remarks)})" if remarks else ""
@@ -87,33 +63,33 @@ def _reason_lines(reasons: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def _speed_line(summary: Mapping[str, Any], model: str) -> str:
-    if not summary["residues_per_second"]:
+def _speed_line(summary: Summary, model: str) -> str:
+    if not summary.residues_per_second:
         return f"speed      {model}: nothing had to be computed"
     return (
-        f"speed      {model}: {summary['residues_per_second']:,.0f} residues/s over {summary['seconds']:,.0f} s "
-        f"({summary['computed_sequences']:,} sequences computed)"
+        f"speed      {model}: {summary.residues_per_second:,.0f} residues/s over {summary.seconds:,.0f} s "
+        f"({summary.computed_sequences:,} sequences computed)"
     )
 
 
-def _next_lines(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None, places: Places) -> list[str]:
+def _next_lines(summary: Summary, certificate: Certificate | None, places: Places) -> list[str]:
     """The next thing to do, one thing only."""
-    if certificate and not certificate["passed"]:
+    if certificate and not certificate.passed:
         return [f"next       do not use these embeddings; {_remedy(certificate, places)}"]
-    if summary["failed"]:
+    if summary.failed:
         return [f"next       try the failed records again: {places.command} --forcerun plan"]
-    if summary["rejected"]:
+    if summary.rejected:
         return [f"next       correct the rejected records if they matter, then run: {places.command}"]
     return []
 
 
-def _remedy(certificate: Mapping[str, Any], places: Places) -> str:
-    if certificate["remedy"] == Remedy.COLLECT:
+def _remedy(certificate: Certificate, places: Places) -> str:
+    if certificate.remedy == Remedy.COLLECT:
         return f"write them again from the store: {places.command} --forcerun collect"
-    if certificate["remedy"] == Remedy.RECOMPUTE:
-        remove = shlex.join(["rm", *certificate["segments"]])
+    if certificate.remedy == Remedy.RECOMPUTE:
+        remove = shlex.join(["rm", *certificate.segments])
         return f"compute them again: {remove} && {places.command} --forcerun plan"
-    other = "engine: reference" if certificate["engine"] == "packed" else "precision: fp32"
+    other = "engine: reference" if certificate.engine == "packed" else "precision: fp32"
     return f"set {other} in the configuration, then run: {places.command}"
 
 

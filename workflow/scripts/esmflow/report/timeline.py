@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
 
 # Beyond this many pieces a figure is neither quick nor readable: shards of one lease are then drawn as one.
 MOST_PIECES = 2000
@@ -28,19 +29,19 @@ class Piece:
         return self.ended - self.started
 
 
-def slot_name(host: str, slot: Mapping[str, Any]) -> str:
+def slot_name(host: str, slot: LeasedSlot) -> str:
     """A slot as a figure names it: what tells it from every other, in few letters."""
-    name = str(slot["token"])
-    if slot.get("device") == "cuda" and name.isdecimal():
+    name = slot.token
+    if slot.device == "cuda" and name.isdecimal():
         name = f"GPU {name}"
     if len(name) > 14:
         name = f"{name[:12]}…"
     return f"{name} on {host}"
 
 
-def slot_pieces(runs: Iterable[Mapping[str, Any]]) -> list[Piece]:
+def slot_pieces(runs: Iterable[RunRecord]) -> list[Piece]:
     """Cuts every lease into load (from the lease to the first shard), compute, write and idle, in order of time."""
-    leases = [(run, worker, _shards_of(run, worker)) for run in runs for worker in run["workers"]]
+    leases = [(run, worker, _shards_of(run, worker)) for run in runs for worker in run.workers]
     detailed = 3 * sum(len(shards) for _, _, shards in leases) <= MOST_PIECES
     pieces: list[Piece] = []
     for run, worker, shards in leases:
@@ -48,52 +49,46 @@ def slot_pieces(runs: Iterable[Mapping[str, Any]]) -> list[Piece]:
     return sorted(pieces, key=lambda piece: (piece.started, piece.slot))
 
 
-def _shards_of(run: Mapping[str, Any], worker: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shards_of(run: RunRecord, worker: WorkerRecord) -> list[ShardResult]:
     """The shards that one worker of a job finished, in order of time."""
-    shards = run["shards"]
-    if len(run["workers"]) > 1:
-        shards = [shard for shard in shards if shard["device"] == worker["device"]]
-    return sorted(shards, key=lambda shard: shard["started"])
+    mine = [shard for shard in run.shards if len(run.workers) == 1 or shard.device == worker.device]
+    return sorted(mine, key=lambda shard: shard.started)
 
 
-def _merged(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(shards: list[ShardResult]) -> list[ShardResult]:
     if not shards:
         return []
-    whole = {key: sum(shard[key] for shard in shards) for key in ("sequences", "residues")}
-    written = sum(shard.get("write_seconds", 0.0) for shard in shards)
-    return [
-        {
-            **shards[0],
-            **whole,
-            "shard": f"{len(shards):,} shards",
-            "ended": shards[-1]["ended"],
-            "write_seconds": written,
-        }
-    ]
+    whole = replace(
+        shards[0],
+        shard=f"{len(shards):,} shards",
+        sequences=sum(shard.sequences for shard in shards),
+        residues=sum(shard.residues for shard in shards),
+        ended=shards[-1].ended,
+        write_seconds=sum(shard.write_seconds for shard in shards),
+    )
+    return [whole]
 
 
-def _lease_pieces(run: Mapping[str, Any], worker: Mapping[str, Any], shards: list[dict[str, Any]]) -> list[Piece]:
-    slot = slot_name(run["host"], worker["slot"])
+def _lease_pieces(run: RunRecord, worker: WorkerRecord, shards: list[ShardResult]) -> list[Piece]:
+    slot = slot_name(run.host, worker.slot)
 
     def piece(kind: str, started: float, ended: float, what: str) -> Piece:
-        return Piece(slot, run["group"], kind, started, ended, what)
+        return Piece(slot, run.group, kind, started, ended, what)
 
     if not shards:
-        return [piece(IDLE, worker["leased"], worker["released"], "no shard was finished")]
-    loaded = worker.get("model_load_seconds") or shards[0]["model_load_seconds"]
+        return [piece(IDLE, worker.leased, worker.released, "no shard was finished")]
+    loaded = worker.model_load_seconds or shards[0].model_load_seconds
     load = f"starting the worker; {loaded:.1f} s of it reading the model"
-    pieces = [piece(LOAD, worker["leased"], shards[0]["started"], load)]
-    before = shards[0]["started"]
+    pieces = [piece(LOAD, worker.leased, shards[0].started, load)]
+    before = shards[0].started
     for shard in shards:
-        pieces.append(piece(IDLE, before, shard["started"], "between shards"))
-        computed = shard["ended"] - shard.get("write_seconds", 0.0)
-        work = (
-            f"{shard['shard'].removesuffix('.fasta')}: {shard['sequences']:,} sequences, {shard['residues']:,} residues"
-        )
-        pieces.append(piece(COMPUTE, shard["started"], computed, work))
-        pieces.append(piece(WRITE, computed, shard["ended"], f"{shard['shard'].removesuffix('.fasta')} to the store"))
-        before = shard["ended"]
-    pieces.append(piece(IDLE, before, worker["released"], "the worker ends"))
+        pieces.append(piece(IDLE, before, shard.started, "between shards"))
+        computed = shard.ended - shard.write_seconds
+        work = f"{shard.shard.removesuffix('.fasta')}: {shard.sequences:,} sequences, {shard.residues:,} residues"
+        pieces.append(piece(COMPUTE, shard.started, computed, work))
+        pieces.append(piece(WRITE, computed, shard.ended, f"{shard.shard.removesuffix('.fasta')} to the store"))
+        before = shard.ended
+    pieces.append(piece(IDLE, before, worker.released, "the worker ends"))
     return [p for p in pieces if p.seconds > 0]
 
 

@@ -1,17 +1,19 @@
-"""Find sequences in many segments by digest, and gather their vectors."""
+"""Read segments: find sequences in many of them by digest, gather their vectors, and read single ones."""
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from threading import Lock
 
 import numpy as np
 
 from esmflow.arrays import is_pooled, row_offsets, rows_per_sequence
-from esmflow.store.digests import halves
+from esmflow.store.digests import DigestIndex, halves
 from esmflow.store.segments import Segment, SegmentError, Store
 from esmflow.store.tensor_file import forget_pages
 
@@ -37,34 +39,32 @@ class Location:
 
 
 class SegmentIndex:
-    """Finds sequences in a set of segments by digest. Takes 28 bytes of memory for each sequence.
+    """Finds sequences in a set of segments by digest, and reads them. Takes 28 bytes of memory for each sequence.
 
-    Every segment is read through first, `threads` at a time. Raises SegmentError if any is missing or damaged, only
-    after all were looked at, so that one more run mends all of them.
+    Every segment is opened first, `threads` at a time, and under `check` read through. Raises SegmentError if any is
+    missing or damaged, only after all were looked at, so that one more run mends all of them.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], threads: int = 1) -> None:
+    def __init__(self, store: Store, names: Sequence[str], threads: int = 1, *, check: bool) -> None:
         self.names = list(names)
         self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         """Of each array, the shape of one of its rows and the type of its values."""
         self._store = store
         self._threads = threads
+        self._check = check
         self._open: OrderedDict[int, Segment] = OrderedDict()
         self._opening = Lock()
-        contents = self._read_through()
+        contents = self._read_all()
         self.precisions = [content.precision for content in contents]
-        self._high = _join([content.high for content in contents], np.uint64)
-        order = np.argsort(self._high)
-        self._high = self._high[order]
-        # One after the other, so that few copies live at once.
-        self._low = _join([content.low for content in contents], np.uint64)[order]
-        self._lengths = _join([content.lengths for content in contents], np.int32)[order]
-        self._sizes = [len(content.high) for content in contents]
+        self._checksums = [content.checksum for content in contents]
+        sizes = [len(content.lengths) for content in contents]
+        pieces = {name: [getattr(content, name) for content in contents] for name in ("high", "low", "lengths")}
         del contents
-        self._segments = np.repeat(np.arange(len(self._sizes), dtype=np.int32), self._sizes)[order]
-        self._rows = _join([np.arange(size, dtype=np.int32) for size in self._sizes], np.int32)[order]
+        pieces["segments"] = [np.full(size, number, np.int32) for number, size in enumerate(sizes)]
+        pieces["rows"] = [np.arange(size, dtype=np.int32) for size in sizes]
+        self.digests = DigestIndex.of(pieces)
 
-    def _read_through(self) -> list[_Content]:
+    def _read_all(self) -> list[_Content]:
         # A second thread reads ahead while one compares checksums.
         with ThreadPoolExecutor(max(2, self._threads)) as pool:
             contents = list(pool.map(self._read_content, self.names))
@@ -75,46 +75,28 @@ class SegmentIndex:
         return [content for content in contents if content is not None]
 
     def _read_content(self, name: str) -> _Content | None:
-        segment = self._store.find(name)
+        segment = self._store.find(name, check=self._check)
         if segment is None:
             return None
         self.shapes.update({key: (array.shape[1:], array.dtype) for key, array in segment.arrays.items()})
-        return _Content(segment.precision, *halves(segment.digests), np.array(segment.lengths, np.int32))
+        lengths = np.array(segment.lengths, np.int32)
+        return _Content(segment.precision, _checksum(segment), *halves(segment.digests), lengths)
 
     def locate(self, digests: np.ndarray) -> Location:
         """digests: uint8 `[N, 16]`."""
-        segments, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int32)
-        lengths = np.zeros(len(digests), np.int32)
-        if len(self._high) == 0 or len(digests) == 0:
-            return Location(segments, rows, lengths)
-        high, low = halves(digests)
-        # Searching in order finds the next one near the last one: several times faster in a large index.
-        order = np.argsort(high)
-        at = np.empty(len(high), np.int64)
-        at[order] = np.searchsorted(self._high, high[order])
-        # Two digests may share their first half, if hardly ever: step over those whose second half differs.
-        while True:
-            inside = np.minimum(at, len(self._high) - 1)
-            same_half = (at < len(self._high)) & (self._high[inside] == high)
-            step = same_half & (self._low[inside] != low)
-            if not step.any():
-                break
-            at = at + step
-        found = inside[same_half]
-        segments[same_half] = self._segments[found]
-        rows[same_half] = self._rows[found]
-        lengths[same_half] = self._lengths[found]
-        return Location(segments, rows, lengths)
+        places = self.digests.find(digests)
+        columns = {"segments": -1, "rows": -1, "lengths": 0}
+        return Location(*(self.digests.values(name, places, missing) for name, missing in columns.items()))
 
     def segment(self, number: int) -> Segment:
         """One segment, mapped; the ones used last are kept open. From any thread.
 
-        Raises SegmentError if it is gone, or was replaced by one that holds more or fewer sequences.
+        Raises SegmentError if it is gone, or was replaced by one of other sequences.
         """
         with self._opening:
             if number not in self._open:
                 segment = self._store.read(self.names[number])
-                if len(segment) != self._sizes[number]:
+                if _checksum(segment) != self._checksums[number]:
                     path = self._store.path(self.names[number])
                     raise SegmentError(f"{path}: another run replaced it meanwhile; run the same command again")
                 self._open[number] = segment
@@ -128,7 +110,7 @@ class SegmentIndex:
     ) -> np.ndarray:
         """The values of sequences in the order in which `location` has them, each of which must be somewhere.
 
-        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `engine.rows_per_sequence`).
+        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `arrays.rows_per_sequence`).
         convert: changes the type of a pooled array's values, as they are read.
         """
         shape, dtype = self.shapes[array]
@@ -152,18 +134,35 @@ class SegmentIndex:
         return gathered
 
 
+def read_rows(store: Store, places: Sequence[tuple[str, int]], array: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Reads single sequences, given by segment and row: yields the number of each and its values, mapped from the file.
+
+    They are `[D]` for a pooled array, else the sequence's rows (see `arrays.rows_per_sequence`). Segment by segment,
+    so each is opened once. Raises SegmentError if one is missing or damaged.
+    """
+    for name, numbers in groupby(sorted(range(len(places)), key=places.__getitem__), lambda number: places[number][0]):
+        segment = store.read(name)
+        offsets = segment.offsets(array)
+        for number in numbers:
+            row = places[number][1]
+            values = segment.arrays[array][offsets[row] : offsets[row + 1]]
+            yield number, values[0] if is_pooled(array) else values
+
+
 @dataclass(frozen=True)
 class _Content:
     """What the index keeps of a segment. high, low: uint64 `[N]`, the halves of the digests; lengths: int32 `[N]`."""
 
     precision: str
+    checksum: int
     high: np.ndarray
     low: np.ndarray
     lengths: np.ndarray
 
 
-def _join(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([*parts, np.empty(0, dtype)])
+def _checksum(segment: Segment) -> int:
+    """Of the digests: the rows of a segment that another run replaced are known by it, or are other sequences'."""
+    return zlib.crc32(np.ascontiguousarray(segment.digests).data)
 
 
 def _by_segment(location: Location) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a store holds: find the segment of a sequence among all of a fingerprint's, even if it holds sixty million.
+"""Which sequences a store has: find the segment of one among all of a fingerprint's, even if there are sixty million.
 
 The segments are the truth. Beside them lies an index, `sequences.index`, a copy of their digests in sorted order, so
 that planning need not open every segment: it is rebuilt from the segments when it is missing or damaged, and brought up
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from esmflow.store import SEGMENT_SUFFIX
-from esmflow.store.digests import halves
+from esmflow.store.digests import DigestIndex, halves
 from esmflow.store.segments import Store
 from esmflow.store.tensor_file import DamagedFileError, open_tensors, write_tensors
 
@@ -28,59 +28,46 @@ INDEX_NAME = "sequences.index"
 
 @dataclass(frozen=True)
 class _Index:
-    """The digests of all segments. One entry for each sequence of each segment, in order of `high`.
+    """The digests of all segments, in a column `segments` the number of each one's segment.
 
     stamps: size and modification time (nanoseconds) of each segment by name; in this order they are numbered.
-    high, low: uint64 `[N]`, the halves of the digests. segments: int32 `[N]`, segment numbers.
     """
 
     stamps: dict[str, tuple[int, int]]
-    high: np.ndarray
-    low: np.ndarray
-    segments: np.ndarray
+    digests: DigestIndex
 
 
-_EMPTY = _Index({}, np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int32))
+_EMPTY = _Index({}, DigestIndex(columns={"segments": np.empty(0, np.int32)}))
 
 
-class HeldSequences:
-    """Which sequences a store holds, and in which segment. Takes 20 bytes for each sequence."""
+class StoredSequences:
+    """Which sequences a store has, and in which segment. Takes 20 bytes of memory for each sequence."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._index = _current_index(store)
-        self.names = list(self._index.stamps)
+        index = _current_index(store)
+        self.names = list(index.stamps)
+        self._digests = index.digests
         self._usable: dict[int, bool] = {}
 
     def __len__(self) -> int:
-        return len(self._index.high)
+        return len(self._digests)
 
     def find(self, digests: np.ndarray) -> np.ndarray:
         """The segment of each sequence: int32 `[N]`, its place in `names`, -1 where there is none.
 
         digests: uint8 `[N, 16]`. A segment is read through the first time that it would be named. If it is damaged it
-        is set aside, and its sequences are no longer held.
+        is set aside, and its sequences count as not stored, unless another segment has them too.
         """
-        index, found = self._index, np.full(len(digests), -1, np.int32)
-        high, low = halves(digests)
-        at = np.searchsorted(index.high, high)
-        looking = np.arange(len(digests))
-        while len(looking):
-            looking = looking[at[looking] < len(index.high)]
-            looking = looking[index.high[at[looking]] == high[looking]]
-            numbers = index.segments[at[looking]]
-            same = index.low[at[looking]] == low[looking]
-            usable = [number for number in np.unique(numbers[same]) if self._is_usable(int(number))]
-            here = same & np.isin(numbers, usable)
-            found[looking[here]] = numbers[here]
-            # Others have the same first half, or the same sequence in another segment: if any, they come next.
-            looking = looking[~here]
-            at[looking] += 1
-        return found
+        return self._digests.values("segments", self._digests.find(digests, self._are_usable))
+
+    def _are_usable(self, _: np.ndarray, places: np.ndarray) -> np.ndarray:
+        numbers = self._digests.columns["segments"][places]
+        return np.isin(numbers, [number for number in np.unique(numbers) if self._is_usable(int(number))])
 
     def _is_usable(self, number: int) -> bool:
         if number not in self._usable:
-            self._usable[number] = self._store.find(self.names[number]) is not None
+            self._usable[number] = self._store.find(self.names[number], check=True) is not None
         return self._usable[number]
 
 
@@ -125,23 +112,20 @@ def _updated(store: Store, known: _Index, kept: set[str], new: dict[str, tuple[i
         if name in kept:
             numbers[number] = len(stamps)
             stamps[name] = stamp
-    segments = numbers[known.segments]
+    segments = numbers[known.digests.columns["segments"]]
     stay = segments >= 0
-    high, low, segments = [known.high[stay]], [known.low[stay]], [segments[stay]]
+    staying = DigestIndex(known.digests.high[stay], known.digests.low[stay], {"segments": segments[stay]})
+    pieces: dict[str, list[np.ndarray]] = {"high": [], "low": [], "segments": []}
     for name, stamp in new.items():
-        # Not read through here: most segments of a shared store hold nothing that this run asks for.
+        # Not read through here: most segments of a shared store have nothing that this run asks for.
         segment = store.find(name, check=False)
         if segment is None:
             continue
-        first, second = halves(segment.digests)
-        high.append(first)
-        low.append(second)
-        segments.append(np.full(len(segment), len(stamps), np.int32))
+        columns = (*halves(segment.digests), np.full(len(segment), len(stamps), np.int32))
+        for pieces_of_column, column in zip(pieces.values(), columns, strict=True):
+            pieces_of_column.append(column)
         stamps[name] = stamp
-    all_high = np.concatenate(high)
-    # Stable sorting is quick on what is mostly sorted already.
-    order = np.argsort(all_high, kind="stable")
-    return _Index(stamps, all_high[order], np.concatenate(low)[order], np.concatenate(segments)[order])
+    return _Index(stamps, staying.merged(DigestIndex.of(pieces)))
 
 
 def _read_index(store: Store) -> _Index:
@@ -159,11 +143,11 @@ def _read_index(store: Store) -> _Index:
     except OSError:
         return _EMPTY
     stamps = {name: (size, time) for name, size, time in json.loads(file.metadata["segments"])}
-    return _Index(stamps, arrays["high"], arrays["low"], arrays["segments"])
+    return _Index(stamps, DigestIndex(arrays["high"], arrays["low"], {"segments": arrays["segments"]}))
 
 
 def _write_index(store: Store, index: _Index) -> None:
     listed = [(name, *stamp) for name, stamp in index.stamps.items()]
     metadata = {"format": INDEX_FORMAT, "fingerprint": store.fingerprint, "segments": json.dumps(listed)}
-    tensors = {"high": index.high, "low": index.low, "segments": index.segments}
+    tensors = {"high": index.digests.high, "low": index.digests.low, **index.digests.columns}
     write_tensors(store.folder / INDEX_NAME, tensors, metadata)

@@ -91,7 +91,7 @@ class Store:
         One that is there already stays, whole as it is, if it lacks nothing: another run may have it open, which not
         every network file system forgives.
         """
-        there = self.find(name)
+        there = self.find(name, check=True)
         if there is not None and (not there.failures or len(there) > len(segment)):
             log.info("%s: written meanwhile by another run; kept", self.path(name))
             return self.path(name)
@@ -112,8 +112,8 @@ class Store:
         """
         return read_segment(self.path(name), self.fingerprint, check=check)
 
-    def find(self, name: str, *, check: bool = True) -> Segment | None:
-        """The segment of this name if it is there and, read through, whole. One that is damaged is set aside."""
+    def find(self, name: str, *, check: bool) -> Segment | None:
+        """The segment of this name if it is there and whole, as `read` checks it. One that is damaged is set aside."""
         try:
             return self.read(name, check=check)
         except DamagedSegmentError as error:

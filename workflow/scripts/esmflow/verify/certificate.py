@@ -1,200 +1,111 @@
-"""The certificate of a run: a sample of its embeddings, computed again with fair-esm's own model, and the verdict."""
+"""`certificate.json`: how well a sample of the embeddings agrees with fair-esm's own, and what is wrong if not."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import itertools
-import logging
-import platform
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-import numpy as np
+from esmflow.files import JsonFile
+from esmflow.verify.agreement import Agreement, Limits
 
-from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
-from esmflow.errors import EsmflowError
-from esmflow.method import Fingerprint
-from esmflow.plan.shards import read_shard
-from esmflow.plan.spot_check import length_bin
-from esmflow.report.summary import certificate_line
-from esmflow.slots.gpus import candidate_slots
-from esmflow.slots.leases import leased_slots
-from esmflow.store.segments import Store
-from esmflow.verify.agreement import LIMITS, Limits
-from esmflow.verify.manifest_check import ManifestCheck, check_manifest
-from esmflow.verify.read_back import READERS, Embeddings, Sampled
-from esmflow.verify.verdict import judge
-from esmflow.verify.worker import NOTHING_VERIFIED, Verified, VerifyTask, verify_sequences
-from esmflow.workers.manager import WorkerError, run_one
-
-log = logging.getLogger(__name__)
-
-LONGEST = 4000
-"""fair-esm's attention maps grow with the square of the length: longer sequences are not computed again."""
-
-MOST_RECORDS_OF_PT = 1_000_000
-"""`pt` files of more records take too much memory to open; the sample is then read from the store."""
+_PROBLEMS = 3
 
 
-class VerifyError(EsmflowError):
-    """The sample could not be computed again. The message says why and what to do."""
+class Remedy(StrEnum):
+    """What would mend embeddings that are wrong: collect them again from the store, compute some segments again, or
+    compute all of them in another way."""
+
+    COLLECT = "collect"
+    RECOMPUTE = "recompute"
+    ANOTHER_WAY = "another_way"
 
 
 @dataclass(frozen=True)
-class VerifySettings:
-    """How to verify.
+class OutputAgreement:
+    """How well one array agrees, over all sequences that were computed again."""
 
-    sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
-    suits the precision of each embedding. The rest is as for `EmbedSettings`.
+    sequences: int
+    cosine_min: float
+    cosine_median: float
+    relative_error_max: float
+    relative_error_median: float
+    scale_median: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedSequence:
+    """One sequence of the sample. digest to position: as of `Sampled`.
+
+    passed: None if it could not be computed again. outputs: by array. failing: the arrays that do not agree.
+    differs_from_store: whether the files hold another embedding than the store. resembles: another record of the
+    sample, whose embedding this one is instead.
     """
 
-    checkpoint: str
-    checkpoint_stamp: list[int]
-    sample: int
-    seed: int
-    min_cosine: float | None
-    max_relative_error: float | None
-    device: str
-    cpu_slots: int
-    lock_folder: str
-    wait_seconds: float
-    threads: int
-    log_file: str
+    digest: str
+    file: str
+    record: int
+    id: str
+    length: int
+    precision: str
+    segment: str
+    row: int
+    position: int
+    passed: bool | None
+    outputs: dict[str, Agreement]
+    failing: tuple[str, ...] = ()
+    differs_from_store: bool = False
+    resembles: str | None = None
 
-    def limits(self, precision: str) -> Limits:
-        """What an embedding of this precision must keep to."""
-        limits = LIMITS[precision]
-        if self.min_cosine is not None:
-            limits = replace(limits, min_cosine=self.min_cosine)
-        if self.max_relative_error is not None:
-            limits = replace(limits, max_relative_error=self.max_relative_error)
-        return limits
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.file}, record {self.record} ({self.id})"
 
 
-@dataclass(frozen=True)
-class VerifiedRun:
-    """What to verify: the files of a run.
+@dataclass(frozen=True, kw_only=True)
+class Certificate(JsonFile):
+    """The certificate of a run.
 
-    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
+    problems: sentences. remedy: what would mend them; segments: the files of the store to which it applies.
+    read_from: the format that the sample was read back from, or `store`. sample, seed: as configured. limits: by
+    precision. not_computed: how many of the sample do not fit into memory. outputs: by array.
     """
 
-    candidates: str
-    manifest: str
-    embeddings: str
-    formats: Sequence[str]
-    store: str
+    passed: bool
+    problems: tuple[str, ...] = ()
+    remedy: Remedy | None = None
+    segments: tuple[str, ...] = ()
+    model: str = ""
+    checkpoint: str = ""
+    fingerprint: str = ""
+    engine: str = ""
+    verified_with: str = ""
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    read_from: str = ""
+    sample: int = 0
+    seed: int = 0
+    limits: dict[str, Limits] = field(default_factory=dict)
+    records_checked: int = 0
+    not_computed: int = 0
+    model_load_seconds: float = 0.0
+    seconds: float = 0.0
+    outputs: dict[str, OutputAgreement] = field(default_factory=dict)
+    sequences: tuple[VerifiedSequence, ...] = ()
 
-
-def verify(
-    run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, settings: VerifySettings
-) -> dict[str, Any]:
-    """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
-
-    Also checks the manifest against the store, for every record. A certificate that was not passed is returned like
-    any other. Raises VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
-    """
-    started = time.time()
-    store = Store(run.store, fingerprint)
-    windows = fingerprint.window_overlap is not None
-    candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
-    sampled = _draw(check, fingerprint, settings)
-    read_from = _read_from(run.formats, check.records)
-    verified = NOTHING_VERIFIED
-    if sampled:
-        # Before a slot is taken, which a job that cannot work should not keep from others.
-        check_unchanged(settings.checkpoint, fingerprint.checkpoint, settings.checkpoint_stamp)
-        task = VerifyTask(
-            settings.checkpoint,
-            fingerprint,
-            tuple(sampled),
-            Embeddings(run.embeddings, run.store, fingerprint, read_from),
-            settings.threads,
+    def line(self) -> str:
+        """The certificate in one line."""
+        verdict = "" if self.passed else "NOT PASSED: "
+        if not self.outputs:
+            return f"{verdict}no embedding was computed again"
+        cosine = min(output.cosine_min for output in self.outputs.values())
+        error = max(output.relative_error_max for output in self.outputs.values())
+        return (
+            f"{verdict}{len(self.sequences)} sequences computed again with fair-esm in fp32: "
+            f"lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
         )
-        verified = _compute(task, settings)
-    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
-    verdict = judge(sampled, verified, check, arrays, settings.limits, store)
-    certificate = {
-        **{key: value for key, value in verdict.items() if key not in ("outputs", "sequences")},
-        "model": model.name,
-        "checkpoint": model.digest,
-        "fingerprint": fingerprint.digest(),
-        "engine": fingerprint.engine,
-        "verified_with": "fair-esm's own ESM-2 module in fp32",
-        "device": verified.device,
-        "versions": _versions(),
-        "read_from": read_from,
-        "sample": settings.sample,
-        "seed": settings.seed,
-        "limits": {p: asdict(settings.limits(p)) for p in sorted({record.precision for record in sampled})},
-        "records_checked": check.records,
-        "not_computed": sum(agreements is None for agreements in verified.agreements),
-        "model_load_seconds": verified.model_load_seconds,
-        "seconds": time.time() - started,
-        "outputs": verdict["outputs"],
-        "sequences": verdict["sequences"],
-    }
-    log.info("%s in %.1f seconds", certificate_line(certificate), certificate["seconds"])
-    for problem in verdict["problems"]:
-        log.error("%s", problem)
-    return certificate
 
-
-def _read_from(formats: Sequence[str], records: int) -> str:
-    """The format that the sample is read back from."""
-    readable = [name for name in READERS if name in formats and (name != "pt" or records <= MOST_RECORDS_OF_PT)]
-    return readable[0] if readable else "store"
-
-
-def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
-    cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
-    residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
-    short = {digest: count for digest, count in residues.items() if count <= LONGEST}
-    if len(short) < len(residues):
-        log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
-    return [check.located[digest] for digest in draw_sample(short, settings.sample, settings.seed)]
-
-
-def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
-    with leased_slots(
-        candidate_slots(settings.device, settings.cpu_slots),
-        lock_folder=settings.lock_folder,
-        purpose="the certificate",
-        wait_seconds=settings.wait_seconds,
-    ) as (lease,):
-        try:
-            return run_one(
-                verify_sequences,
-                inherited=[lease.descriptor],
-                log_file=settings.log_file,
-                on_tick=lease.keep_fresh,
-                slot=lease.slot,
-                task=task,
-            )
-        except WorkerError as error:
-            raise VerifyError(
-                f"the sample could not be computed again: {error}. The embeddings are untouched; "
-                f"run again, or set verify.sample: 0 to go without a certificate. Log: {settings.log_file}"
-            ) from error
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "fair-esm", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-
-
-def draw_sample(residues: Mapping[bytes, int], sample: int, seed: int) -> list[bytes]:
-    """Draws `sample` of the sequences, given by digest with their residues, from every length bin the same number.
-
-    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw.
-    """
-    random = np.random.default_rng(seed)
-    bins: dict[int, list[bytes]] = {}
-    for digest in sorted(residues):
-        bins.setdefault(length_bin(residues[digest]), []).append(digest)
-    shuffled = [[bins[number][i] for i in random.permutation(len(bins[number]))] for number in sorted(bins)]
-    drawn = [digest for turn in itertools.zip_longest(*shuffled) for digest in turn if digest is not None]
-    return drawn[:sample]
+    def problem_lines(self) -> list[str]:
+        """What is wrong with the embeddings, the first few things."""
+        more = [f"and {len(self.problems) - _PROBLEMS} more"] if len(self.problems) > _PROBLEMS else []
+        return [*self.problems[:_PROBLEMS], *more]

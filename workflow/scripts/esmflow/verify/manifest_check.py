@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.store.digests import halves
+from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import Store
 from esmflow.verify.read_back import Sampled
 
@@ -43,27 +45,26 @@ def check_manifest(
 ) -> ManifestCheck:
     """Compares, for every embedded record, digest and length in the manifest with those in the store.
 
-    Takes 24 bytes of memory for each sequence. `max_residues` and `windows` say how many residues of a long record were
+    Takes 28 bytes of memory for each sequence. `max_residues` and `windows` say how many residues of a long record were
     embedded. Raises SegmentError when a segment is missing or damaged.
     """
-    rows = _StoredRows(store, manifest)
+    index = SegmentIndex(store, _segment_names(manifest), check=False)
     check = ManifestCheck()
     in_file: Counter[str] = Counter()
-    wanted = np.array([_first_half(digest) for digest in candidates], np.uint64)
+    wanted, _ = halves(np.frombuffer(b"".join(candidates), np.uint8))
     for batch in _embedded(manifest):
         digests = np.frombuffer(bytes.fromhex("".join(batch["digest"].to_pylist())), np.uint8)
         digests = digests.reshape(-1, DIGEST_BYTES)
         lengths = batch["length"].to_numpy()
         if max_residues is not None and not windows:
             lengths = np.minimum(lengths, max_residues)
-        wrong = np.flatnonzero(~rows.hold(batch["segment"], batch["row"].to_numpy(), digests, lengths))
+        wrong = np.flatnonzero(_stored_lengths(index, digests, batch) != lengths)
         check.misplaced += len(wrong)
         for i in wrong[: _LISTED - len(check.examples)]:
             check.examples.append("{file}, record {record} ({id})".format(**batch.slice(i, 1).to_pylist()[0]))
 
         files = batch["file"].to_pylist()
-        halves = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
-        for i in np.flatnonzero(np.isin(halves, wanted)):
+        for i in np.flatnonzero(np.isin(halves(digests)[0], wanted)):
             digest = digests[i].tobytes()
             if digest in candidates and digest not in check.located:
                 row = batch.slice(i, 1).to_pylist()[0]
@@ -78,33 +79,26 @@ def check_manifest(
     return check
 
 
-class _StoredRows:
-    """Digest and length of every row of the segments that a manifest names."""
+def _segment_names(manifest: str | os.PathLike[str]) -> list[str]:
+    """The segments that a manifest names, sorted."""
+    names: set[str | None] = set()
+    for batch in pq.ParquetFile(manifest).iter_batches(columns=["segment"]):
+        names.update(pc.unique(batch["segment"]).to_pylist())
+    return sorted(name for name in names if name is not None)
 
-    def __init__(self, store: Store, manifest: str | os.PathLike[str]) -> None:
-        names: set[str] = set()
-        for batch in pq.ParquetFile(manifest).iter_batches(columns=["segment"]):
-            names.update(pc.unique(batch["segment"]).to_pylist())
-        segments = [(name, store.read(name)) for name in sorted(names - {None})]
-        self._sizes = {name: len(segment) for name, segment in segments}
-        self._starts = {}
-        start = 0
-        for name, segment in segments:
-            self._starts[name] = start
-            start += len(segment)
-        self._digests = np.concatenate([np.empty((0, DIGEST_BYTES), np.uint8), *(s.digests for _, s in segments)])
-        self._lengths = np.concatenate([np.empty(0, np.int64), *(s.lengths for _, s in segments)])
 
-    def hold(self, segments: pa.ChunkedArray, rows: np.ndarray, digests: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Whether each of these rows is there and has this digest and this length: bool `[N]`."""
-        # Through plain strings: a dictionary may hold names that no row here has.
-        encoded = segments.cast(pa.string()).combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        codes = encoded.indices.to_numpy()
-        starts = np.array([self._starts[name] for name in names], np.int64)[codes]
-        inside = (rows >= 0) & (rows < np.array([self._sizes[name] for name in names], np.int64)[codes])
-        at = np.where(inside, starts + rows, 0)
-        return inside & (self._digests[at] == digests).all(axis=1) & (self._lengths[at] == lengths)
+def _stored_lengths(index: SegmentIndex, digests: np.ndarray, batch: pa.Table) -> np.ndarray:
+    """The residues of each record's row in the store: int32 `[N]`, -1 where the row is not that of its digest."""
+    number = {name: number for number, name in enumerate(index.names)}
+    # Through plain strings: a dictionary may hold names that no row here has.
+    encoded = batch["segment"].cast(pa.string()).combine_chunks().dictionary_encode()
+    segments = np.array([number[name] for name in encoded.dictionary.to_pylist()], np.int32)[encoded.indices.to_numpy()]
+    rows, columns = batch["row"].to_numpy(), index.digests.columns
+
+    def is_named(asked: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return (columns["segments"][places] == segments[asked]) & (columns["rows"][places] == rows[asked])
+
+    return index.digests.values("lengths", index.digests.find(digests, is_named))
 
 
 def _embedded(manifest: str | os.PathLike[str]) -> Iterator[pa.Table]:
@@ -113,7 +107,3 @@ def _embedded(manifest: str | os.PathLike[str]) -> Iterator[pa.Table]:
         embedded = table.filter(table["row"].is_valid())
         if len(embedded):
             yield embedded
-
-
-def _first_half(digest: bytes) -> np.uint64:
-    return np.frombuffer(digest, np.uint64)[0]

@@ -11,6 +11,7 @@ import numpy as np
 from esmflow.arrays import is_pooled
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
+from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
 
 
@@ -34,6 +35,11 @@ class Sampled:
     position: int
     position_in_file: int
 
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.file}, record {self.record} ({self.id})"
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -45,7 +51,7 @@ class Embeddings:
     read_from: str
 
     def read(self, sampled: Sequence[Sampled], arrays: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """The arrays of records by name: `[D]`, or the record's rows (see `engine.rows_per_sequence`)."""
+        """The arrays of records by name: `[D]`, or the record's rows (see `arrays.rows_per_sequence`)."""
         by_array = {name: self._read_array(sampled, name) for name in arrays}
         return [{name: by_array[name][i] for name in arrays} for i in range(len(sampled))]
 
@@ -53,13 +59,9 @@ class Embeddings:
         if self.read_from in READERS:
             return READERS[self.read_from](Path(self.folder) / array, array, sampled)
         store = Store(self.store, self.fingerprint)
-        found = []
-        for record in sampled:
-            segment = store.read(record.segment)
-            offsets = segment.offsets(array)
-            rows = np.array(segment.arrays[array][offsets[record.row] : offsets[record.row + 1]])
-            found.append(rows[0] if is_pooled(array) else rows)
-        return found
+        rows = read_rows(store, [(record.segment, record.row) for record in sampled], array)
+        found = {number: np.array(values) for number, values in rows}
+        return [found[number] for number in range(len(sampled))]
 
 
 def _read_h5(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:

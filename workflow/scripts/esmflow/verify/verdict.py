@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from esmflow.store.segments import Store
 from esmflow.verify.agreement import Agreement, Limits, common_fault
+from esmflow.verify.certificate import OutputAgreement, Remedy, VerifiedSequence
 from esmflow.verify.manifest_check import ManifestCheck
 from esmflow.verify.read_back import Sampled
 from esmflow.verify.worker import Verified
 
 
-class Remedy(StrEnum):
-    """What would mend embeddings that are wrong: collect them again from the store, compute some segments again, or
-    compute all of them in another way."""
+@dataclass(frozen=True)
+class Verdict:
+    """The part of the certificate that says what was found; see `Certificate`."""
 
-    COLLECT = "collect"
-    RECOMPUTE = "recompute"
-    ANOTHER_WAY = "another_way"
+    passed: bool
+    problems: tuple[str, ...]
+    remedy: Remedy | None
+    segments: tuple[str, ...]
+    outputs: dict[str, OutputAgreement]
+    sequences: tuple[VerifiedSequence, ...]
 
 
 def judge(
@@ -31,17 +33,13 @@ def judge(
     arrays: Sequence[str],
     limits_of: Callable[[str], Limits],
     store: Store,
-) -> dict[str, Any]:
-    """The part of the certificate that says what was found.
-
-    limits_of: the limits for a precision. Keys: `passed`, `problems` (sentences), `remedy` and `segments` (the files
-    to which it applies), `outputs` (figures by array) and `sequences`.
-    """
+) -> Verdict:
+    """Says what is wrong with a sample, `limits_of` being the limits for a precision."""
     problems = [_misplaced(check)] if check.misplaced else []
-    sequences = [_sequence(number, sampled, verified, limits_of) for number in range(len(sampled))]
-    failing = [entry for entry in sequences if entry["passed"] is False]
-    problems += [_sentence(entry, limits_of) for entry in failing]
-    outputs: dict[str, Any] = {}
+    sequences = tuple(_sequence(number, sampled, verified, limits_of) for number in range(len(sampled)))
+    failing = [sequence for sequence in sequences if sequence.passed is False]
+    problems += [_sentence(sequence, limits_of(sequence.precision)) for sequence in failing]
+    outputs: dict[str, OutputAgreement] = {}
     common = []
     for name in arrays:
         found = [(s, a[name]) for s, a in zip(sampled, verified.agreements, strict=True) if a and name in a]
@@ -53,15 +51,15 @@ def judge(
         loosest = max((limits_of(record.precision) for record, _ in found), key=lambda limits: limits.scale)
         if fault := common_fault(agreements, loosest):
             common.append(f"{name}: {fault}")
-    segments = sorted({str(store.path(entry["segment"])) for entry in failing if not entry["differs_from_store"]})
-    return {
-        "passed": not problems and not common,
-        "problems": [*common, *problems],
-        "remedy": _remedy(bool(common), bool(segments), bool(problems)),
-        "segments": segments,
-        "outputs": outputs,
-        "sequences": sequences,
-    }
+    segments = sorted({str(store.path(s.segment)) for s in failing if not s.differs_from_store})
+    return Verdict(
+        passed=not problems and not common,
+        problems=(*common, *problems),
+        remedy=_remedy(bool(common), bool(segments), bool(problems)),
+        segments=tuple(segments),
+        outputs=outputs,
+        sequences=sequences,
+    )
 
 
 def _remedy(common: bool, segments: bool, problems: bool) -> Remedy | None:
@@ -81,53 +79,56 @@ def _misplaced(check: ManifestCheck) -> str:
 
 def _sequence(
     number: int, sampled: Sequence[Sampled], verified: Verified, limits_of: Callable[[str], Limits]
-) -> dict[str, Any]:
-    """What the certificate says of one sequence. `passed` is None if it could not be computed again."""
+) -> VerifiedSequence:
+    """What the certificate says of one sequence."""
     record, agreements = sampled[number], verified.agreements[number]
     limits, differs = limits_of(record.precision), number in verified.differ
-    failing = [name for name, agreement in (agreements or {}).items() if not limits.allow(agreement)]
+    failing = tuple(name for name, agreement in (agreements or {}).items() if not limits.allow(agreement))
     other = verified.resembles.get(number) if failing else None
-    return {
-        **{key: value for key, value in asdict(record).items() if key not in ("sequence", "position_in_file")},
-        "passed": None if agreements is None and not differs else not failing and not differs,
-        "outputs": {name: asdict(agreement) for name, agreement in (agreements or {}).items()},
-        "failing": failing,
-        "differs_from_store": differs,
-        "resembles": None if other is None else _name(asdict(sampled[other])),
-    }
-
-
-def _sentence(entry: Mapping[str, Any], limits_of: Callable[[str], Limits]) -> str:
-    """One sequence that did not pass."""
-    limits = limits_of(entry["precision"])
-    sentence = f"{_name(entry)}: "
-    if not entry["failing"]:
-        return f"{sentence}the files hold another embedding than the store"
-    worst = min(entry["failing"], key=lambda name: entry["outputs"][name]["cosine"])
-    agreement = entry["outputs"][worst]
-    sentence += (
-        f"{worst} has cosine {agreement['cosine']:.6f} (at least {limits.min_cosine}) and relative error "
-        f"{agreement['relative_error']:.2e} (at most {limits.max_relative_error}) to fair-esm in fp32"
+    return VerifiedSequence(
+        digest=record.digest,
+        file=record.file,
+        record=record.record,
+        id=record.id,
+        length=record.length,
+        precision=record.precision,
+        segment=record.segment,
+        row=record.row,
+        position=record.position,
+        passed=None if agreements is None and not differs else not failing and not differs,
+        outputs=agreements or {},
+        failing=failing,
+        differs_from_store=differs,
+        resembles=None if other is None else sampled[other].name,
     )
-    if entry["resembles"]:
-        sentence += f"; it is the vector of {entry['resembles']}"
-    elif agreement["nearer_to"]:
-        sentence += f"; it is nearer to {agreement['nearer_to']}"
-    return f"{sentence}; the store holds another" if entry["differs_from_store"] else sentence
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    return f"{record['file']}, record {record['record']} ({record['id']})"
+def _sentence(sequence: VerifiedSequence, limits: Limits) -> str:
+    """One sequence that did not pass."""
+    sentence = f"{sequence.name}: "
+    if not sequence.failing:
+        return f"{sentence}the files hold another embedding than the store"
+    worst = min(sequence.failing, key=lambda name: sequence.outputs[name].cosine)
+    agreement = sequence.outputs[worst]
+    sentence += (
+        f"{worst} has cosine {agreement.cosine:.6f} (at least {limits.min_cosine}) and relative error "
+        f"{agreement.relative_error:.2e} (at most {limits.max_relative_error}) to fair-esm in fp32"
+    )
+    if sequence.resembles:
+        sentence += f"; it is the vector of {sequence.resembles}"
+    elif agreement.nearer_to:
+        sentence += f"; it is nearer to {agreement.nearer_to}"
+    return f"{sentence}; the store holds another" if sequence.differs_from_store else sentence
 
 
-def _figures(agreements: Sequence[Agreement]) -> dict[str, Any]:
+def _figures(agreements: Sequence[Agreement]) -> OutputAgreement:
     cosines = [agreement.cosine for agreement in agreements]
     errors = [agreement.relative_error for agreement in agreements]
-    return {
-        "sequences": len(agreements),
-        "cosine_min": min(cosines),
-        "cosine_median": median(cosines),
-        "relative_error_max": max(errors),
-        "relative_error_median": median(errors),
-        "scale_median": median(agreement.scale for agreement in agreements),
-    }
+    return OutputAgreement(
+        sequences=len(agreements),
+        cosine_min=min(cosines),
+        cosine_median=median(cosines),
+        relative_error_max=max(errors),
+        relative_error_median=median(errors),
+        scale_median=median(agreement.scale for agreement in agreements),
+    )

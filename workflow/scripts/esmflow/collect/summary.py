@@ -1,0 +1,34 @@
+"""`summary.json`: what came of a run, in figures. Needs nothing but Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from esmflow.files import JsonFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(JsonFile):
+    """What came of a run's records, and how fast.
+
+    reasons: records without an embedding, by why. duplicates: records that share the embedding of an equal one before
+    them. computed_sequences, computed_residues: what the embed jobs computed; seconds: from the first shard's start to
+    the last one's end. formats, arrays: what was written. versions: of what computes and writes numbers.
+    """
+
+    records: int
+    embedded: int
+    failed: int
+    rejected: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    windowed: int = 0
+    duplicates: int = 0
+    computed_sequences: int = 0
+    computed_residues: int = 0
+    seconds: float = 0.0
+    residues_per_second: float | None = None
+    groups_with_failures: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)

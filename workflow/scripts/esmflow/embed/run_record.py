@@ -1,0 +1,116 @@
+"""`run.json`: what an embed job did, written by it when it ends and read by every step after it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+from esmflow.files import JsonFile, write_json
+from esmflow.workers.worker import WorkerExit
+
+
+@dataclass(frozen=True)
+class LeasedSlot:
+    """The slot that a worker had: a `Slot`, with what `CUDA_VISIBLE_DEVICES` was for it."""
+
+    token: str
+    uuid: str | None = None
+    name: str = ""
+    device: str = ""
+    visible_devices: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """One worker, whose number in its job is `device`. Times are seconds since 1970.
+
+    processed: shards. exits: how its processes ended before their time; their files are shards by name.
+    model_load_seconds: None if it never loaded the model.
+    """
+
+    slot: LeasedSlot
+    leased: float
+    released: float
+    device: int = 0
+    status: str = ""
+    processed: int = 0
+    ended: float | None = None
+    exits: tuple[WorkerExit, ...] = ()
+    model_load_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that was given up."""
+
+    shard: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker reports of one finished shard. Times are seconds since 1970, with writing at the end.
+
+    peak_memory_bytes: of the GPU, on a CPU of the host. worker: the process; device: the worker's number in its job.
+    """
+
+    shard: str
+    segment: str
+    sequences: int
+    residues: int
+    failures: int
+    token_budget: int
+    precision: str
+    started: float
+    ended: float
+    write_seconds: float = 0.0
+    model_load_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_host_memory_bytes: int = 0
+    worker: int = 0
+    device: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(JsonFile):
+    """What one embed job did with its shard group. Times are seconds since 1970, memory is in bytes at its peak.
+
+    sequences, residues: computed by this job, not those of reused segments. residues_per_second: while shards were
+    worked on, all workers together. token_budget: the smallest that was left. What only a finished shard can tell is
+    None without one.
+    """
+
+    group: str
+    attempt: int = 1
+    host: str = ""
+    process: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+    engine: str = ""
+    fingerprint: str = ""
+    workers: tuple[WorkerRecord, ...] = ()
+    worker_restarts: int = 0
+    segments_written: tuple[str, ...] = ()
+    segments_reused: tuple[str, ...] = ()
+    shards_failed: tuple[FailedShard, ...] = ()
+    failed_sequences: int = 0
+    sequences: int = 0
+    residues: int = 0
+    residues_per_second: float | None = None
+    model_load_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_host_memory_bytes: int | None = None
+    token_budget: int | None = None
+    precisions: tuple[str, ...] = ()
+    job_memory_bytes: int | None = None
+    shards: tuple[ShardResult, ...] = ()
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes `run.json`, atomically."""
+        content = asdict(self)
+        for worker in content["workers"]:
+            # It says so only when it has loaded one.
+            if worker["model_load_seconds"] is None:
+                del worker["model_load_seconds"]
+        write_json(path, content)

@@ -1,0 +1,57 @@
+"""`plan.json`: what planning found and dealt, read by every step after it. Needs nothing but Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from esmflow.files import JsonFile
+from esmflow.plan.cost import Extent
+
+
+@dataclass
+class GroupPlan:
+    """What one shard group was dealt."""
+
+    shards: int = 0
+    sequences: int = 0
+    residues: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class DiskForecast:
+    """Bytes that a run will write: to the store, and to the results by format, and for the tables."""
+
+    segments: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    tables: int = 0
+
+    @property
+    def results(self) -> int:
+        """Everything but the segments."""
+        return sum(self.formats.values()) + self.tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(JsonFile):
+    """The plan of a run.
+
+    checkpoint_stamp: the converted checkpoint's size and time when it was read in full; see `check_unchanged`.
+    held, held_segments: sequences that the store had, and the segments that have them. groups: what each was dealt.
+    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
+    all records' ids, and of all their texts: id, description, file and sample.
+    """
+
+    fingerprint: str
+    checkpoint_stamp: tuple[int, ...] | None = None
+    records: int
+    rejected: int = 0
+    duplicates: int = 0
+    held: int = 0
+    held_segments: tuple[str, ...] = ()
+    groups: tuple[GroupPlan, ...]
+    valid: Extent = field(default_factory=Extent)
+    to_embed: Extent = field(default_factory=Extent)
+    id_bytes: int = 0
+    text_bytes: int = 0
+    disk_forecast: DiskForecast = field(default_factory=DiskForecast)

@@ -1,0 +1,195 @@
+"""The certificate of a run: a sample of its embeddings, computed again with fair-esm's own model, and the verdict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esmflow.arrays import Outputs
+from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
+from esmflow.errors import EsmflowError
+from esmflow.method import Fingerprint
+from esmflow.plan.shards import read_shard
+from esmflow.plan.spot_check import length_bin
+from esmflow.slots.gpus import candidate_slots
+from esmflow.slots.leases import leased_slots
+from esmflow.store.segments import Store
+from esmflow.verify.agreement import LIMITS, Limits
+from esmflow.verify.certificate import Certificate
+from esmflow.verify.manifest_check import ManifestCheck, check_manifest
+from esmflow.verify.read_back import READERS, Embeddings, Sampled
+from esmflow.verify.verdict import judge
+from esmflow.verify.worker import NOTHING_VERIFIED, Verified, VerifyTask, verify_sequences
+from esmflow.workers.manager import WorkerError, run_one
+
+log = logging.getLogger(__name__)
+
+LONGEST = 4000
+"""fair-esm's attention maps grow with the square of the length: longer sequences are not computed again."""
+
+MOST_RECORDS_OF_PT = 1_000_000
+"""`pt` files of more records take too much memory to open; the sample is then read from the store."""
+
+
+class VerifyError(EsmflowError):
+    """The sample could not be computed again. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """How to verify.
+
+    sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
+    suits the precision of each embedding. The rest is as for `EmbedSettings`.
+    """
+
+    checkpoint: str
+    checkpoint_stamp: tuple[int, ...] | None
+    sample: int
+    seed: int
+    min_cosine: float | None
+    max_relative_error: float | None
+    device: str
+    cpu_slots: int
+    lock_folder: str
+    wait_seconds: float
+    threads: int
+    log_file: str
+
+    def limits(self, precision: str) -> Limits:
+        """What an embedding of this precision must keep to."""
+        limits = LIMITS[precision]
+        if self.min_cosine is not None:
+            limits = replace(limits, min_cosine=self.min_cosine)
+        if self.max_relative_error is not None:
+            limits = replace(limits, max_relative_error=self.max_relative_error)
+        return limits
+
+
+@dataclass(frozen=True)
+class VerifiedRun:
+    """What to verify: the files of a run.
+
+    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
+    """
+
+    candidates: str
+    manifest: str
+    embeddings: str
+    formats: Sequence[str]
+    store: str
+
+
+def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, settings: VerifySettings) -> Certificate:
+    """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
+
+    Also checks the manifest against the store, for every record. A certificate that was not passed is returned like
+    any other. Raises VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
+    """
+    started = time.time()
+    store = Store(run.store, fingerprint)
+    windows = fingerprint.window_overlap is not None
+    candidates = dict(read_shard(run.candidates))
+    check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
+    sampled = _draw(check, fingerprint, settings)
+    read_from = _read_from(run.formats, check.records)
+    verified = NOTHING_VERIFIED
+    if sampled:
+        # Before a slot is taken, which a job that cannot work should not keep from others.
+        check_unchanged(settings.checkpoint, fingerprint.checkpoint, settings.checkpoint_stamp)
+        task = VerifyTask(
+            settings.checkpoint,
+            fingerprint,
+            tuple(sampled),
+            Embeddings(run.embeddings, run.store, fingerprint, read_from),
+            settings.threads,
+        )
+        verified = _compute(task, settings)
+    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
+    verdict = judge(sampled, verified, check, arrays, settings.limits, store)
+    certificate = Certificate(
+        **vars(verdict),
+        model=model.name,
+        checkpoint=model.digest,
+        fingerprint=fingerprint.digest(),
+        engine=fingerprint.engine,
+        verified_with="fair-esm's own ESM-2 module in fp32",
+        device=verified.device,
+        versions=_versions(),
+        read_from=read_from,
+        sample=settings.sample,
+        seed=settings.seed,
+        limits={p: settings.limits(p) for p in sorted({record.precision for record in sampled})},
+        records_checked=check.records,
+        not_computed=sum(agreements is None for agreements in verified.agreements),
+        model_load_seconds=verified.model_load_seconds,
+        seconds=time.time() - started,
+    )
+    log.info("%s in %.1f seconds", certificate.line(), certificate.seconds)
+    for problem in certificate.problems:
+        log.error("%s", problem)
+    return certificate
+
+
+def _read_from(formats: Sequence[str], records: int) -> str:
+    """The format that the sample is read back from."""
+    readable = [name for name in READERS if name in formats and (name != "pt" or records <= MOST_RECORDS_OF_PT)]
+    return readable[0] if readable else "store"
+
+
+def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
+    cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
+    residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
+    short = {digest: count for digest, count in residues.items() if count <= LONGEST}
+    if len(short) < len(residues):
+        log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
+    return [check.located[digest] for digest in draw_sample(short, settings.sample, settings.seed)]
+
+
+def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
+    with leased_slots(
+        candidate_slots(settings.device, settings.cpu_slots),
+        lock_folder=settings.lock_folder,
+        purpose="the certificate",
+        wait_seconds=settings.wait_seconds,
+    ) as (lease,):
+        try:
+            return run_one(
+                verify_sequences,
+                inherited=[lease.descriptor],
+                log_file=settings.log_file,
+                on_tick=lease.keep_fresh,
+                slot=lease.slot,
+                task=task,
+            )
+        except WorkerError as error:
+            raise VerifyError(
+                f"the sample could not be computed again: {error}. The embeddings are untouched; "
+                f"run again, or set verify.sample: 0 to go without a certificate. Log: {settings.log_file}"
+            ) from error
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "fair-esm", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def draw_sample(residues: Mapping[bytes, int], sample: int, seed: int) -> list[bytes]:
+    """Draws `sample` of the sequences, given by digest with their residues, from every length bin the same number.
+
+    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw.
+    """
+    random = np.random.default_rng(seed)
+    bins: dict[int, list[bytes]] = {}
+    for digest in sorted(residues):
+        bins.setdefault(length_bin(residues[digest]), []).append(digest)
+    shuffled = [[bins[number][i] for i in random.permutation(len(bins[number]))] for number in sorted(bins)]
+    drawn = [digest for turn in itertools.zip_longest(*shuffled) for digest in turn if digest is not None]
+    return drawn[:sample]
