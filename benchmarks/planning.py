@@ -160,6 +160,7 @@ def write_job(folder: Path) -> None:
         **{key: config[key] for key in keys},
         "method": computing_method(config),
         "store": str(folder / "store"),
+        "reading": {"gaps": config["gaps"], "id": config["id"]},
         "basis": {"basis": 0},
     }
     write_json(

@@ -45,8 +45,18 @@ wildcard_constraints:
     group="[0-9]{1,5}",
 
 
-def get_fasta_files():
+# Functions, since Snakemake looks for wildcards in what is written out: names may have braces in them.
+def get_fasta_files(wildcards=None):
     return [file.path for file in INPUTS]
+
+
+def get_sample_names(wildcards):
+    return [file.sample for file in INPUTS]
+
+
+def get_reading(wildcards):
+    """How records are read and named. None of it is in the fingerprint: a sequence is known by what is left of it."""
+    return {"gaps": config["gaps"], "id": config["id"]}
 
 
 def get_local_checkpoint():

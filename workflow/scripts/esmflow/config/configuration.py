@@ -18,6 +18,7 @@ from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
+from esmflow.inputs.ids import ACCESSION, FIRST_WORD, IdError, id_pattern
 
 
 class ConfigurationError(EsmflowError):
@@ -32,6 +33,7 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
     if errors:
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     _check_model(complete)
+    _check_id(complete["id"])
     try:
         check_formats(complete["formats"], complete["include"])
     except ValueError as error:
@@ -82,6 +84,16 @@ def _check_model(config: Mapping[str, Any]) -> None:
             resolve_layers(config["layers"], layers)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+
+
+def _check_id(rule: str) -> None:
+    if rule in (FIRST_WORD, ACCESSION):
+        return
+    try:
+        id_pattern(rule)
+    except IdError as error:
+        close = difflib.get_close_matches(rule, (FIRST_WORD, ACCESSION), n=1)
+        raise ConfigurationError(f"id: {error}" + (f"; did you mean {close[0]}?" if close else "")) from error
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:

@@ -8,15 +8,25 @@ from functools import partial
 
 from esmflow.failures import Reason
 from esmflow.inputs.fasta import block_tasks
+from esmflow.inputs.ids import FIRST_WORD, renamed
 from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
-from esmflow.inputs.records import BlockTask, file_row
+from esmflow.inputs.records import BlockTask, RecordBlock, file_row
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.streams import is_table
 from esmflow.inputs.tables import table_block_tasks
 
 
-def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
-    """Yields the tasks that make the blocks of records of an input file, in order."""
+def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy, id_rule: str = FIRST_WORD) -> Iterator[BlockTask]:
+    """Yields the tasks that make the blocks of records of an input file, in order; id_rule: see `ids`."""
+    tasks = _tasks(path, policy)
+    return tasks if id_rule == FIRST_WORD else (partial(_renamed, task, id_rule) for task in tasks)
+
+
+def _renamed(task: BlockTask, id_rule: str) -> RecordBlock:
+    return renamed(task(), id_rule)
+
+
+def _tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
     head = first_bytes(path)
     kind = kind_of(path, head)
     if kind is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from esmflow.inputs.ids import FIRST_WORD
 from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
@@ -72,6 +73,7 @@ def plan(
     *,
     cost_model: CostModel,
     policy: ResiduePolicy,
+    id_rule: str = FIRST_WORD,
     assignment: str = "balanced",
     shard_residues: int = 1_000_000,
     workers: int = 1,
@@ -87,7 +89,8 @@ def plan(
     The sequences that the store has already (`stored`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
-    compute again, planned or stored. Raises OSError when an input does not exist or the disk is full.
+    compute again, planned or stored. `id_rule` is what records are called, see `inputs.ids`. Raises OSError when an
+    input does not exist or the disk is full.
     """
     summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
     candidates = Candidates()
@@ -107,7 +110,7 @@ def plan(
         to_embed=summary.to_embed,
     )
     with RecordTable(records_path) as table, dealer:
-        tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy))
+        tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy, id_rule))
         for file, block in run_in_order(tasks, _useful_processes(inputs, processes)):
             lengths = block.lengths[block.valid()]
             table.add_block(file.sample, block)
