@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import sqlite3
 import tarfile
 import zipfile
@@ -121,6 +122,7 @@ REFUSED = {
     "a profile": [b"HMMER3/f [3.1b2]\nNAME x\n"],
     "BLAST's report": [b"BLASTP 2.12.0+\n", b"# BLASTP 2.12.0+\n# Query: a\n"],
     "ASN.1": [b"Seq-entry ::= set {\n"],
+    "no text": [random.Random(0).randbytes(3000), b"\7\1\0\2some\0\0\0>a\nMKV\n"],
     "a table": [b"id\tsequence\na\tMKV\n", b'"id","length","sequence"\na,3,MKV\n', b"sequence,id\nMKV,a\n"],
 }
 

@@ -185,3 +185,11 @@ def check_columns(path: str | os.PathLike[str]) -> None:
             f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename "
             "the columns that hold the ids and the residues to id and sequence"
         )
+
+
+def is_table_of_proteins(path: str | os.PathLike[str]) -> bool:
+    """Whether a table has the columns that it needs."""
+    try:
+        return {ID, SEQUENCE} <= set(table_columns(path))
+    except (*DAMAGE, ValueError, ModuleNotFoundError):
+        return False

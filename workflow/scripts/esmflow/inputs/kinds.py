@@ -45,6 +45,8 @@ def kind_of(path: str | os.PathLike[str], head: bytes) -> Kind | None:
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     kind = next((kind for kind in _BINARY if kind.begins.match(head)), None)
     kind = kind or next((kind for kind in _TEXT if kind.begins.match(text)), None)
+    if kind is None and not is_fasta(head) and len(head) - len(head.translate(None, _CONTROLS)) > len(head) / 20:
+        return _NO_TEXT
     return None if kind and suffix(path) in kind.tables else kind
 
 
@@ -88,6 +90,8 @@ _BINARY = (
     _refused("UTF-16 text", rb"\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]", _UTF_8),
 )
 
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r"))
+_NO_TEXT = _refused("no text", b"", "it may be damaged, or need a program to unpack it")
 _TABLE = Kind(
     "a table",
     re.compile(rb'(?=(?:[^\n]*[\t,])?"?id"?[\t,\n])(?=(?:[^\n]*[\t,])?"?sequence"?[\t,\n])'),
