@@ -158,7 +158,7 @@ def run_child(form: str, folder: Path) -> None:
 
     if form != "tables":
         writer = FORMATS[form].load_writer()
-        writer.add, writer.close = timed(writer.add), timed(writer.close)
+        writer.add, writer.__exit__ = timed(writer.add), timed(writer.__exit__)
     started = time.perf_counter()
     made_up.collect(form)
     seconds = time.perf_counter() - started

@@ -20,6 +20,7 @@ INSTALLED_AS = {
     "esm": "fair-esm",
     "pynvml": "nvidia-ml-py",
     "sklearn": "scikit-learn",
+    "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
 

@@ -4,11 +4,14 @@ import csv
 import itertools
 import logging
 import os
+import subprocess
 from collections import Counter
 from dataclasses import replace
 
 import h5py
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -382,8 +385,14 @@ def test_a_run_without_any_good_record_is_collected(tmp_path, engine):
 
 
 def read_tsv(path) -> list[dict[str, str]]:
+    """As awk and cut do: lines end where they end, and every tab begins a cell."""
+    header, *lines = (line.split("\t") for line in path_text(path).split("\n")[:-1])
+    return [dict(zip(header, cells, strict=True)) for cells in lines]
+
+
+def path_text(path) -> str:
     with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle, delimiter="\t"))
+        return handle.read()
 
 
 def as_text(value) -> str:
@@ -417,38 +426,73 @@ def test_without_failures_the_table_has_its_header_only(tmp_path, engine):
     assert open(run.outputs.failures).read() == "file\trecord\tid\treason\tdetail\n"
 
 
-NASTY = [
-    "tab\there",
-    'quote"d "twice"',
-    "new\nline",
-    "'single'",
-    "naïve",
-    "=1+1",
-    "comma,d",
-    " spaced ",
-    '"',
-]
+# How texts stand in the Parquet, and how in a TSV file.
+NASTY = {
+    "tab\there": "tab here",
+    'quote"d "twice"': "quote'd 'twice'",
+    '"Candidatus': "'Candidatus",
+    "new\nline": "new line",
+    "old\r\nline": "old  line",
+    "'single'": "'single'",
+    "naïve": "naïve",
+    "=1+1": "'=1+1",
+    "+cmd|' /C calc'!A0": "'+cmd|' /C calc'!A0",
+    "@SUM(A1)": "'@SUM(A1)",
+    "-2+3": "'-2+3",
+    "a=b+c-d@e": "a=b+c-d@e",
+    "red\x1b[31m": "red\N{REPLACEMENT CHARACTER}[31m",
+    "bell\x07\x01\x7f": "bell" + 3 * "\N{REPLACEMENT CHARACTER}",
+    "c1\x9b31m": "c1\N{REPLACEMENT CHARACTER}31m",
+    "next\x85line\u2028another": "next line another",
+    "comma,d": "comma,d",
+    " spaced ": " spaced ",
+    '"': "'",
+}
 
 
-def test_ids_that_no_table_likes_survive(tmp_path, engine):
+@pytest.fixture
+def nasty(tmp_path, engine) -> Run:
+    """Collected, with texts that no table likes; every second record is rejected."""
     run = Run(tmp_path, engine, {"a.fasta": fasta(["MKVLAG"])})
     run.plan()
     run.embed()
-    # FASTA cannot hold all of these, so they go into the record table directly; every second record is rejected.
+    # FASTA cannot hold all of these, so they go into the record table directly.
     digest = sequence_digest("MKVLAG")
     with RecordTable(run.records_path) as table:
-        for position, nasty in enumerate(NASTY, 1):
-            table.add(nasty, Record(nasty, position, nasty, nasty, "MKVLAG", 6, None, nasty), digest)
-            table.add(nasty, Record(nasty, position, nasty, nasty, "", 6, Reason.INVALID_RESIDUE, nasty), None)
+        for position, text in enumerate(NASTY, 1):
+            table.add(text, Record(text, position, text, text, "MKVLAG", 6, None, text), digest)
+            table.add(text, Record(text, position, text, text, "", 6, Reason.INVALID_RESIDUE, text), None)
     replace(Plan.read(run.plan_path), records=2 * len(NASTY)).write(run.plan_path)
     run.collect(formats=["h5"])
-    for rows in (run.manifest, read_tsv(run.outputs.manifest_tsv)):
-        assert [row["id"] for row in rows] == [nasty for nasty in NASTY for _ in (0, 1)]
+    return run
+
+
+def test_ids_that_no_table_likes_survive(nasty):
+    for rows, texts in ((nasty.manifest, list(NASTY)), (read_tsv(nasty.outputs.manifest_tsv), list(NASTY.values()))):
+        assert [row["id"] for row in rows] == [text for text in texts for _ in (0, 1)]
         for column in ("sample", "file", "description", "detail"):
             assert [row[column] for row in rows] == [row["id"] for row in rows]
-    assert [(row["file"], row["id"], row["detail"]) for row in run.failures] == [(n, n, n) for n in NASTY]
-    with run.h5() as file:
-        assert file["ids"].asstr()[:].tolist() == NASTY
+    with nasty.h5() as file:
+        assert file["ids"].asstr()[:].tolist() == list(NASTY)
+
+
+def test_the_tsv_tables_are_read_by_awk_cut_pandas_and_polars_as_they_come(nasty):
+    texts, half = list(NASTY.values()), len(NASTY)
+    for path, rows in ((nasty.outputs.manifest_tsv, 2 * half), (nasty.outputs.failures, half)):
+        every = 2 if rows == half else 1
+        expected = [text for text in texts for _ in range(2 // every)]
+        columns = path_text(path).partition("\n")[0].split("\t")
+        place = str(columns.index("id") + 1)
+        lines = subprocess.run(["cut", "-f", place, path], capture_output=True, text=True, check=True).stdout
+        assert lines.split("\n") == ["id", *expected, ""]
+        assert pd.read_csv(path, sep="\t")["id"].tolist() == expected
+        assert pl.read_csv(path, separator="\t")["id"].to_list() == expected
+        with open(path, newline="", encoding="utf-8") as handle:
+            assert [row["id"] for row in csv.DictReader(handle, delimiter="\t")] == expected
+    program = '$8=="embedded" {n++} END {print n}'
+    for path, number in ((nasty.outputs.manifest_tsv, half), (nasty.outputs.failures, 0)):
+        counted = subprocess.run(["awk", "-F\t", program, path], capture_output=True, text=True, check=True).stdout
+        assert counted == (f"{number}\n" if number else "\n")
 
 
 # What does not add up

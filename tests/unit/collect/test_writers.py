@@ -45,12 +45,13 @@ def batch(ids: list[str], arrays: dict[str, np.ndarray], lengths: np.ndarray, fi
 
 
 def write(folder, name: str, array: str, files: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -> None:
-    writer = FORMATS[name].load_writer()(folder, [describe(array)])
-    for path, blocks in files.items():
-        writer.begin_file(path)
-        for ids, vectors, lengths in blocks:
-            writer.add(batch(ids, {array: vectors}, lengths, path))
-    writer.close()
+    with FORMATS[name].load_writer()(folder, [describe(array)]) as writer:
+        for path, blocks in files.items():
+            writer.begin_file(path)
+            for ids, vectors, lengths in blocks:
+                writer.add(batch(ids, {array: vectors}, lengths, path))
+        if not writer.by_file and not any(files.values()):
+            writer.add(batch([], {array: np.empty((0, 0), np.float32)}, np.empty(0, np.int64)))
 
 
 def load_pt(path) -> dict:

@@ -89,7 +89,7 @@ class Job:
         return read_json(self.folder / "run.json")
 
     def whole_segments(self) -> set[str]:
-        return {name for name in self.store.names() if self.store.find(name) is not None}
+        return {name for name in self.store.names() if self.store.find(name, check=True) is not None}
 
     def assert_the_next_run_does_only_what_is_missing(self) -> None:
         committed = self.whole_segments()

@@ -21,7 +21,7 @@ from esmflow.inputs.sheet import InputFile
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import assign_files_round_robin, plan
-from esmflow.plan.shards import ShardError, list_shards, read_shard, write_shard, write_shard_columns
+from esmflow.plan.shards import ShardError, add_to_shard, list_shards, read_shard, write_shard
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
 ESM2_3B = ModelDimensions(36, 2560, 40, True, True)
@@ -152,12 +152,24 @@ def test_windows_are_dealt_one_by_one_and_groups_still_balance(tmp_path, sample,
     assert planned.spread < 0.02
 
 
-def test_a_window_fills_at_least_one_shard_of_each_group(tmp_path, monkeypatch):
+def test_shards_that_a_window_does_not_fill_are_gone_on_with_in_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "WINDOW_RESIDUES", 100)
     files = [write_fasta(tmp_path / "a.fasta", titled(proteins(200, 50, 50)))]
     planned = Planned(tmp_path, files, 4, shard_residues=1000)
     for folder in planned.folders:
         assert [sum(len(s) for _, s in read_shard(shard)) for shard in list_shards(folder)] == [1000, 1000, 500]
+
+
+def test_several_workers_share_what_many_groups_are_dealt_window_by_window(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "WINDOW_RESIDUES", 1000)
+    files = [write_fasta(tmp_path / "a.fasta", titled(proteins(400, 50, 50)))]
+    planned = Planned(tmp_path, files, 4, shard_residues=1000, workers=2)
+    # A share of a window is five sequences: five shards, which all twenty windows go on with.
+    for folder in planned.folders:
+        sizes = [sum(len(s) for _, s in read_shard(shard)) for shard in list_shards(folder)]
+        assert len(sizes) == 5
+        assert max(sizes) <= 1000
+    assert sorted(itertools.chain(*planned.groups)) == sorted({s for s in proteins(400, 50, 50)})
 
 
 @pytest.mark.parametrize("residues", [10, 300])
@@ -378,11 +390,13 @@ def test_a_shard_in_columns_is_the_same_file(tmp_path):
     write_shard(tmp_path / "shard-00000.fasta", pairs)
     digests = np.array([list(digest) for digest, _ in pairs], np.uint8)
     sequences = pa.array([s.encode() for _, s in pairs], pa.large_binary())
-    write_shard_columns(tmp_path / "shard-00001.fasta", digests, sequences)
-    write_shard_columns(tmp_path / "shard-00002.fasta", digests[:0], sequences[:0])
-    write_shard_columns(tmp_path / "shard-00003.fasta", digests[1:], sequences[1:])
+    add_to_shard(tmp_path / "shard-00001.fasta", digests, sequences)
+    add_to_shard(tmp_path / "shard-00002.fasta", digests[:0], sequences[:0])
+    add_to_shard(tmp_path / "shard-00003.fasta", digests[1:], sequences[1:])
+    for part in (slice(0, 1), slice(1, 3)):
+        add_to_shard(tmp_path / "shard-00004.fasta", digests[part], sequences[part])
     contents = [path.read_bytes() for path in list_shards(tmp_path)]
-    assert contents[1] == contents[0]
+    assert contents[1] == contents[4] == contents[0]
     assert contents[2] == b""
     assert contents[0].endswith(contents[3])
 
@@ -401,7 +415,7 @@ def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path, damage):
 # Memory
 
 PLAN_AND_MEASURE = """
-import json, re, sys
+import json, re, sys, time
 from pathlib import Path
 from esmflow.plan import planning
 from esmflow.checkpoint.file import ModelDimensions
@@ -413,28 +427,50 @@ def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
 folder = Path(sys.argv[1])
 planning.WINDOW_RESIDUES = 2_000_000
 before = peak()
+started = time.process_time()
 summary = planning.plan(
     [planning.InputFile("s", str(folder / "large.fasta"))],
     folder / "records.parquet",
-    [folder / f"group-{g}" for g in range(4)],
+    [folder / f"group-{g}" for g in range(int(sys.argv[2]))],
     cost_model=planning.CostModel(ModelDimensions(36, 2560, 40, True, True), 1022),
     policy=ResiduePolicy(),
     shard_residues=500_000,
 )
 residues = sum(group.residues for group in summary.groups)
-print(json.dumps({"residues": residues, "growth": (peak() - before) * 1024}))
+seconds = time.process_time() - started
+print(json.dumps({"residues": residues, "growth": (peak() - before) * 1024, "seconds": seconds}))
 """
 
 
-def test_planning_reads_a_large_file_in_bounded_memory(tmp_path):
+def plan_and_measure(folder, groups):
+    command = [sys.executable, "-c", PLAN_AND_MEASURE, str(folder), str(groups)]
+    environment = {"PYTHONPATH": str(planning.__file__).rsplit("/", 3)[0]}
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder with a FASTA file of 80 million residues."""
+    folder = tmp_path_factory.mktemp("large")
     random = np.random.default_rng(0)
     letters = np.frombuffer(b"LAGVSERTIDPKQNFYMHWC", np.uint8)
-    with open(tmp_path / "large.fasta", "wb") as handle:
+    with open(folder / "large.fasta", "wb") as handle:
         for number in range(4000):
             handle.write(b">p%d\n%s\n" % (number, letters[random.integers(0, 20, 20_000, np.uint8)].tobytes()))
-    command = [sys.executable, "-c", PLAN_AND_MEASURE, str(tmp_path)]
-    environment = {"PYTHONPATH": str(planning.__file__).rsplit("/", 3)[0]}
-    found = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    return folder
+
+
+def test_planning_reads_a_large_file_in_bounded_memory(large):
+    found = plan_and_measure(large, 4)
     assert found["residues"] == 80_000_000
     # Two million residues wait in the window; the rest is row buffers and the Parquet writer.
-    assert found["growth"] < 30_000_000
+    assert found["growth"] < 35_000_000
+
+
+def test_ten_thousand_groups_take_no_more_memory_than_a_few_and_little_more_time(large):
+    few, many = plan_and_measure(large, 4), plan_and_measure(large, 10_000)
+    print(f"4 groups: {few}; 10,000 groups: {many}")
+    assert many["residues"] == 80_000_000
+    # The groups themselves are 10,000 objects, folders and lines; what waits to be dealt is the same.
+    assert many["growth"] - few["growth"] < 25_000_000
+    assert many["seconds"] < few["seconds"] + 10

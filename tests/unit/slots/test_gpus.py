@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from esmflow.slots.cuda_order import cuda_order
 from esmflow.slots.gpus import Gpu, SlotError, candidate_slots, driver_gpus, use_slot
 
-A, B, C = (Gpu(i, f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
-MIG = tuple(Gpu(1, f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
-SPLIT = Gpu(1, B.uuid, B.name, MIG)
+A, B, C = (Gpu(f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
+MIG = tuple(Gpu(f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
+SPLIT = Gpu(B.uuid, B.name, MIG)
 
 
 def tokens(value, gpus, device="auto"):
     environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
-    return [slot.visible_devices for slot in candidate_slots(device, 2, environment, lambda: gpus)]
+    return [slot.visible_devices for slot in candidate_slots(device, 2, environment, lambda: gpus, lambda _: None)]
 
 
 def test_unset_means_every_gpu_of_the_driver_by_uuid():
@@ -39,6 +44,62 @@ def test_unset_on_a_gpu_in_mig_mode_means_every_instance():
 )
 def test_indexes_and_uuids_and_their_beginnings_are_resolved_in_order(value, expected):
     assert tokens(value, [A, B, C]) == expected
+
+
+# A slow card on the first bus, two fast ones behind it: CUDA counts the fast ones first.
+SLOW = Gpu("GPU-00000000-aaaa-0000-0000-000000000000", "NVIDIA T4")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, [B.uuid, SLOW.uuid]),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, [B.uuid, SLOW.uuid]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [SLOW.uuid, C.uuid]),
+    ],
+)
+def test_on_unlike_cards_an_index_counts_as_cuda_counts(environment, expected):
+    def order(given):
+        assert "CUDA_DEVICE_ORDER" not in environment or given["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+        return [B.uuid, C.uuid, SLOW.uuid]
+
+    slots = candidate_slots("auto", 1, {**environment, "CUDA_VISIBLE_DEVICES": "0,2"}, lambda: [SLOW, B, C], order)
+    assert [slot.visible_devices for slot in slots] == expected
+
+
+@pytest.mark.parametrize("told", [None, [], [B.uuid, "GPU-of-another-machine"]])
+def test_when_cuda_does_not_tell_its_order_unlike_cards_are_taken_as_the_bus_has_them_with_a_warning(told, caplog):
+    slots = candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": "0"}, lambda: [SLOW, B], lambda _: told)
+    assert [slot.uuid for slot in slots] == [SLOW.uuid]
+    assert "Set CUDA_DEVICE_ORDER=PCI_BUS_ID" in caplog.text
+    caplog.clear()
+    candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": "0"}, lambda: [A, B], lambda _: told)
+    assert caplog.text == ""
+
+
+def test_cuda_is_not_asked_where_every_gpu_is_named_by_its_uuid():
+    def order(_):
+        raise AssertionError
+
+    for environment in ({}, {"CUDA_VISIBLE_DEVICES": B.uuid}):
+        candidate_slots("auto", 1, environment, lambda: [SLOW, B], order)
+
+
+def test_without_cuda_there_is_no_order_and_no_error():
+    assert cuda_order({**os.environ, "CUDA_VISIBLE_DEVICES": "0"}) is None or driver_gpus()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", ["FASTEST_FIRST", "PCI_BUS_ID"])
+def test_an_index_means_the_card_that_torch_sees_under_it(order):
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": order}
+    code = "import torch; print(torch.cuda.get_device_properties(0).uuid)"
+    for index in range(len(driver_gpus())):
+        environment["CUDA_VISIBLE_DEVICES"] = str(index)
+        seen = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        (slot,) = candidate_slots("cuda", 1, environment)
+        assert slot.uuid == f"GPU-{seen.stdout.strip()}"
+        assert set(cuda_order(environment)) == {gpu.uuid for gpu in driver_gpus()}
 
 
 def test_mig_uuids_are_resolved_and_an_index_of_a_split_gpu_is_its_first_instance():
@@ -92,7 +153,8 @@ def test_on_a_cpu_a_job_that_was_given_no_device_has_the_configured_slots(value)
 
 def test_two_names_of_one_gpu_are_one_lock():
     by_index, by_uuid = (
-        candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": value}, lambda: [A, B])[0] for value in ("1", B.uuid)
+        candidate_slots("auto", 1, {"CUDA_VISIBLE_DEVICES": value}, lambda: [A, B], lambda _: None)[0]
+        for value in ("1", B.uuid)
     )
     assert by_index.lock_name == by_uuid.lock_name
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from workflow_run import wait_until
 
+from esmflow.slots import leases
 from esmflow.slots.gpus import SlotError, candidate_slots
 from esmflow.slots.leases import leased_slots
+
+CPU = candidate_slots("cpu", 1, {})
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow" / "scripts"
 
@@ -103,7 +111,7 @@ def test_a_held_lease_keeps_its_file_young(tmp_path):
     with leased_slots(candidate_slots("cpu", 1, {}), lock_folder=tmp_path) as (held,):
         path = tmp_path / held.slot.lock_name
         os.utime(path, (0, 0))
-        held.keep_fresh()
+        held.keep()
         assert time.time() - path.stat().st_mtime < 60
 
 
@@ -146,3 +154,243 @@ def test_a_job_that_waits_for_several_slots_holds_none_of_them(tmp_path):
 def test_more_slots_than_there_are_is_an_error_at_once_that_names_the_key(tmp_path):
     with pytest.raises(SlotError, match=r"gpus_per_job.*lease 4 slots.*2 here \(CPU-0, CPU-1\)"):
         lease(candidate_slots("cpu", 2, {}), tmp_path, count=4)
+
+
+# The lock folder is everybody's
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask, for the test only."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022, 0])
+def test_no_umask_locks_other_users_out(tmp_path, umask, mask):
+    umask(mask)
+    folder = tmp_path / "node" / "slots"
+    lease(CPU, folder)
+    assert mode(folder / CPU[0].lock_name) == 0o644
+    assert mode(folder) == 0o1777
+    assert mode(folder.parent) == 0o755
+
+
+def test_a_lock_file_that_an_earlier_version_left_private_is_opened_to_others(tmp_path):
+    path = tmp_path / CPU[0].lock_name
+    path.touch(0o600)
+    lease(CPU, tmp_path)
+    assert mode(path) == 0o644
+
+
+def test_the_mode_of_a_folder_that_was_there_is_left_as_it_is(tmp_path):
+    private = tmp_path / "private"
+    private.mkdir(0o700)
+    lease(CPU, private)
+    assert mode(private) == 0o700
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_link_is_followed(tmp_path, there):
+    victim = tmp_path / "private"
+    if there:
+        victim.write_text("secret")
+        victim.chmod(0o600)
+    (tmp_path / "slots").mkdir()
+    (tmp_path / "slots" / CPU[0].lock_name).symlink_to(victim)
+    with pytest.raises(SlotError, match="cannot be opened as a lock file"):
+        lease(CPU, tmp_path / "slots", wait_seconds=0)
+    assert victim.exists() == there
+    if there:
+        assert (victim.read_text(), mode(victim)) == ("secret", 0o600)
+
+
+def test_a_second_name_of_a_private_file_leaves_its_content_and_mode_alone(tmp_path):
+    victim = tmp_path / "private"
+    victim.write_text("secret")
+    victim.chmod(0o600)
+    os.link(victim, tmp_path / CPU[0].lock_name)
+    lease(CPU, tmp_path)
+    assert (victim.read_text(), mode(victim)) == ("secret", 0o600)
+
+
+def test_a_link_as_folder_is_refused(tmp_path):
+    (tmp_path / "target").mkdir(0o700)
+    (tmp_path / "slots").symlink_to(tmp_path / "target")
+    with pytest.raises(SlotError, match=r"slot_lock_folder.*is a link"):
+        lease(CPU, tmp_path / "slots")
+    assert mode(tmp_path / "target") == 0o700
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / CPU[0].lock_name)
+    with pytest.raises(SlotError, match="no regular file"):
+        lease(CPU, tmp_path, wait_seconds=60)
+
+
+OTHER_USER = """
+import os, sys, time
+from esmflow.slots.gpus import SlotError, candidate_slots
+from esmflow.slots.leases import leased_slots
+user, mask, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+os.setgroups([])
+os.setgid(user)
+os.setuid(user)
+os.umask(mask)
+with leased_slots(candidate_slots("cpu", 1, {}), lock_folder=folder, purpose=f"user {user}", wait_seconds=60) as (it,):
+    print("leased", flush=True)
+    sys.stdin.readline()
+    it.keep()
+print("released", flush=True)
+"""
+
+
+@pytest.fixture
+def public_folder():
+    """A folder that every user may enter, as `/tmp` is."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_two_users_share_one_lock_folder_and_wait_for_one_another(public_folder, mask):
+    def start(user):
+        return subprocess.Popen(
+            [sys.executable, "-c", OTHER_USER, str(user), str(mask), str(public_folder / "slots")],
+            env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    first, second = start(65533), None
+    try:
+        assert first.stdout.readline() == "leased\n"
+        second = start(65534)
+        time.sleep(2)
+        assert second.poll() is None
+        assert (public_folder / "slots").stat().st_uid == 65533
+        assert first.communicate("\n", timeout=60)[0] == "released\n"
+        # The file is the first one's, and a long job of the second one's keeps it young in the only way it may.
+        assert second.stdout.readline() == "leased\n"
+        assert second.communicate("\n", timeout=60)[0] == "released\n"
+    finally:
+        for process in (first, second):
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+
+# Lock files that are removed under way
+
+
+def is_free(path):
+    with open(path) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_a_file_that_is_removed_between_opening_and_locking_is_no_lease(tmp_path, monkeypatch):
+    path = tmp_path / CPU[0].lock_name
+    real, removed = fcntl.flock, []
+
+    def remove_first(descriptor, how):
+        if not removed:
+            removed.append(path.read_text())
+            path.unlink()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with leased_slots(CPU, lock_folder=tmp_path, wait_seconds=10) as (held,):
+        assert os.fstat(held.descriptor).st_ino == path.stat().st_ino
+        assert not is_free(path)
+    assert removed
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_holder_makes_a_removed_lock_file_again_and_says_so(tmp_path, caplog, what):
+    folder = tmp_path / "slots"
+    with leased_slots(CPU, lock_folder=folder, purpose="group 7") as (held,):
+        shutil.rmtree(folder) if what == "folder" else (folder / CPU[0].lock_name).unlink()
+        held.keep()
+        assert "was removed under way" in caplog.text
+        with pytest.raises(SlotError, match=r"held by process.*group 7"):
+            lease(CPU, folder, wait_seconds=0)
+        caplog.clear()
+        os.utime(folder / CPU[0].lock_name, (0, 0))
+        held.keep()
+        assert caplog.text == ""
+        assert (folder / CPU[0].lock_name).stat().st_mtime > 0
+    lease(CPU, folder, wait_seconds=0)
+
+
+def test_a_holder_whose_slot_another_job_has_leased_too_says_so_once(tmp_path, caplog):
+    folder = tmp_path / "slots"
+    with leased_slots(CPU, lock_folder=folder) as (held,):
+        shutil.rmtree(folder)
+        with leased_slots(CPU, lock_folder=folder, purpose="another job"):
+            held.keep()
+            held.keep()
+            assert caplog.text.count("has leased the slot too") == 1
+            assert "another job" in caplog.text
+        # Once that has ended, the file is this holder's again.
+        held.keep()
+        assert not is_free(folder / CPU[0].lock_name)
+
+
+def test_a_job_that_waits_makes_a_removed_folder_again(tmp_path, monkeypatch):
+    folder, waits = tmp_path / "slots", []
+
+    def remove(seconds):
+        waits.append(seconds)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(leases.time, "sleep", remove)
+    with (
+        leased_slots(CPU, lock_folder=folder) as (first,),
+        leased_slots(CPU, lock_folder=folder, wait_seconds=5) as (second,),
+    ):
+        assert len(waits) == 1
+        assert os.fstat(second.descriptor).st_ino == (folder / CPU[0].lock_name).stat().st_ino
+        assert os.fstat(first.descriptor).st_nlink == 0
+
+
+WAITING = """
+import sys
+from esmflow.slots.gpus import candidate_slots
+from esmflow.slots.leases import leased_slots
+from esmflow.step import logged_step
+with logged_step(sys.argv[1]), leased_slots(candidate_slots("cpu", 1, {}), lock_folder=sys.argv[2]):
+    pass
+"""
+
+
+def test_sigterm_ends_a_job_that_waits_for_a_slot_with_143_and_a_sentence(tmp_path):
+    log = tmp_path / "log"
+    with leased_slots(CPU, lock_folder=tmp_path / "slots"):
+        job = subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(log), str(tmp_path / "slots")],
+            env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        )
+        try:
+            wait_until(lambda: log.exists() and "waiting for a GPU slot" in log.read_text(), what="the wait")
+            job.terminate()
+            assert job.wait(20) == 143
+        finally:
+            job.kill()
+            job.wait()
+    assert "asked to end (SIGTERM); what is finished is kept" in log.read_text()
+    assert "Traceback" not in log.read_text()

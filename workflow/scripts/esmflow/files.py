@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str], flush: bool = True) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside `target`; on success it is flushed to disk and renamed to `target`.
 
     A reader sees the whole file or none, and nothing is left behind when the body raises. Only a rename is relied on,
-    so it also holds on NFS. Without `flush`, a power failure can leave an empty or short file behind.
+    so it also holds on NFS.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,9 +33,8 @@ def atomic_path(target: str | os.PathLike[str], flush: bool = True) -> Iterator[
     temporary = Path(name)
     try:
         yield temporary
-        if flush:
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         # mkstemp makes files private; results are meant to be read by others as any new file is.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)

@@ -16,7 +16,7 @@ from esmflow.collect.formats import FORMATS
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
-from esmflow.collect.tables import FailureTable, ManifestWriter
+from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
@@ -82,17 +82,14 @@ def collect(
     descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
+    writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
-        ManifestWriter(outputs.manifest, outputs.manifest_tsv) as manifest,
-        FailureTable(outputs.failures) as failure_table,
-        VectorStream(
-            index, _open_writers(formats, Path(outputs.embeddings), descriptions), half=pooled_precision == "fp16"
-        ) as vectors,
+        open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
+        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, max_residues, windows) for block in blocks):
             tally.count(joined.table)
-            manifest.write(joined.table)
-            failure_table.write(joined.table)
+            write_rows(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
     tally.check(plan.records)
@@ -105,19 +102,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def _open_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
+def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
     """The writers of every format, for the outputs that it can hold."""
     writers: list[EmbeddingWriter] = []
     for each in map(FORMATS.__getitem__, formats):
-        held = [description for description in descriptions if each.holds(description.array)]
+        written = [description for description in descriptions if each.holds(description.array)]
         left_out = [description.array for description in descriptions if not each.holds(description.array)]
         if left_out:
             log.warning("%s holds %s only: without %s", each.name, ", ".join(each.kinds), ", ".join(left_out))
         writer = each.load_writer()
         if each.joins_outputs:
-            writers += [writer(folder / each.name, held)] if held else []
+            writers += [writer(folder / each.name, written)] if written else []
         else:
-            writers += [writer(folder / description.array, [description]) for description in held]
+            writers += [writer(folder / description.array, [description]) for description in written]
     return writers
 
 

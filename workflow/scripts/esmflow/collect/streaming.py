@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from esmflow.arrays import is_pooled, rows_per_sequence
 from esmflow.collect.joining import CollectError, Joined
+from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 from esmflow.store.gather import Location, SegmentIndex
 from esmflow.threads import Background
@@ -19,6 +22,8 @@ from esmflow.threads import Background
 _PIECE_BYTES = 96 << 20
 # What writers want to know of a record.
 _COLUMNS = ["sample", "file", "record", "id", "description", "length"]
+_NO_RECORDS = MANIFEST_SCHEMA.empty_table().select(_COLUMNS)
+_NOWHERE = Location(*(np.empty(0, np.int32) for _ in range(3)))
 _HALF = np.dtype(np.float16)
 # The bits of fp16's infinities.
 _INFINITE, _NEGATIVE_INFINITE = 0x7C00, 0xFC00
@@ -37,33 +42,33 @@ class _Run:
 class VectorStream:
     """Gathers the vectors of records that follow one another and hands them to writers, file by file.
 
-    half: pooled vectors are rounded to fp16. Memory is bounded by two pieces, except where a single record has more.
-    The writers' files are complete when the block ends without an error.
+    Memory is bounded by two pieces, except where a single record has more.
     """
 
-    def __init__(self, index: SegmentIndex, writers: Sequence[EmbeddingWriter], half: bool = False) -> None:
+    def __init__(
+        self, index: SegmentIndex, writers: Sequence[EmbeddingWriter], half: bool, writing: Background
+    ) -> None:
         self._index = index
         self._writers = writers
         self._half = half
+        self._writing = writing
         self._waiting: list[_Run] = []
         self._bytes = 0
         self._file: str | None = None
-        self._writing = Background()
+        self._written = False
 
-    def __enter__(self) -> VectorStream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        try:
-            with self._writing:
-                if kind is None:
-                    self._flush()
-                    self._writing.wait()
-                    for writer in self._writers:
-                        writer.close()
-        finally:
-            for writer in self._writers:
-                writer.abandon()
+    @classmethod
+    @contextmanager
+    def open(cls, index: SegmentIndex, writers: Sequence[EmbeddingWriter], half: bool = False) -> Iterator[Self]:
+        """half: pooled vectors are rounded to fp16. The writers' files are complete after the block."""
+        with ExitStack() as opened:
+            for writer in writers:
+                opened.enter_context(writer)
+            stream = cls(index, writers, half, opened.enter_context(Background()))
+            yield stream
+            stream._flush()
+            if not stream._written:
+                stream._write_nothing()
 
     def add(self, file: str, joined: Joined) -> None:
         """Takes records of one input file. Those without a vector are left out."""
@@ -101,15 +106,23 @@ class VectorStream:
         return self._half and is_pooled(array)
 
     def _flush(self) -> None:
-        if not self._waiting:
-            return
         runs, self._waiting, self._bytes = self._waiting, [], 0
-        self._writing.run(self._write, runs, self._gather(runs))
+        if runs:
+            piece = self._gather(runs)
+            self._written = self._written or len(piece) > 0
+            self._writing.run(self._write, runs, piece)
+
+    def _write_nothing(self) -> None:
+        """Of a run in which nothing was embedded the files are empty, and no less complete."""
+        self._writing.wait()
+        for writer in self._writers:
+            if not writer.by_file:
+                writer.add(self._gather([_Run("", False, _NO_RECORDS, _NOWHERE)]))
 
     def _write(self, runs: Sequence[_Run], piece: Batch) -> None:
         for writer in self._writers:
             if not writer.by_file:
-                if len(piece.records):
+                if len(piece):
                     writer.add(piece)
                 continue
             start = 0
@@ -125,13 +138,13 @@ class VectorStream:
         location = Location(
             *(np.concatenate([getattr(run.location, name) for run in runs]) for name in ("segments", "rows", "lengths"))
         )
-        arrays: dict[str, np.ndarray] = {}
-        if len(records):
-            for array in self._arrays():
-                rounds = self._rounds(array)
-                arrays[array] = self._index.gather(location, array, to_half if rounds else None)
-                if rounds:
-                    _check_range(array, arrays[array], records)
+        # A store without a segment does not say how wide they are.
+        arrays = {array: np.empty((0, 0), np.float32) for array in self._arrays()}
+        for array in arrays.keys() & self._index.shapes.keys():
+            rounds = self._rounds(array)
+            arrays[array] = self._index.gather(location, array, to_half if rounds else None)
+            if rounds:
+                _check_range(array, arrays[array], records)
         return Batch(records, arrays, location.lengths)
 
 

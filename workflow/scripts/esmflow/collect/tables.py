@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from esmflow.files import atomic_path
@@ -35,62 +35,87 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-class ManifestWriter:
-    """The manifest, as Parquet and as TSV, each written in a thread of its own. Both are whole when the block ends."""
-
-    def __init__(self, parquet: str, tsv: str) -> None:
-        self._paths = parquet, tsv
-
-    def __enter__(self) -> ManifestWriter:
-        with ExitStack() as stack:
-            parquet, tsv = (stack.enter_context(atomic_path(path)) for path in self._paths)
-            options = pyarrow.csv.WriteOptions(delimiter="\t", quoting_style="needed")
-            # Ids and digests repeat too seldom for a dictionary.
-            repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
-            self._parquet = stack.enter_context(
-                pq.ParquetWriter(parquet, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating)
-            )
-            self._tsv = stack.enter_context(pyarrow.csv.CSVWriter(tsv, _plain(MANIFEST_SCHEMA), write_options=options))
-            self._writing = stack.enter_context(Background()), stack.enter_context(Background())
-            self._open = stack.pop_all()
-        return self
-
-    def write(self, joined: pa.Table) -> None:
-        """Adds rows. What goes wrong with them may be raised by the next call, or at the end of the block."""
-        parquet, tsv = self._writing
-        parquet.run(self._parquet.write_table, joined)
-        tsv.run(self._write_tsv, joined)
-
-    def _write_tsv(self, joined: pa.Table) -> None:
-        self._tsv.write_table(joined.cast(_plain(MANIFEST_SCHEMA)))
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+FAILURE_COLUMNS = ("file", "record", "id", "reason", "detail")
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """The schema without dictionaries, which the CSV writer does not take."""
-    return pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
+@contextmanager
+def open_tables(manifest: str, manifest_tsv: str, failures: str) -> Iterator[Callable[[pa.Table], None]]:
+    """The manifest, as Parquet and as TSV, and `failures.tsv`, which has those of its rows that have a reason.
+
+    Gives the function that adds rows of the manifest; what goes wrong with them may be raised by its next call, or at
+    the end of the block. The files are complete after that.
+    """
+    # Ids and digests repeat too seldom for a dictionary.
+    repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
+    with (
+        atomic_path(manifest) as path,
+        pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating) as parquet,
+        _open_tsv(manifest_tsv, MANIFEST_SCHEMA.names) as tsv,
+        _open_tsv(failures, FAILURE_COLUMNS) as failed,
+        # Each file has a thread of its own.
+        Background() as to_parquet,
+        Background() as to_tsv,
+    ):
+
+        def write(rows: pa.Table) -> None:
+            to_parquet.run(parquet.write_table, rows)
+            to_tsv.run(tsv, rows)
+            failed(rows.filter(rows["reason"].is_valid()))
+
+        yield write
 
 
-class FailureTable:
-    """`failures.tsv`: one row for every record without an embedding."""
+@contextmanager
+def _open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Table], None]]:
+    """A TSV file that whatever splits lines at tabs can read: without quotes, see `_cell`."""
+    with atomic_path(target) as path, open(path, "wb") as handle:
+        handle.write("\t".join(columns).encode() + b"\n")
 
-    COLUMNS = ("file", "record", "id", "reason", "detail")
+        def write(rows: pa.Table) -> None:
+            cells = [_cell(rows[name].combine_chunks()) for name in columns]
+            cells[-1] = pc.binary_join_element_wise(cells[-1], "", "\n", null_handling="replace")
+            handle.write(utf8(pc.binary_join_element_wise(*cells, "\t", null_handling="replace"))[0])
 
-    def __init__(self, path: str) -> None:
-        self._target = atomic_path(path)
+        yield write
 
-    def __enter__(self) -> FailureTable:
-        self._handle = open(self._target.__enter__(), "w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._handle, delimiter="\t", lineterminator="\n")
-        self._writer.writerow(self.COLUMNS)
-        return self
 
-    def write(self, joined: pa.Table) -> None:
-        without = joined.filter(joined["reason"].is_valid())
-        self._writer.writerows(zip(*(without[column].to_pylist() for column in self.COLUMNS)))
+def utf8(strings: pa.StringArray) -> tuple[memoryview, np.ndarray]:
+    """Strings end to end, and the bytes of each, int32 `[N]`."""
+    _, offsets, text = strings.buffers()
+    ends = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return memoryview(text or b"")[ends[0] : ends[-1]], np.diff(ends)
 
-    def __exit__(self, *error: Any) -> None:
-        self._handle.close()
-        self._target.__exit__(*error)
+
+def _cell(values: pa.Array) -> pa.StringArray:
+    """Values as the cells of a TSV file can have them.
+
+    A tab or a line end would begin another cell, and readers take double quotes for the bounds of one: they become a
+    space and a single quote. Other control characters, which a terminal obeys, become a replacement character. An
+    apostrophe goes before what a spreadsheet would take for a formula.
+    """
+    if pa.types.is_dictionary(values.type):
+        return pa.DictionaryArray.from_arrays(values.indices, _cell(values.dictionary)).cast(pa.string())
+    if not pa.types.is_string(values.type):
+        return values.cast(pa.string())
+    if not _may_need_it(values):
+        return values
+    for pattern, replacement in _REPLACED:
+        values = pc.replace_substring_regex(values, pattern, replacement)
+    return values
+
+
+def _may_need_it(values: pa.StringArray) -> bool:
+    """Whether `_cell` might change a text: a look at bytes, which is tens of times as fast as a search for patterns."""
+    text, widths = utf8(values)
+    codes = np.frombuffer(text, np.uint8)
+    first = codes[(np.cumsum(widths) - widths)[widths > 0]]
+    return bool(((codes < 32) | (codes == ord('"')) | (codes > 126)).any() or np.isin(first, _FORMULA).any())
+
+
+_FORMULA = np.frombuffer(b"=+-@", np.uint8)
+_REPLACED = (
+    (r"[\t\n\v\f\r\x{85}\x{2028}\x{2029}]", " "),
+    ('"', "'"),
+    (r"[\x00-\x1f\x7f-\x{9f}]", "\N{REPLACEMENT CHARACTER}"),
+    (r"^([=+\-@])", r"'\1"),
+)

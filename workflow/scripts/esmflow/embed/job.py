@@ -227,7 +227,7 @@ def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) 
 def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
     progress.tick()
     for lease in leases:
-        lease.keep_fresh()
+        lease.keep()
 
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.plan.cost import Extent
 from esmflow.plan.run_plan import GroupPlan
-from esmflow.plan.shards import list_shards, write_shard_columns
+from esmflow.plan.shards import add_to_shard, list_shards
 from esmflow.store.digests import DigestIndex, first_of_each, halves
 from esmflow.store.lookup import StoredSequences
 from esmflow.threads import Background
@@ -63,7 +63,8 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store has, and deals the others to groups.
 
-    A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be.
+    A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be. Shards
+    that it does not fill are gone on with in the next window: with thousands of groups a share is small.
     stored: what the store has. to_embed: what is dealt is added to it.
     Sequences wait until `window_residues` have come; memory grows with that, and by 16 bytes for each different
     sequence. Windows are dealt in one thread and shards written in another, while the next window fills. Use it in a
@@ -82,6 +83,8 @@ class Dealer:
         to_embed: Extent,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
+        # How many of a group's last shards have room, and the residues in them.
+        self._filling = [(0, 0)] * len(folders)
         self.duplicates = 0
         self.stored = 0
         self.stored_segments: set[str] = set()
@@ -172,19 +175,32 @@ class Dealer:
         groups = window.groups[order]
         if np.any(groups < 0):
             groups = self._least_loaded(costs)
+        # Sorted once: a look through all sequences for each of thousands of groups would take far longer.
+        of_group = np.split(
+            np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups, minlength=len(self.groups)))
+        )
         shards: list[tuple[Path, np.ndarray]] = []
-        for number, group in enumerate(self.groups):
-            mine = groups == number
-            share = order[mine]
-            group.sequences += len(share)
-            group.residues += int(window.lengths[share].sum())
-            group.cost += float(costs[mine].sum())
-            # Each shard sees the same mix of lengths.
-            count = max(int(-(-window.lengths[share].sum() // self._shard_residues)), self._fewest_shards)
-            for first in range(min(count, len(share))):
-                shards.append((self._folders[number] / f"shard-{group.shards:05d}.fasta", share[first::count]))
-                group.shards += 1
+        for number, mine in enumerate(of_group[:-1]):
+            if len(mine):
+                group = self.groups[number]
+                group.sequences += len(mine)
+                group.cost += float(costs[mine].sum())
+                shards += self._cut(number, order[mine], int(window.lengths[order[mine]].sum()))
         self._writing.run(_write_shards, window, shards)
+
+    def _cut(self, number: int, share: np.ndarray, residues: int) -> list[tuple[Path, np.ndarray]]:
+        """Cuts a group's share of a window into shards, each of which sees the same mix of lengths."""
+        group = self.groups[number]
+        count, filled = self._filling[number]
+        if filled + residues > count * self._shard_residues:
+            count, filled = max(-(-residues // self._shard_residues), self._fewest_shards), 0
+            count = min(count, len(share))
+            group.shards += count
+        group.residues += residues
+        self._filling[number] = (count, filled + residues)
+        first = group.shards - count
+        paths = [self._folders[number] / f"shard-{first + i:05d}.fasta" for i in range(min(count, len(share)))]
+        return [(path, share[i::count]) for i, path in enumerate(paths)]
 
     def _least_loaded(self, costs: np.ndarray) -> np.ndarray:
         """The group of each sequence, given by its cost, when each goes to the group with the least cost so far."""
@@ -201,4 +217,4 @@ class Dealer:
 def _write_shards(window: _Window, shards: Sequence[tuple[Path, np.ndarray]]) -> None:
     sequences = window.sequences()
     for path, rows in shards:
-        write_shard_columns(path, window.digests[rows], sequences.take(pa.array(rows)))
+        add_to_shard(path, window.digests[rows], sequences.take(pa.array(rows)))

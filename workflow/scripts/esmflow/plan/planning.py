@@ -104,8 +104,7 @@ def plan(
         cost_model.cost,
         shard_residues=shard_residues,
         fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
-        # A group's share of a window should fill at least one shard, however many groups there are.
-        window_residues=max(WINDOW_RESIDUES, shard_residues * len(group_folders)),
+        window_residues=WINDOW_RESIDUES,
         stored=stored,
         to_embed=summary.to_embed,
     )

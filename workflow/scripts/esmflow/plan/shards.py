@@ -26,11 +26,11 @@ def write_shard(path: Path, sequences: Iterable[tuple[bytes, str]]) -> None:
         handle.writelines(f">{digest.hex()}\n{sequence}\n" for digest, sequence in sequences)
 
 
-def write_shard_columns(path: Path, digests: np.ndarray, sequences: pa.LargeBinaryArray) -> None:
-    """Writes what `write_shard` does, from columns: digests, uint8 `[N, 16]`, and their residues.
+def add_to_shard(path: Path, digests: np.ndarray, sequences: pa.LargeBinaryArray) -> None:
+    """Adds to a shard what `write_shard` would write, from columns: digests, uint8 `[N, 16]`, and their residues.
 
-    Not flushed to disk: a plan of thousands of shards would wait for the disk thousands of times, and `read_shard`
-    notices what a power failure cut.
+    A shard that is not there is begun. Not flushed to disk: a plan of thousands of shards would wait for the disk
+    thousands of times, and `read_shard` notices what a power failure cut.
     """
     hexadecimal = digests.tobytes().hex().encode()
     width = 2 * DIGEST_BYTES
@@ -43,8 +43,8 @@ def write_shard_columns(path: Path, digests: np.ndarray, sequences: pa.LargeBina
     )
     binary = pa.large_binary()
     lines = pc.binary_join_element_wise(column, sequences, pa.scalar(b"", binary), pa.scalar(b"\n", binary))
-    with atomic_path(path, flush=False) as temporary:
-        temporary.write_bytes(memoryview(lines.buffers()[2])[: lines.nbytes] if len(lines) else b"")
+    with open(path, "ab") as handle:
+        handle.write(memoryview(lines.buffers()[2])[: lines.nbytes] if len(lines) else b"")
 
 
 def read_shard(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, str]]:

@@ -1,18 +1,22 @@
-"""Figures about records: what became of them, why some have no embedding, how long they are; and the disk they take.
+"""The report's figures. Each is described once, with Altair; the page and Snakemake's own report show the same drawing.
 
-Every figure is made with plotly and returned as its `Figure`.
+Every figure is a function of what it shows and of the width that it is drawn for, in pixels: a screen's or a phone's.
+Colours are the page's by name, and what a mark says when it is pointed at is its description.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import pairwise
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
+import altair as alt
 import numpy as np
-import plotly.graph_objects as go
+import polars as pl
 
 from esmflow.embed.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
@@ -21,6 +25,21 @@ from esmflow.report.timeline import COMPUTE, IDLE, LOAD, WRITE, Piece
 from esmflow.text import bytes_in_words
 from esmflow.verify.certificate import Certificate
 
+Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
+
+GIB = 2**30
+# Okabe and Ito's colours, which people with any colour vision can tell apart; the page has shades for light and dark.
+PALETTE = ("blue", "orange", "green", "purple", "sky", "vermillion", "yellow")
+NARROW = 520
+# Figures stay readable, and the page small, up to these.
+MOST_BARS = 120
+MOST_POINTS_ON_A_PHONE = 2000
+
+_LETTER = 7
+"""About the width of a letter in pixels."""
+# Altair refuses to draw more than 5,000 rows unless told: what is drawn here is bounded by those who count it.
+alt.data_transformers.disable_max_rows()
+
 _LENGTHS = {
     "whole": ("embedded whole", "blue"),
     "truncated": ("embedded, truncated", "orange"),
@@ -28,112 +47,170 @@ _LENGTHS = {
     "failed": ("failed", "vermillion"),
     "rejected": ("rejected", "grey"),
 }
+_KINDS = {LOAD: "yellow", COMPUTE: "blue", WRITE: "green", IDLE: "faint"}
+# Name, column and colour of the boxes of the flow, from top to bottom.
+_STAGES = {
+    "Records": (0, "grey"),
+    "Unique": (1, "sky"),
+    "Duplicates": (1, "purple"),
+    "Computed": (2, "blue"),
+    "Reused": (2, "yellow"),
+    "Embedded": (3, "green"),
+    "Failed": (3, "vermillion"),
+    "Rejected": (3, "orange"),
+}
 
 
-def flow_figure(counts: ManifestCounts) -> go.Figure:
-    """Records from the input to what became of them."""
+def flow_links(counts: ManifestCounts) -> dict[tuple[str, str], int]:
+    """How many records or sequences go from which stage to which; those that none took are left out."""
     embedded, failed, rejected = (counts.records(status) for status in ("embedded", "failed", "rejected"))
     sequences = counts.computed + counts.reused + counts.failed
-    repeats = embedded + failed - sequences
-    nodes = {
-        "records": ("Records", counts.total, "grey"),
-        "unique": ("Unique", sequences, "sky"),
-        "repeats": ("Duplicates", repeats, "purple"),
-        "computed": ("Computed", counts.computed, "blue"),
-        "reused": ("Reused", counts.reused, "yellow"),
-        "embedded": ("Embedded", embedded, "green"),
-        "failed": ("Failed", failed, "vermillion"),
-        "rejected": ("Rejected", rejected, "orange"),
+    links = {
+        ("Records", "Unique"): sequences,
+        ("Records", "Duplicates"): embedded + failed - sequences,
+        ("Unique", "Computed"): counts.computed,
+        ("Unique", "Reused"): counts.reused,
+        ("Computed", "Embedded"): counts.computed,
+        ("Reused", "Embedded"): counts.reused,
+        ("Duplicates", "Embedded"): embedded - counts.computed - counts.reused,
+        ("Unique", "Failed"): counts.failed,
+        ("Duplicates", "Failed"): failed - counts.failed,
+        ("Records", "Rejected"): rejected,
     }
-    links = [
-        ("records", "unique", sequences),
-        ("records", "repeats", repeats),
-        ("records", "rejected", rejected),
-        ("unique", "computed", counts.computed),
-        ("unique", "reused", counts.reused),
-        ("unique", "failed", counts.failed),
-        ("computed", "embedded", counts.computed),
-        ("reused", "embedded", counts.reused),
-        ("repeats", "embedded", embedded - counts.computed - counts.reused),
-        ("repeats", "failed", failed - counts.failed),
-    ]
-    links = [link for link in links if link[2]]
-    shown = [name for name in nodes if any(name in link[:2] for link in links)]
-    figure = go.Figure(
-        go.Sankey(
-            arrangement="snap",
-            node={
-                "label": [f"{nodes[name][0]}<br>{nodes[name][1]:,}" for name in shown],
-                "color": [colour(nodes[name][2]) for name in shown],
-                "pad": 36,
-                "thickness": 14,
-                "line": {"width": 0},
-                "customdata": [nodes[name][0] for name in shown],
-                "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
-            },
-            link={
-                "source": [shown.index(source) for source, _, _ in links],
-                "target": [shown.index(target) for _, target, _ in links],
-                "value": [number for _, _, number in links],
-                "color": [colour(f"{nodes[target][2]}-soft") for _, target, _ in links],
-                "hovertemplate": "%{source.customdata} → %{target.customdata}: %{value:,}<extra></extra>",
-            },
-        )
+    return {link: number for link, number in links.items() if number}
+
+
+def flow_figure(counts: ManifestCounts, width: int) -> Figure:
+    """Records from the input to what became of them. Places are pixels."""
+    height, gap, box = 300, 40, 14
+    links = flow_links(counts)
+    into, out = Counter[str](), Counter[str]()
+    for (source, target), number in links.items():
+        out[source] += number
+        into[target] += number
+    sizes = {stage: max(into[stage], out[stage]) for stage in _STAGES if into[stage] or out[stage]}
+    columns = [[stage for stage in sizes if _STAGES[stage][0] == column] for column in range(4)]
+    scale = min(
+        (height - 24 - gap * (len(column) - 1)) / sum(sizes[stage] for stage in column) for column in columns if column
     )
-    # The words of a thin box reach below it.
-    return styled(figure, height=340).update_layout(margin_b=26)
+    tops: dict[str, float] = {}
+    for column in columns:
+        sums = accumulate((scale * sizes[stage] + gap for stage in column), initial=0.0)
+        tops |= dict(zip(column, sums))
+    lefts = {stage: (width - box) * _STAGES[stage][0] / 3 for stage in sizes}
+    # On a phone the words of the last two columns would meet.
+    high = [stage for stage in columns[3] if width < NARROW and scale * sizes[stage] > 90]
+    raised = {stage: 32 if stage in high else 0 for stage in sizes}
+    boxes: list[dict[str, Any]] = [
+        {
+            "x": lefts[stage],
+            "x2": lefts[stage] + box,
+            "y": top,
+            "y2": top + max(scale * sizes[stage], 1.5),
+            "middle": top + scale * sizes[stage] / 2 - 13 - raised[stage],
+            "shade": colour(_STAGES[stage][1]),
+            "label": f"{stage}\n{sizes[stage]:,}",
+            "what": f"{stage}: {sizes[stage]:,}",
+        }
+        for stage, top in tops.items()
+    ]
+    ribbons = []
+    leave, enter = dict(tops), dict(tops)
+    for (source, target), number in links.items():
+        for t in np.linspace(0, 1, 25).tolist():
+            x = lefts[source] + box + t * (lefts[target] - lefts[source] - box)
+            y = leave[source] + (enter[target] - leave[source]) * t * t * (3 - 2 * t)
+            what = f"{source} → {target}: {number:,}"
+            end = y + max(scale * number, 0.6)
+            ribbons.append({"x": x, "y": y, "y2": end, "shade": colour(_STAGES[target][1]), "what": what})
+        leave[source] += scale * number
+        enter[target] += scale * number
+    place = {"y": alt.Y("y:Q", scale=None, axis=None), "y2": "y2", "color": alt.Color("shade:N", scale=None)}
+    x = alt.X("x:Q", scale=None, axis=None)
+    flows = _data(ribbons).mark_area(opacity=0.28).encode(x=x, detail="what:N", description="what:N", **place)
+    bars = _data(boxes).mark_rect().encode(x=x, x2="x2", description="what:N", **place)
+    # What ends a flow has its words on the left.
+    ends = [entry for entry in boxes if entry["x2"] >= width]
+    names = []
+    sides: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
+        ("x2", [entry for entry in boxes if entry not in ends], {"align": "left", "dx": 6}),
+        ("x", ends, {"align": "right", "dx": -6}),
+    ]
+    for side, entries, where in sides:
+        text = _data(entries).mark_text(lineBreak="\n", baseline="top", fontSize=12 if width > NARROW else 11, **where)
+        middle = alt.Y("middle:Q", scale=None, axis=None)
+        names.append(text.encode(x=alt.X(f"{side}:Q", scale=None, axis=None), y=middle, text="label:N"))
+    return styled(alt.layer(flows, bars, *names), width, height)
 
 
-def reasons_figure(counts: ManifestCounts) -> go.Figure:
+def reasons_figure(counts: ManifestCounts, width: int) -> Figure:
     """Records without an embedding, by reason."""
-    reasons = [reason for reason, _ in reversed(counts.reasons.most_common())]
-    numbers = [counts.reasons[reason] for reason in reasons]
-    names = [reason.replace("_", " ") for reason in reasons]
-    figure = go.Figure(level_bars(names, numbers, [f"{n:,}" for n in numbers], "vermillion", "%{y}: %{text} records"))
-    return styled(figure, height=80 + 40 * len(reasons), x={"showticklabels": False}, grid="none")
+    rows = [(reason.replace("_", " "), n, f"{n:,}", f"{n:,} records") for reason, n in counts.reasons.most_common()]
+    return _level_bars(rows, "vermillion", width)
 
 
-def lengths_figure(counts: ManifestCounts, max_residues: int | None) -> go.Figure:
+def disk_figure(sizes: Mapping[str, int], width: int) -> Figure:
+    """Bytes on disk, by what they are for."""
+    ordered = sorted(sizes.items(), key=lambda item: -item[1])
+    return _level_bars([(name, n, bytes_in_words(n), bytes_in_words(n)) for name, n in ordered], "sky", width)
+
+
+def _level_bars(rows: Sequence[tuple[str, float, str, str]], shade: str, width: int) -> Figure:
+    """Horizontal bars with values beside them. rows: name, size, value and what the bar says, the largest first."""
+    data = _data(
+        {"name": name, "size": size, "text": text, "what": f"{name}: {what}"} for name, size, text, what in rows
+    )
+    # The values need room.
+    room = 1 + 0.4 * 80 / width * max(len(text) for _, _, text, _ in rows) / 4
+    x = alt.X("size:Q", axis=None, scale=alt.Scale(domain=[0, room * max(max(size for _, size, *_ in rows), 1)]))
+    y = alt.Y("name:N", sort=None, axis=_names(width, (name for name, *_ in rows)), scale=alt.Scale(paddingInner=0.4))
+    bars = data.mark_bar(color=colour(shade)).encode(x=x, y=y, description="what:N")
+    values = data.mark_text(align="left", dx=6).encode(x=x, y=y, text="text:N")
+    return styled(bars + values, width, 38 * len(rows))
+
+
+def lengths_figure(counts: ManifestCounts, max_residues: int | None, width: int) -> Figure:
     """Records by length: on a logarithmic scale if lengths spread over more than one order of magnitude."""
     total = np.sum([*counts.lengths.values(), np.zeros(LONGEST + 2, np.int64)], axis=0)
     present = np.flatnonzero(total[1:]) + 1
     shortest, longest = (int(present[0]), int(present[-1])) if len(present) else (1, 1)
     logarithmic = longest > 10 * shortest
-    edges = _length_edges(shortest, longest, logarithmic)
-    scale = np.log10 if logarithmic else np.asarray
-    low, high = scale(edges[:-1]), scale(edges[1:])
-    figure = go.Figure()
-    for kind, (name, shade) in _LENGTHS.items():
-        if kind in counts.lengths:
-            heights = np.add.reduceat(counts.lengths[kind], edges)[:-1]
-            ranges = [f"{a:,}" if b == a + 1 else f"{a:,}–{b - 1:,}" for a, b in pairwise(edges)]
-            figure.add_bar(
-                x=(low + high) / 2,
-                y=heights,
-                width=high - low,
-                name=name,
-                marker={"color": colour(shade), "line": {"color": colour("card"), "width": 1}},
-                customdata=ranges,
-                hovertemplate=f"%{{customdata}} residues: %{{y:,}} {name}<extra></extra>",
-            )
-    ticks: dict[str, Any] = {"title": "residues"}
-    if logarithmic:
-        marks = [m * 10**power for power in range(6) for m in (1, 3) if edges[0] <= m * 10**power <= edges[-1]]
-        ticks |= {"tickvals": [float(np.log10(mark)) for mark in marks], "ticktext": [f"{mark:,}" for mark in marks]}
-    if max_residues is not None and edges[0] < max_residues < edges[-1]:
-        at = float(scale(max_residues + 0.5))
-        figure.add_vline(at, line={"color": colour("ink"), "width": 1.5, "dash": "dot"})
-        figure.add_annotation(
-            x=at,
-            y=1,
-            yref="paper",
-            text=f"max_residues {max_residues:,}",
-            showarrow=False,
-            yanchor="top",
-            xanchor="right",
+    edges = _length_edges(shortest, longest, logarithmic).tolist()
+    rows = [
+        {
+            "low": low,
+            "high": high,
+            "records": int(number),
+            "kind": name,
+            "what": f"{low:,} residues" if high == low + 1 else f"{low:,}–{high - 1:,} residues",
+        }
+        for kind, (name, _) in _LENGTHS.items()
+        if kind in counts.lengths
+        for (low, high), number in zip(pairwise(edges), np.add.reduceat(counts.lengths[kind], edges)[:-1])
+    ]
+    for row in rows:
+        row["what"] += f": {row['records']:,} {row['kind']}"
+    marks = [m * 10**power for power in range(6) for m in (1, 3) if edges[0] <= m * 10**power <= edges[-1]]
+    scale = alt.Scale(type="log" if logarithmic else "linear", domain=[edges[0], edges[-1]], nice=False)
+    axis = _axis(title="residues", tickCount=6, **({"values": marks} if logarithmic else {}))
+    bars = (
+        _data(row for row in rows if row["records"])
+        .mark_bar(stroke=colour("card"), strokeWidth=0.7)
+        .encode(
+            x=alt.X("low:Q", bin="binned", scale=scale, axis=axis),
+            x2="high",
+            y=alt.Y("records:Q", stack="zero", axis=_axis(grid=True, title="records", tickMinStep=1)),
+            color=_legend("kind", {name: shade for _, (name, shade) in _LENGTHS.items()}, rows, width),
+            order=alt.Order("place:Q"),
+            description="what:N",
         )
-    figure.update_layout(barmode="stack", bargap=0)
-    return styled(figure, height=340, x=ticks, y={"title": "records", "rangemode": "tozero", "tickformat": ","})
+    )
+    layers: list[alt.Chart] = [bars]
+    if max_residues is not None and edges[0] < max_residues < edges[-1]:
+        limit = _data([{"at": max_residues + 1, "text": f"max_residues {max_residues:,}"}])
+        layers.append(limit.mark_rule(color=colour("ink"), strokeDash=[2, 3]).encode(x="at:Q"))
+        layers.append(limit.mark_text(align="right", dx=3, dy=-8).encode(x="at:Q", y=alt.value(0), text="text:N"))
+    return styled(alt.layer(*layers), width, 250)
 
 
 def _length_edges(shortest: int, longest: int, logarithmic: bool) -> np.ndarray:
@@ -144,159 +221,154 @@ def _length_edges(shortest: int, longest: int, logarithmic: bool) -> np.ndarray:
     return np.append(np.arange(shortest, longest + 1, step), longest + 1)
 
 
-def disk_figure(sizes: Mapping[str, int]) -> go.Figure:
-    """Bytes on disk, by what they are for."""
-    names = sorted(sizes, key=lambda name: sizes[name])
-    texts = [bytes_in_words(sizes[name]) for name in names]
-    figure = go.Figure(level_bars(names, [sizes[name] for name in names], texts, "sky", "%{y}: %{text}"))
-    return styled(figure, height=80 + 40 * len(names), x={"showticklabels": False}, grid="none")
-
-
-GIB = 2**30
-
-_KIND_COLOURS = {LOAD: "yellow", COMPUTE: "blue", WRITE: "green", IDLE: "faint"}
-
-
-def timeline_figure(pieces: Sequence[Piece]) -> go.Figure:
+def timeline_figure(pieces: Sequence[Piece], width: int) -> Figure:
     """What each slot did when; the groups' numbers stand on their longest pieces."""
-    slots = sorted({piece.slot for piece in pieces}, reverse=True)
+    began, ended = min(piece.started for piece in pieces), max(piece.ended for piece in pieces)
+    slots = sorted({piece.slot for piece in pieces})
+    pixel = (ended - began) / (width - _LETTER * max(map(len, slots)))
     longest: dict[tuple[str, str], Piece] = {}
     for piece in pieces:
-        key = piece.slot, piece.group
-        if piece.kind == COMPUTE and piece.seconds >= longest.get(key, piece).seconds:
-            longest[key] = piece
-    numbered = set(map(id, longest.values()))
-    figure = go.Figure()
-    for kind, shade in _KIND_COLOURS.items():
-        of_kind = [piece for piece in pieces if piece.kind == kind]
-        if of_kind:
-            figure.add_bar(
-                orientation="h",
-                y=[piece.slot for piece in of_kind],
-                base=[_moment(piece.started) for piece in of_kind],
-                x=[1000 * piece.seconds for piece in of_kind],
-                width=0.62,
-                name=kind,
-                marker={"color": colour(shade), "line": {"color": colour("card"), "width": 1}},
-                text=[piece.group if id(piece) in numbered else "" for piece in of_kind],
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                textfont={"color": colour("card")},
-                customdata=[(piece.group, escape(piece.what), f"{piece.seconds:,.2f}") for piece in of_kind],
-                hovertemplate=f"group %{{customdata[0]}}, {kind} %{{customdata[2]}} s<br>%{{customdata[1]}}"
-                "<extra></extra>",
-            )
-    figure.update_layout(barmode="overlay")
-    y = {"categoryorder": "array", "categoryarray": slots, "automargin": True}
-    return styled(
-        figure, height=110 + max(18, min(44, 900 // len(slots))) * len(slots), x={"type": "date"}, y=y, grid="x"
-    )
-
-
-def speed_figure(runs: Sequence[RunRecord]) -> go.Figure:
-    """Residues per second of each group while it computed, above the peak of its card's memory."""
-    ran = [run for run in runs if run.residues_per_second]
-    groups = [run.group for run in ran]
-    memory = [(run.peak_memory_bytes or 0) / GIB for run in ran]
-    figure = go.Figure()
-    for rows, values, shade, unit in (
-        ("y", [run.residues_per_second or 0 for run in ran], "blue", "residues/s"),
-        ("y2", memory, "purple", "GiB at most"),
-    ):
-        figure.add_bar(
-            x=groups,
-            y=values,
-            yaxis=rows,
-            xaxis="x" if rows == "y" else "x2",
-            width=min(0.65, 0.11 * len(ran)),
-            marker={"color": colour(shade)},
-            text=[short_number(value) for value in values],
-            textposition="outside" if len(ran) <= 24 else "none",
-            cliponaxis=False,
-            hovertemplate=f"group %{{x}}: %{{y:,.3~f}} {unit}<extra></extra>",
-            showlegend=False,
+        if piece.kind == COMPUTE:
+            key = piece.slot, piece.group
+            longest[key] = max(longest.get(key, piece), piece, key=lambda piece: piece.seconds)
+    numbers = [
+        {"slot": piece.slot, "at": _moment((piece.started + piece.ended) / 2), "group": piece.group}
+        for piece in longest.values()
+        if piece.seconds > (_LETTER * len(piece.group) + 4) * pixel
+    ]
+    rows = [
+        {
+            "slot": piece.slot,
+            "start": _moment(piece.started),
+            "end": _moment(piece.ended),
+            "kind": piece.kind,
+            "what": f"group {piece.group}, {piece.kind} {piece.seconds:,.2f} s\n{piece.what}",
+        }
+        for piece in pieces
+    ]
+    span = ended - began
+    form = "%H:%M:%S" if span < 600 else "%H:%M" if span < 86400 else "%d %b %H:%M" if span < 7 * 86400 else "%d %b"
+    time = _axis(grid=True, title=None, format=form, tickCount=max(2, width // 150))
+    y = alt.Y("slot:N", sort=None, title=None, axis=_names(width, slots), scale=alt.Scale(domain=slots))
+    scale = alt.Scale(type="utc", domain=[_moment(began), _moment(ended)], nice=False)
+    bars = (
+        _data(rows)
+        .mark_bar(stroke=colour("card"), strokeWidth=0.7)
+        .encode(
+            x=alt.X("start:T", axis=time, scale=scale),
+            x2="end:T",
+            y=y,
+            color=_legend("kind", _KINDS, rows, width),
+            description="what:N",
         )
-    figure.update_layout(
-        bargap=0.35,
-        xaxis2=axis(title="group", type="category", anchor="y2", matches="x"),
-        yaxis2=axis(grid=True, title="memory, GiB", domain=[0, 0.36], rangemode="tozero"),
     )
-    y = {"domain": [0.56, 1], "title": "residues/s", "rangemode": "tozero", "tickformat": ","}
-    return styled(figure, height=420, x={"type": "category", "showticklabels": False}, y=y)
+    text = _data(numbers or [{"slot": slots[0], "at": _moment(began), "group": ""}]).mark_text(color=colour("card"))
+    height = max(18, min(44, 900 // len(slots))) * len(slots)
+    return styled(bars + text.encode(x="at:T", y=y, text="group:N"), width, height)
 
 
-def certificate_figure(certificate: Certificate) -> go.Figure:
+def speed_figure(runs: Sequence[RunRecord], width: int) -> Figure:
+    """Residues per second of each group while it computed, above the peak of its card's memory.
+
+    Of many groups several share a bar: the median of their speeds, the largest of their peaks.
+    """
+    ran = [run for run in runs if run.residues_per_second]
+    share = -(-len(ran) // MOST_BARS)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(ran), share):
+        mine = ran[start : start + share]
+        speed = float(np.median([run.residues_per_second or 0 for run in mine]))
+        memory = max(run.peak_memory_bytes or 0 for run in mine) / GIB
+        name = mine[0].group if len(mine) == 1 else f"{mine[0].group}–{mine[-1].group}"
+        said = f"{'group' if len(mine) == 1 else 'groups'} {name}\n"
+        rows.append({"group": name, "speed": speed, "memory": memory})
+        rows[-1] |= {"speed said": f"{said}{_short(speed)} residues/s", "speed text": _short(speed)}
+        rows[-1] |= {"memory said": f"{said}{_short(memory)} GiB at most", "memory text": _short(memory)}
+    inside = width - 70
+    size = min(70, 0.65 * inside / len(rows))
+    plots = []
+    for field, title, shade, height in (("speed", "residues/s", "blue", 170), ("memory", "memory, GiB", "purple", 120)):
+        last = field == "memory"
+        step = -(-_LETTER * (len(rows[-1]["group"]) + 1) * len(rows) // inside)
+        shown = [row["group"] for row in rows[::step]]
+        x = alt.X("group:N", sort=None, axis=_axis(title="group", values=shown) if last else None)
+        y = alt.Y(f"{field}:Q", axis=_axis(grid=True, title=title, minExtent=45, maxExtent=45, tickCount=4))
+        bars = _data(rows).mark_bar(color=colour(shade), size=size).encode(x=x, y=y, description=f"{field} said:N")
+        text = bars.mark_text(dy=-8).encode(x=x, y=y, text=f"{field} text:N")
+        fits = inside / len(rows) > _LETTER * max(len(row[f"{field} text"]) for row in rows)
+        plots.append((bars + text if fits else bars).properties(width=inside, height=height))
+    return styled(alt.vconcat(*plots, spacing=26), None, None)
+
+
+def certificate_figure(certificate: Certificate, width: int) -> Figure:
     """How far each sampled embedding is from the one that was computed again: one minus the cosine, by length."""
-    figure = go.Figure()
     # Double precision says no more than this.
     smallest = 1e-15
-    names = sorted({name for entry in certificate.sequences for name in entry.outputs})
-    for name, shade in zip(names, PALETTE * len(names)):
-        entries = [entry for entry in certificate.sequences if name in entry.outputs]
-        distances = np.maximum([1 - entry.outputs[name].cosine for entry in entries], smallest)
-        figure.add_scatter(
-            x=[entry.length for entry in entries],
-            y=np.log10(distances),
-            mode="markers",
-            name=name,
-            showlegend=len(names) > 1,
-            marker={"color": colour(shade), "size": 7, "opacity": 0.8},
-            text=[f"{escape(cut(entry.id))}<br>cosine 1 − {value:.1e}" for entry, value in zip(entries, distances)],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    for precision, limit in certificate.limits.items():
-        if limit.min_cosine < 1:
-            at = float(np.log10(1 - limit.min_cosine))
-            figure.add_hline(at, line={"color": colour("vermillion"), "width": 1.5, "dash": "dot"})
-            text = f"limit for {precision}: cosine {limit.min_cosine}"
-            figure.add_annotation(
-                x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=text, showarrow=False
-            )
-    powers = list(range(-15, 1))
-    ticks = {"tickvals": powers, "ticktext": [power_of_ten(power) for power in powers], "title": "1 − cosine"}
-    return styled(figure, height=320, x={"title": "residues", "rangemode": "tozero"}, y=ticks)
-
-
-def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Sequence[str]) -> go.Figure:
-    """Embeddings on two axes, coloured by input file: the largest files have a colour each, the rest share one."""
-    of_file = np.array([record.file for record in sample])
-    sizes = {file: int((of_file == file).sum()) for file in files}
-    large = sorted(sizes, key=lambda file: -sizes[file])[: len(PALETTE)]
-    # In input order, so that colours do not change places from run to run.
-    named = [file for file in files if file in large and sizes[file]]
-    figure = go.Figure()
-    shades = dict(zip(named, PALETTE))
-    for name, mask, shade in [
-        ("other files", ~np.isin(of_file, named), "grey"),
-        *((short_path(file), of_file == file, shades[file]) for file in named),
-    ]:
-        members = np.flatnonzero(mask).tolist()
-        if members:
-            figure.add_scatter(
-                x=mapped.points[members, 0],
-                y=mapped.points[members, 1],
-                mode="markers",
-                name=escape(name),
-                marker={"color": colour(shade), "size": 7 if len(sample) < 2000 else 4, "opacity": 0.75},
-                text=[f"{escape(cut(sample[i].id))}<br>{sample[i].length:,} residues" for i in members],
-                hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-            )
-    first, second = mapped.explained
-    return styled(
-        figure,
-        height=520,
-        x={"title": f"first component, {first:.0%} of the variance", "zeroline": False},
-        y={"title": f"second component, {second:.0%}", "zeroline": False},
+    rows: list[dict[str, Any]] = [
+        {
+            "length": entry.length,
+            "distance": math.log10(max(1 - found.cosine, smallest)),
+            "output": name,
+            "what": f"{_cut(entry.id)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
+        }
+        for entry in certificate.sequences
+        for name, found in entry.outputs.items()
+    ]
+    names = sorted({row["output"] for row in rows})
+    limits = [
+        {"at": math.log10(1 - limit.min_cosine), "text": f"limit for {precision}: cosine {limit.min_cosine}"}
+        for precision, limit in certificate.limits.items()
+        if limit.min_cosine < 1
+    ]
+    heights = [row["distance"] for row in rows] + [limit["at"] for limit in limits]
+    low, high = math.floor(min(heights)), math.ceil(max(heights))
+    words = {str(power): "10" + str(power).translate(_RAISED) for power in range(low, high + 1)}
+    axis = _axis(
+        grid=True, title="1 − cosine", values=list(map(int, words)), labelExpr=f"({json.dumps(words)})[datum.value]"
     )
+    y = alt.Y("distance:Q", axis=axis, scale=alt.Scale(domain=[low, high], nice=False))
+    x = alt.X("length:Q", axis=_axis(title="residues", tickCount=width // 100))
+    shades = {name: shade for name, shade in zip(names, PALETTE * len(names))}
+    points = _data(rows).mark_circle(size=45, opacity=0.8)
+    points = points.encode(x=x, y=y, color=_legend("output", shades, rows, width), description="what:N")
+    rule = _data(limits).mark_rule(color=colour("vermillion"), strokeDash=[2, 3], size=1.5)
+    text = _data(limits).mark_text(align="right", dy=-8).encode(x=alt.value("width"), y="at:Q", text="text:N")
+    return styled(points + rule.encode(y="at:Q") + text if limits else points, width, 240)
 
 
-def _moment(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="milliseconds")
-
-
-# Okabe and Ito's colours, which people with any colour vision can tell apart; the page has shades for light and dark.
-PALETTE = ("blue", "orange", "green", "purple", "sky", "vermillion", "yellow")
+def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Sequence[str], width: int) -> Figure:
+    """Embeddings on two axes, coloured by input file: the largest files have a colour each, the rest share one."""
+    sizes = Counter(record.file for record in sample)
+    large = {file for file, _ in sizes.most_common(len(PALETTE))}
+    # In input order, so that colours do not change places from run to run.
+    named = [file for file in files if file in large]
+    labels = {file: _short_path(file) for file in named}
+    shades = {"other files": "grey"} | dict(zip(labels.values(), PALETTE))
+    thinned = 1 if width > NARROW else -(-len(sample) // MOST_POINTS_ON_A_PHONE)
+    rows = [
+        {
+            "x": x,
+            "y": y,
+            "file": labels.get(record.file, "other files"),
+            "what": f"{_cut(record.id)}\n{record.length:,} residues\n{_short_path(record.file)}",
+        }
+        for (x, y), record in zip(mapped.points[::thinned].tolist(), sample[::thinned])
+    ]
+    first, second = mapped.explained
+    points = _data(rows).mark_circle(size=40 if len(rows) < 2000 else 14, opacity=0.75)
+    x, y = (
+        getattr(alt, letter)(
+            f"{letter.lower()}:Q",
+            scale=alt.Scale(zero=False),
+            axis=_axis(title=title, grid=grid, tickCount=max(4, width // 130)),
+        )
+        for letter, title, grid in (
+            ("X", f"first component, {first:.0%} of the variance", False),
+            ("Y", f"second component, {second:.0%}", True),
+        )
+    )
+    points = points.encode(x=x, y=y, color=_legend("file", shades, rows, width), description="what:N")
+    return styled(points, width, 430 if width > NARROW else 320)
 
 
 def colour(name: str) -> str:
@@ -304,81 +376,91 @@ def colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def short_path(path: str, letters: int = 40) -> str:
+def styled(chart: Figure, width: int | None, height: int | None) -> Figure:
+    """What all figures share. width: of the whole; height: of the plot; None where the chart has them."""
+    if width is not None:
+        fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+        chart = chart.properties(width=width, height=height, autosize=fit)
+    return (
+        chart.properties(padding=2, background="transparent")
+        .configure(font="system-ui, sans-serif")
+        .configure_view(stroke=None)
+        .configure_text(color=colour("ink"), fontSize=12, aria=False)
+        .configure_axis(aria=False)
+        .configure_axisQuantitative(format=",.4~f")
+        .configure_legend(aria=False)
+    )
+
+
+def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
+    return alt.Chart(pl.DataFrame(list(rows)))
+
+
+def _axis(**more: Any) -> alt.Axis:
+    """An axis as all figures have it: no more lines than it takes."""
+    look = {
+        "grid": False,
+        "gridColor": colour("line"),
+        "domainColor": colour("line"),
+        "ticks": False,
+        "labelColor": colour("quiet"),
+        "labelFontSize": 12,
+        "labelPadding": 6,
+        "title": None,
+        "titleColor": colour("quiet"),
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "labelAngle": 0,
+        "labelFlush": False,
+    }
+    return alt.Axis(**{**look, **more})
+
+
+def _names(width: int, names: Iterable[str]) -> alt.Axis:
+    """An axis of names, with room for them in any font."""
+    most = 2 * width // 5
+    return _axis(labelLimit=most, minExtent=min(most, _LETTER * max(map(len, names)) + 6))
+
+
+def _legend(field: str, shades: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int) -> alt.Color:
+    """Colours of a field's values, with a legend above the plot if there are several. shades: in their order."""
+    present = {row[field] for row in rows}
+    names = [name for name in shades if name in present]
+    columns = max(1, width // (_LETTER * max(map(len, names)) + 44))
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        columns=min(columns, len(names)),
+        symbolType="circle",
+        labelColor=colour("ink"),
+        labelFontSize=12,
+        labelLimit=320,
+        columnPadding=30,
+    )
+    scale = alt.Scale(domain=names, range=[colour(shades[name]) for name in names])
+    return alt.Color(f"{field}:N", scale=scale, legend=legend if len(names) > 1 else None)
+
+
+def _moment(seconds: float) -> str:
+    """A time of this machine, for a scale that knows no zones."""
+    return datetime.datetime.fromtimestamp(seconds).isoformat(timespec="milliseconds") + "Z"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _short(value: float) -> str:
+    """Three digits, or all of a large number."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _short_path(path: str, letters: int = 40) -> str:
     """The end of a path that fits a legend."""
     name = path.rpartition("/")[2]
     return name if len(name) <= letters else f"…{name[-letters:]}"
 
 
-def level_bars(names: Sequence[str], values: Sequence[float], texts: Sequence[str], shade: str, hover: str) -> go.Bar:
-    """Horizontal bars, the largest on top, each with its value beside it."""
-    return go.Bar(
-        orientation="h",
-        x=values,
-        y=[escape(name) for name in names],
-        width=0.6,
-        text=texts,
-        textposition="outside",
-        cliponaxis=False,
-        marker={"color": colour(shade)},
-        hovertemplate=f"{hover}<extra></extra>",
-        showlegend=False,
-    )
-
-
-def styled(
-    figure: go.Figure, height: int, x: dict[str, Any] | None = None, y: dict[str, Any] | None = None, grid: str = "y"
-) -> go.Figure:
-    """What all figures share."""
-    # What is written beside horizontal bars needs room.
-    right = 72 if figure.data[0].orientation == "h" and figure.data[0].textposition == "outside" else 16
-    legend = any(trace.name and trace.showlegend is not False for trace in figure.data)
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": right, "t": 34 if legend else 18, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": colour("ink")},
-        hoverlabel={"bgcolor": colour("card"), "bordercolor": colour("line"), "font": {"color": colour("ink")}},
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "y": 1,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "traceorder": "normal",
-        },
-        xaxis=axis(grid == "x", **(x or {})),
-        yaxis=axis(grid == "y", **(y or {})),
-    )
-    return figure
-
-
-def axis(grid: bool = False, title: str = "", **more: Any) -> dict[str, Any]:
-    """An axis of a figure."""
-    return {
-        "automargin": True,
-        "gridcolor": colour("line"),
-        "showgrid": grid,
-        "linecolor": colour("line"),
-        "zerolinecolor": colour("line"),
-        "tickfont": {"color": colour("quiet"), "size": 12},
-        "title": {"text": title, "font": {"color": colour("quiet"), "size": 13}},
-        **more,
-    }
-
-
-def power_of_ten(power: int) -> str:
-    """Such as `10⁻⁵`."""
-    return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def short_number(value: float) -> str:
-    """Three digits, or all of a large number."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def cut(text: str, letters: int = 60) -> str:
+def _cut(text: str, letters: int = 60) -> str:
     """The beginning of a long text."""
     return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -6,28 +6,31 @@ import datetime
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
-import plotly.offline
 
 from esmflow.files import atomic_path
+from esmflow.report.drawing import draw, message, on_paper
 from esmflow.report.manifest_counts import ManifestCounts, count_manifest
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.sections import SECTIONS, Section
-from esmflow.report.static import static_figure, static_message
 from esmflow.text import duration, percent, plural
 
 log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 
+# Each figure is drawn for a screen or a sheet of paper, and for a phone; the page's style shows one of them.
+WIDTHS = {"wide": 940, "narrow": 350}
+
 _STATUS_COLOURS = {"embedded": "green", "rejected": "orange", "failed": "vermillion"}
 
 
 def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder: Path = TEMPLATES) -> None:
-    """Writes the page and, for Snakemake's own report, figures as SVG.
+    """Writes the page and, for Snakemake's own report, its figures.
 
     figures: where the figure of a section goes, by the section's key. folder: where the page's template, style and
     script are, and each section's caption. A section that cannot be made says so in its place, and the log has the
@@ -35,11 +38,14 @@ def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder:
     """
     counts = count_manifest(files.manifest, files.written_segments, embedded=files.summary.embedded)
     sections = {key: _made(title, make, files, counts) for key, title, make in SECTIONS}
+    drawings = _draw(sections)
+    style = (folder / "page.css").read_text(encoding="utf-8")
     for key, path in figures.items():
+        drawing = drawings[key]["wide"] if key in drawings else message(sections[key].note)
         with atomic_path(path) as temporary:
-            temporary.write_text(_static(key, sections[key], folder), encoding="utf-8")
+            temporary.write_text(on_paper(drawing, style), encoding="utf-8")
     with atomic_path(page) as temporary:
-        temporary.write_text(_page(files, counts, sections, folder), encoding="utf-8")
+        temporary.write_text(_page(files, counts, sections, drawings, folder), encoding="utf-8")
     log.info("report of %d records in %s", counts.total, page)
 
 
@@ -52,23 +58,40 @@ def _made(
         return Section(note=_excuse(title, error))
 
 
-def _static(title: str, section: Section, folder: Path) -> str:
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    if section.figure is None:
-        return static_message(section.note, style)
-    try:
-        return static_figure(section.figure, style)
-    except Exception as error:
-        return static_message(_excuse(title, error), style)
+def _draw(sections: dict[str, Section]) -> dict[str, dict[str, str]]:
+    """Each section's figure in each width, as SVG. A section whose figure cannot be drawn says so instead."""
+    specifications: dict[str, list[dict[str, Any]]] = {}
+    drawings: dict[str, dict[str, str]] = {}
+    for key, section in sections.items():
+        try:
+            if section.figure is not None:
+                specifications[key] = [section.figure(width).to_dict() for width in WIDTHS.values()]
+        except Exception as error:
+            sections[key] = replace(section, note=f"{_excuse(key, error)} {section.note}")
+    drawn = iter(draw([one for both in specifications.values() for one in both]))
+    for key in specifications:
+        for width, one in zip(WIDTHS, drawn):
+            if isinstance(one, str):
+                drawings.setdefault(key, {})[width] = one
+            else:
+                sections[key] = replace(sections[key], note=f"{_excuse(key, one)} {section.note}")
+    return drawings
 
 
 def _excuse(title: str, error: Exception) -> str:
     log.error("the report's section %s could not be made", title, exc_info=error)
-    return f"This could not be shown ({type(error).__name__}: {error}); the report's log has the details."
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    return f"This could not be shown ({reason}); the report's log has the details."
 
 
-def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Section], folder: Path) -> str:
-    """The page. Everything that comes from the input is escaped by the template, or here in figures."""
+def _page(
+    files: RunFiles,
+    counts: ManifestCounts,
+    sections: Mapping[str, Section],
+    drawings: Mapping[str, Mapping[str, str]],
+    folder: Path,
+) -> str:
+    """The page. Everything that comes from the input is escaped: by the template, and in drawings by what draws."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,7 +103,7 @@ def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Sectio
             "title": title,
             "caption": (folder / f"{key}.rst").read_text(encoding="utf-8").strip(),
             "content": sections[key],
-            "figure": _embedded(sections[key].figure),
+            "drawings": drawings.get(key, {}),
         }
         for key, title, _ in SECTIONS
     ]
@@ -94,17 +117,7 @@ def _page(files: RunFiles, counts: ManifestCounts, sections: Mapping[str, Sectio
         fingerprint=files.store.fingerprint,
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
-        plotly=plotly.offline.get_plotlyjs(),
     )
-
-
-def _embedded(figure: go.Figure | None) -> str | None:
-    """A figure as JSON inside a script element, which no text in it can end."""
-    if figure is None:
-        return None
-    json = figure.to_json()
-    assert json is not None
-    return json.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def headline(files: RunFiles) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from esmflow.failures import REMEDY, Reason
 from esmflow.report.embedding_map import FEWEST, embedding_map, map_array
 from esmflow.report.figures import (
     GIB,
+    Figure,
     certificate_figure,
     disk_figure,
     flow_figure,
@@ -25,7 +26,7 @@ from esmflow.report.figures import (
 )
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts
 from esmflow.report.run_files import RunFiles, devices
-from esmflow.report.timeline import kind_seconds, slot_name, slot_pieces
+from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
 from esmflow.text import bytes_in_words, clock, duration, percent, plural, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
@@ -46,11 +47,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What a section shows. note: what its figure says, in words; facts: names and values."""
+    """What a section shows. note: what its figure says, in words; facts: names and values; figure: for a width."""
 
     note: str = ""
     facts: Sequence[tuple[str, str]] = ()
-    figure: go.Figure | None = None
+    figure: Callable[[int], Figure] | None = None
     tables: Sequence[Table] = ()
 
 
@@ -99,7 +100,7 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
         for file, c in counts.files.items()
     ]
     table = _first_rows("By input file", ("file", "records", "embedded", "rejected", "failed"), rows, "the manifest")
-    return Section(note=note, figure=flow_figure(counts), tables=[table])
+    return Section(note=note, figure=partial(flow_figure, counts), tables=[table])
 
 
 def failures(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -120,7 +121,7 @@ def failures(files: RunFiles, counts: ManifestCounts) -> Section:
             )
         )
     note = f"{plural(counts.reasons.total(), 'record')} without an embedding; all of them are in failures.tsv."
-    return Section(note=note, figure=reasons_figure(counts), tables=tables)
+    return Section(note=note, figure=partial(reasons_figure, counts), tables=tables)
 
 
 def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -134,7 +135,7 @@ def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
     longest = f"{present[-1]:,}" if present[-1] < LONGEST else f"{LONGEST:,} or more"
     note = f"Half of the records have {middle:,} residues or fewer, the longest {longest}."
     note += f" {' and '.join(cut)}." if cut else " None was cut."
-    return Section(note=note, figure=lengths_figure(counts, files.fingerprint.max_residues))
+    return Section(note=note, figure=partial(lengths_figure, counts, files.fingerprint.max_residues))
 
 
 def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -156,9 +157,12 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
         for run in files.runs
         for worker in run.workers
     ]
+    slots = {piece.slot for piece in pieces}
     table = _first_rows("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows, RUN_JSON)
     note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
-    return Section(note=note, figure=timeline_figure(pieces), tables=[table])
+    if len(slots) > MOST_SLOTS:
+        note += f" The figure has {MOST_SLOTS} of {len(slots):,} slots."
+    return Section(note=note, figure=partial(timeline_figure, drawable(pieces)), tables=[table])
 
 
 def speed(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -196,7 +200,9 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
         )
         for run in files.runs
     ]
-    return Section(note=note, figure=speed_figure(ran), tables=[_first_rows("Groups", columns, rows, RUN_JSON)])
+    return Section(
+        note=note, figure=partial(speed_figure, ran), tables=[_first_rows("Groups", columns, rows, RUN_JSON)]
+    )
 
 
 def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -222,7 +228,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     if found.problems:
         problems = [(problem,) for problem in found.problems]
         tables.insert(0, _first_rows("Problems", ("problem",), problems, "certificate.json", folded=False))
-    return Section(note=note, figure=certificate_figure(found) if rows else None, tables=tables)
+    return Section(note=note, figure=partial(certificate_figure, found) if rows else None, tables=tables)
 
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -239,7 +245,7 @@ def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
         f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."
     )
     note = note[0].upper() + note[1:]
-    return Section(note=note, figure=map_figure(mapped, counts.sample, list(counts.files)))
+    return Section(note=note, figure=partial(map_figure, mapped, counts.sample, list(counts.files)))
 
 
 def disk(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -247,7 +253,7 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
     sizes = files.disk()
     free = shutil.disk_usage(files.results or ".").free
     note = f"{bytes_in_words(sum(sizes.values()))} in all; {bytes_in_words(free)} are free where the results are."
-    return Section(note=note, figure=disk_figure(sizes))
+    return Section(note=note, figure=partial(disk_figure, sizes))
 
 
 def _first_rows(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.text import percent
 
 # Beyond this many pieces a figure is neither quick nor readable: shards of one lease are then drawn as one.
 MOST_PIECES = 2000
+MOST_SLOTS = 60
 
 LOAD, COMPUTE, WRITE, IDLE = "load", "compute", "write", "idle"
 
@@ -98,3 +102,25 @@ def kind_seconds(pieces: Iterable[Piece]) -> dict[str, float]:
     for piece in pieces:
         totals[piece.kind] += piece.seconds
     return totals
+
+
+def drawable(pieces: Sequence[Piece]) -> list[Piece]:
+    """As many pieces as a figure can hold: of more, what each of the first slots did most in equal spans of time."""
+    if len(pieces) <= MOST_PIECES:
+        return list(pieces)
+    slots = sorted({piece.slot for piece in pieces})[:MOST_SLOTS]
+    began, ended = min(piece.started for piece in pieces), max(piece.ended for piece in pieces)
+    span = (ended - began) / (MOST_PIECES // len(slots))
+    did: dict[tuple[str, int], dict[tuple[str, str], float]] = defaultdict(lambda: defaultdict(float))
+    for piece in pieces:
+        for cell in range(int((piece.started - began) / span), math.ceil((piece.ended - began) / span)):
+            start = began + cell * span
+            did[piece.slot, cell][piece.kind, piece.group] += min(piece.ended, start + span) - max(piece.started, start)
+    drawn = []
+    for (slot, cell), seconds in did.items():
+        if slot in slots:
+            (kind, group), start = max(seconds, key=lambda what: seconds[what]), began + cell * span
+            drawn.append(
+                Piece(slot, group, kind, start, start + span, f"{percent(seconds[kind, group] / span)} of this time")
+            )
+    return drawn

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from esmflow.errors import EsmflowError
+from esmflow.slots.cuda_order import cuda_order
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ class SlotError(EsmflowError):
 class Gpu:
     """One GPU, or one MIG instance of a GPU, as the driver lists it."""
 
-    index: int
     uuid: str
     name: str
     mig_instances: tuple[Gpu, ...] = ()
@@ -93,10 +93,10 @@ def _describe_gpu(pynvml: ModuleType, index: int) -> Gpu:
                     instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
                 except pynvml.NVMLError_NotFound:
                     continue
-                instances.append(Gpu(index, pynvml.nvmlDeviceGetUUID(instance), pynvml.nvmlDeviceGetName(instance)))
+                instances.append(Gpu(pynvml.nvmlDeviceGetUUID(instance), pynvml.nvmlDeviceGetName(instance)))
     except pynvml.NVMLError_NotSupported:
         pass
-    return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), tuple(instances))
+    return Gpu(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), tuple(instances))
 
 
 def candidate_slots(
@@ -104,11 +104,13 @@ def candidate_slots(
     cpu_slots: int,
     environment: Mapping[str, str] = os.environ,
     list_gpus: Callable[[], list[Gpu] | None] = driver_gpus,
+    order: Callable[[Mapping[str, str]], list[str] | None] = cuda_order,
 ) -> list[Slot]:
     """The slots that this process may use, in order.
 
     device: `cuda`, `cpu`, or `auto`: GPUs if the driver lists any, else CPU slots.
-    With `CUDA_VISIBLE_DEVICES` set, its tokens up to the first invalid one, as CUDA reads it; unset, every GPU of the
+    With `CUDA_VISIBLE_DEVICES` set, its tokens up to the first invalid one, as CUDA reads it (an index counts in
+    CUDA's order, see `order`, or in the driver's with CUDA_DEVICE_ORDER=PCI_BUS_ID); unset, every GPU of the
     driver by UUID (on a GPU in MIG mode, every instance). On a CPU the devices that `CUDA_VISIBLE_DEVICES` names serve
     as names of slots, so that a scheduler's allocation is kept to there as well; if it names none (unset, empty, `-1`,
     Slurm's `NoDevFiles`) there are `cpu_slots`.
@@ -130,7 +132,28 @@ def candidate_slots(
     if value is None:
         usable = [instance for gpu in gpus for instance in (gpu.mig_instances or (gpu,))]
         return [Slot(gpu.uuid, gpu.uuid, gpu.name, "cuda") for gpu in usable]
+    if any(_INDEX.match(token.strip()) for token in value.split(",")):
+        gpus = _as_cuda_counts(gpus, environment, order)
     return _visible_slots(value, gpus)
+
+
+def _as_cuda_counts(
+    gpus: list[Gpu], environment: Mapping[str, str], order: Callable[[Mapping[str, str]], list[str] | None]
+) -> list[Gpu]:
+    """The GPUs in the order in which CUDA numbers them."""
+    # With MIG, CUDA lists one instance only, which tells no order.
+    if len(gpus) < 2 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or any(gpu.mig_instances for gpu in gpus):
+        return gpus
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    ordered = order(environment)
+    if ordered is not None and sorted(ordered) == sorted(by_uuid):
+        return [by_uuid[uuid] for uuid in ordered]
+    if len({gpu.name for gpu in gpus}) > 1:
+        log.warning(
+            "CUDA_VISIBLE_DEVICES has indexes, the GPUs are unlike, and CUDA does not tell how it numbers them: taken "
+            "in the order of the PCI bus. Set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name GPUs by UUID, to be sure"
+        )
+    return gpus
 
 
 def _visible_slots(value: str, gpus: list[Gpu]) -> list[Slot]:
@@ -144,7 +167,7 @@ def _visible_slots(value: str, gpus: list[Gpu]) -> list[Slot]:
         # Two names of one GPU are one slot.
         slots.setdefault(gpu.uuid, Slot(token, gpu.uuid, gpu.name, "cuda"))
     if not slots:
-        there = ", ".join(f"{gpu.index}: {gpu.uuid}" for gpu in gpus)
+        there = ", ".join(f"{index}: {gpu.uuid}" for index, gpu in enumerate(gpus))
         raise SlotError(f"CUDA_VISIBLE_DEVICES={value} names no GPU of this machine, which has {there}")
     return list(slots.values())
 

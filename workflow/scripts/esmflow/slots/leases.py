@@ -2,6 +2,9 @@
 
 A lease is a `flock` on a node-local file named after the slot. The supervisor and its worker hold the same open file,
 so the slot is free exactly when both are dead: nothing goes stale, whatever is killed.
+
+The folder is everybody's, so what is found there is trusted with nothing: no link is followed, nothing is written to,
+or made readable in, a file that is not this user's alone.
 """
 
 from __future__ import annotations
@@ -12,36 +15,69 @@ import logging
 import os
 import random
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from esmflow.failures import one_line
 from esmflow.slots.gpus import Slot, SlotError
 
 log = logging.getLogger(__name__)
 
 DEFAULT_LOCK_FOLDER = "/tmp/esmflow-slots"
 _POLL_SECONDS = 0.2
+_MODE_SECONDS = 0.05
+_HOLDER_BYTES = 4096
 _WAITING_LOG_SECONDS = 30.0
 
 
 class SlotLease:
     """One leased slot. `descriptor` is the open lock file: whoever holds it, or inherits it, holds the slot."""
 
-    def __init__(self, slot: Slot, descriptor: int) -> None:
+    def __init__(self, slot: Slot, path: Path, descriptor: int, purpose: str) -> None:
         self.slot = slot
         self.descriptor = descriptor
+        self._path = path
+        self._purpose = purpose
+        # More than one after the file was removed and made again.
+        self._descriptors = [descriptor]
+        self._warned = False
 
     def release(self) -> None:
         """Gives the slot back as far as this process is concerned; a live worker that inherited it still holds it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        self.descriptor = -1
 
-    def keep_fresh(self) -> None:
-        """Updates the lock file's time, so that cleaners of old temporary files leave it alone."""
-        os.utime(self.descriptor)
+    def keep(self) -> None:
+        """Keeps the lock file young, so that cleaners of old files leave it alone; called about once a second.
+
+        If it was removed all the same, makes and locks it again and says so. Between the two another job may have
+        leased the slot, which cannot be undone: that is said once.
+        """
+        descriptor = self._descriptors[-1]
+        try:
+            os.utime(descriptor)
+        except PermissionError:
+            # Another user's. Reading is all that is allowed, and shows in its time of access.
+            os.pread(descriptor, 1, 0)
+        if _is_at(self._path, descriptor):
+            return
+        try:
+            _make_shared(self._path.parent)
+            again = _try_lock(self._path)
+            problem = "" if again is not None else f"another job has leased the slot too: {_read_holder(self._path)}"
+        except SlotError as error:
+            again, problem = None, str(error)
+        if again is not None:
+            log.warning("the lock file of slot %s was removed under way: %s is made again", self.slot.token, self._path)
+            _write_holder(again, self._purpose)
+            self._descriptors.append(again)
+        elif not self._warned:
+            self._warned = True
+            log.warning("the lock file of slot %s was removed under way; %s", self.slot.token, problem)
 
 
 @contextmanager
@@ -76,7 +112,6 @@ def check_enough(candidates: list[Slot], count: int) -> None:
 
 
 def _wait_for(candidates: list[Slot], count: int, folder: Path, purpose: str, wait_seconds: float) -> list[SlotLease]:
-    _make_shared(folder)
     started = time.monotonic()
     next_log = started
     while True:
@@ -99,12 +134,15 @@ def _wait_for(candidates: list[Slot], count: int, folder: Path, purpose: str, wa
 
 def _try_lease(candidates: list[Slot], count: int, folder: Path, purpose: str) -> list[SlotLease] | None:
     """The first free slots, or None, with nothing held, if there are fewer than `count`."""
+    # At every try, as somebody may have removed it since the last one.
+    _make_shared(folder)
     leases: list[SlotLease] = []
     try:
         for slot in candidates:
-            descriptor = _try_lock(folder / slot.lock_name)
+            path = folder / slot.lock_name
+            descriptor = _try_lock(path)
             if descriptor is not None:
-                leases.append(SlotLease(slot, descriptor))
+                leases.append(SlotLease(slot, path, descriptor, purpose))
             if len(leases) == count:
                 for lease in leases:
                     _write_holder(lease.descriptor, purpose)
@@ -122,28 +160,49 @@ def _release_all(leases: Iterable[SlotLease]) -> None:
 
 
 def _make_shared(folder: Path) -> None:
-    """Makes the lock folder, open to every user of the node, as two users' jobs must not share a GPU either."""
+    """Makes the lock folder if it is not there, open to every user: two users' jobs must not share a GPU either.
+
+    The mode of a folder that was there is left as it is.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o1777)
+        if folder.is_symlink():
+            raise SlotError(f"slot_lock_folder: {folder} is a link, which anybody may have put there; name a folder")
+        if folder.is_dir():
+            return
+        for parent in reversed([parent for parent in folder.parents if not parent.exists()]):
+            _make_folder(parent, 0o755)
+        _make_folder(folder, 0o1777)
     except OSError as error:
         raise SlotError(
             f"slot_lock_folder: {folder} cannot be used ({error}); name a folder local to each node"
         ) from error
 
 
+def _make_folder(folder: Path, mode: int) -> None:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        # Another job was quicker.
+        if not folder.is_dir():
+            raise
+        return
+    # Whatever the umask of this user.
+    folder.chmod(mode)
+
+
 def _try_lock(path: Path) -> int | None:
     """Opens and locks one lock file; None if another process holds it."""
-    descriptor = _open_lock_file(path)
+    try:
+        descriptor = _open_lock_file(path)
+    except FileNotFoundError:
+        # The folder was removed a moment ago; the next try makes it again.
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A cleaner may have removed the file between opening and locking: then the lock is on a file nobody else sees.
-        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+        if _is_at(path, descriptor):
             return descriptor
     except BlockingIOError:
-        pass
-    except FileNotFoundError:
         pass
     except BaseException:
         os.close(descriptor)
@@ -152,31 +211,71 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that is found under a path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
 def _open_lock_file(path: Path) -> int:
+    """Opens a lock file, or makes it.
+
+    Raises SlotError if it is none or cannot be opened, FileNotFoundError if its folder is gone.
+    """
+    # Without waiting for the other end if it is a pipe.
+    safely = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     # Another user's file can be opened for reading only, which is enough to lock it; creating comes second because
     # Linux refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular).
-    for flags in (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT):
+    for number, flags in enumerate((os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDONLY)):
+        if number == 3:
+            # Another user makes it at this moment, and has not yet given it its mode.
+            time.sleep(_MODE_SECONDS)
         try:
-            return os.open(path, flags | os.O_CLOEXEC, 0o644)
-        except (PermissionError, FileNotFoundError) as error:
-            last = error
-    raise SlotError(f"{path} cannot be opened: {last}")
+            descriptor = os.open(path, flags | safely, 0o644)
+            break
+        except OSError as error:
+            if flags & os.O_CREAT or not isinstance(error, FileNotFoundError):
+                last = error
+    else:
+        if isinstance(last, FileNotFoundError):
+            raise last
+        raise SlotError(f"{path} cannot be opened as a lock file ({last}); ask its owner to remove it")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise SlotError(f"{path} cannot be a lock file, since it is no regular file; ask its owner to remove it")
+    if _is_ours_alone(status) and stat.S_IMODE(status.st_mode) != 0o644:
+        # A umask may have made it private, and the next user could not open it, ever.
+        os.fchmod(descriptor, 0o644)
+    return descriptor
+
+
+def _is_ours_alone(status: os.stat_result) -> bool:
+    """Whether a file is this user's, and is no other file of theirs under a second name (a hard link)."""
+    return status.st_uid == os.geteuid() and status.st_nlink == 1
 
 
 def _write_holder(descriptor: int, purpose: str) -> None:
+    """Writes down who holds a slot, for those who wait, if the file is this user's."""
+    if not _is_ours_alone(os.fstat(descriptor)):
+        return
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": time.time()}
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     except OSError:
-        # Only a help to whoever waits; a file of another user's cannot be written.
+        # Only a help to whoever waits; the disk may be full.
         pass
 
 
 def _read_holder(path: Path) -> str:
+    """Who holds a slot, as the holder wrote it down, if it could."""
     try:
-        holder = json.loads(path.read_text())
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
+            holder = json.loads(handle.read(_HOLDER_BYTES))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-        return f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}"
-    except (OSError, ValueError, KeyError):
+        return one_line(f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "an unknown process"

@@ -165,7 +165,7 @@ def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
                 verify_sequences,
                 inherited=[lease.descriptor],
                 log_file=settings.log_file,
-                on_tick=lease.keep_fresh,
+                on_tick=lease.keep,
                 slot=lease.slot,
                 task=task,
             )

