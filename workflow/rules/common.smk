@@ -2,7 +2,6 @@ import sys
 from pathlib import Path
 
 import psutil
-from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
 if not SCRIPTS.is_dir():
@@ -34,7 +33,7 @@ try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
     INPUTS = read_samples(config["samples"], named_after_inputs(config["formats"]))
 except EsmflowError as error:
-    raise WorkflowError(str(error))
+    raise SystemExit(f"esmflow: {error}")
 
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")

@@ -218,10 +218,20 @@ def test_a_tilde_is_the_home(sheet, tmp_path, monkeypatch):
         assert paths(samples) == [str(tmp_path / "home" / "h.fasta")]
 
 
+@pytest.mark.parametrize("name", ["x{1}.fasta", "{sample}.fasta", "x{{a,b}}.fasta", "x<results>.fasta", "{d}/a.fasta"])
+def test_names_that_snakemake_would_change_are_named_in_a_sentence(sheet, name):
+    write_fasta(Path(name), [("p", "MKV")])
+    assert sheet_refusal(sheet(f"sample\tfasta\nx\t{name}\n")) == (
+        f"samples.tsv, line 2: fasta: the name {name} has braces or angle brackets around a word, which Snakemake "
+        "takes for a wildcard; rename it, or link to it by another name"
+    )
+
+
 def test_names_with_braces_percent_signs_spaces_and_other_alphabets_are_names(sheet):
     names = [
-        "x{1}.fasta",
-        "{sample}.fasta",
+        "x{}.fasta",
+        "x{a b}.fasta",
+        "<.fasta",
         "100%.fasta",
         "with space.fasta",
         "蛋白質.fasta",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from esmflow.inputs.streams import is_table, suffix, text_chunks, without_compre
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
+
+# What Snakemake would replace in a file's name.
+_WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
 
 
 class InputError(EsmflowError):
@@ -143,13 +147,14 @@ def _expand(place: str, where: str, folder: str = "") -> list[str]:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     for file in files:
-        try:
-            file.encode()
-        except UnicodeEncodeError as error:
-            name = os.fsencode(file).decode(errors="backslashreplace")
+        name = os.fsencode(file).decode(errors="backslashreplace")
+        if name != file:
+            raise InputError(f"{where}: the name {name} is not UTF-8; rename it, or link to it by another name")
+        if _WILDCARD.search(file):
             raise InputError(
-                f"{where}: the name {name} is not UTF-8; rename it, or link to it by another name"
-            ) from error
+                f"{where}: the name {name} has braces or angle brackets around a word, which Snakemake takes for a "
+                "wildcard; rename it, or link to it by another name"
+            )
     return files
 
 
