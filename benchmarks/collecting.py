@@ -112,8 +112,6 @@ class MadeUp:
             self.store,
             [] if form == "tables" else [form],
             model="made up",
-            array_names=[ARRAY],
-            max_residues=1022,
             pooled_precision="fp16",
             threads=THREADS,
         )

@@ -34,7 +34,7 @@ import peers  # noqa: E402
 import synthetic  # noqa: E402
 from job import measure_job  # noqa: E402
 
-from esmflow.arrays import Outputs  # noqa: E402
+from esmflow.arrays import Array, Outputs  # noqa: E402
 from esmflow.engine.packed import PackedEngine, auto_token_budget  # noqa: E402
 
 PADDED_BUDGETS = (16384, 65536)
@@ -90,7 +90,7 @@ def batches_done(
 
 def embed_means(engine: PackedEngine, budget: int) -> Callable[[Sequence[str]], np.ndarray]:
     """A function from sequences to their mean vectors, in the sequences' order."""
-    name = f"mean_layer{engine.outputs.layers[-1]}"
+    name = Array("mean", engine.outputs.layers[-1]).name
 
     def embed(sequences: Sequence[str]) -> np.ndarray:
         means = np.empty((len(sequences), engine.model.weights.embedding.shape[1]), np.float32)
@@ -139,7 +139,7 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
     figures["packed, model FLOP/s"] = synthetic.model_flops(case.size, lengths) / sum(lengths) * figures["packed"]
     figures["fc1 alone, FLOP/s"] = peers.fc1_flops_per_second(case.size, device, budget)
     if case.per_residue:
-        engine = PackedEngine.load(checkpoint, Outputs(last, ("per_residue",)), precision, device, per_residue="fp16")
+        engine = PackedEngine.load(checkpoint, Outputs(last, ("per_residue",), "fp16"), precision, device)
         with tempfile.TemporaryDirectory() as folder:
             embed = write_per_residue(engine, budget, Path(folder) / "per_residue")
             figures["packed, per-residue fp16 to disk"] = peers.residues_per_second(embed, sequences, device)

@@ -10,7 +10,8 @@ from workflow_run import PROJECT, WorkflowRun
 
 from esmflow.arrays import Outputs
 from esmflow.inputs.fasta import read_records
-from esmflow.verify.recompute import Cut, Recomputation
+from esmflow.method import EMBED_WHOLE
+from esmflow.verify.recompute import Recomputation
 
 pytestmark = pytest.mark.gpu
 
@@ -37,6 +38,6 @@ def test_layers_are_read_one_at_a_time_with_the_same_result(real_checkpoint):
     found = []
     for resident_bytes in (0, 1 << 30):
         model = Recomputation(str(real_checkpoint), "cuda", resident_bytes)
-        arrays = dict(model.expect(sequences, outputs, Cut(None, None)))
+        arrays = dict(model.expect(sequences, outputs, EMBED_WHOLE))
         found.append(np.stack([arrays[n]["mean_layer6"].right for n in range(len(sequences))]))
     assert np.array_equal(*found)

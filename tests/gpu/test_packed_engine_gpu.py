@@ -133,7 +133,7 @@ def test_the_fast_layer_norm_is_plain_layer_norm(width, dtype):
 def test_the_kernels_are_in_use(random_checkpoint, caplog):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "auto", "cuda")
     assert engine.precision == "fp16"
-    assert engine.method == "packed-gelu-tanh"
+    assert engine.model.operations.activate is transformer.fused_tanh_gelu
     assert engine.model.operations.normalise is kernels.normalise
     assert not caplog.records
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from esmflow.arrays import Outputs, is_pooled, rows_per_sequence
+from esmflow.arrays import Outputs
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
 from esmflow.embed.run_record import RunRecord
 from esmflow.inputs.records import Record
@@ -68,7 +68,7 @@ class CollectedRun:
             CollectOutputs(str(out / "embeddings"), *tables),
             self.store,
             formats,
-            **{"model": "made up", "array_names": self.outputs.names(), "max_residues": None, **options},
+            **{"model": "made up", **options},
         )
         return out / "embeddings"
 
@@ -78,9 +78,9 @@ def random_segment(sequences: Sequence[str], outputs: Outputs, width: int = 8, s
     rng = np.random.default_rng(seed)
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     arrays = {}
-    for name in outputs.names():
-        row = {"logits": (33,), "contacts": ()}.get(name, (width,))
-        rows = len(sequences) if is_pooled(name) else int(rows_per_sequence(name, lengths).sum())
-        arrays[name] = rng.standard_normal((rows, *row), np.float32)
+    for array in outputs.arrays():
+        row = {"logits": (33,), "contacts": ()}.get(array.kind, (width,))
+        rows = int(array.rows(lengths).sum())
+        arrays[array.name] = rng.standard_normal((rows, *row), np.float32)
     digests = np.frombuffer(b"".join(map(sequence_digest, sequences)), np.uint8).reshape(-1, 16)
     return Segment(digests, lengths, arrays, "fp32")

@@ -12,7 +12,7 @@ from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.config.configuration import with_defaults
 from esmflow.inputs.residues import ResiduePolicy, sequence_digest
 from esmflow.inputs.sheet import InputFile
-from esmflow.method import computing_method
+from esmflow.method import EMBED_WHOLE, LongSequences, computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
 from esmflow.step import make_fingerprint
@@ -136,3 +136,62 @@ def test_the_same_checkpoint_under_another_name_reuses_every_vector(tmp_path):
 )
 def test_two_ways_to_say_the_same_reuse_every_vector(tmp_path, one, other):
     assert sequences_to_compute(tmp_path, fingerprint(one), fingerprint(other)) == 0
+
+
+# Long sequences
+
+
+@pytest.mark.parametrize("residues", [1, 3, 9, 10, 11, 17, 18, 25, 100])
+@pytest.mark.parametrize("overlap", [0, 3, 9])
+def test_windows_cover_every_residue_overlap_as_asked_and_end_with_the_sequence(residues, overlap):
+    long = LongSequences(10, overlap)
+    pieces = long.pieces(residues)
+    assert len(pieces) == long.number_of_pieces(residues)
+    assert {end - begin for begin, end in pieces} == {long.piece_length(residues)}
+    starts = [begin for begin, _ in pieces]
+    assert starts[0] == 0
+    assert pieces[-1][1] == residues == long.embedded(residues)
+    if residues <= 10:
+        assert starts == [0]
+        return
+    steps = np.diff(starts)
+    assert (steps > 0).all()
+    assert (steps[:-1] == 10 - overlap).all()
+    assert steps[-1] <= 10 - overlap
+
+
+@pytest.mark.parametrize("overlap", [-1, 10, 11])
+def test_an_overlap_that_is_no_overlap_is_refused(overlap):
+    with pytest.raises(ValueError, match="window_overlap"):
+        LongSequences(10, overlap)
+
+
+@pytest.mark.parametrize(
+    ("long", "embedded", "pieces"),
+    [
+        (EMBED_WHOLE, 25, [(0, 25)]),
+        (LongSequences(10), 10, [(0, 10)]),
+        (LongSequences(10, 0), 25, [(0, 10), (10, 20), (15, 25)]),
+    ],
+)
+def test_numbers_and_arrays_are_answered_alike(long, embedded, pieces):
+    assert (long.embedded(25), long.pieces(25)) == (embedded, pieces)
+    lengths = np.array([5, 10, 25])
+    for method in (long.embedded, long.is_cut, long.piece_length, long.number_of_pieces):
+        assert np.broadcast_to(method(lengths), 3).tolist() == [method(n) for n in lengths.tolist()]
+    assert long.is_cut(lengths).tolist() == [False, False, long is not EMBED_WHOLE]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("truncate", LongSequences(1022)),
+        ("window", LongSequences(1022, 256)),
+        ("whole", EMBED_WHOLE),
+        ("reject", EMBED_WHOLE),
+    ],
+)
+def test_the_policy_is_read_once_from_the_configuration_and_travels_in_the_fingerprint(policy, expected):
+    config = with_defaults({"long_sequences": policy, "max_residues": 1022, "window_overlap": 256}, SCHEMA)
+    assert LongSequences.configured(config) == expected
+    assert make_fingerprint(MODEL, computing_method(config)).long == expected

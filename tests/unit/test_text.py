@@ -20,10 +20,13 @@ def test_all_and_nothing_are_said_only_when_true(share, words):
     [
         (0, "0 bytes"),
         (999, "999 bytes"),
+        (1000, "1.0 kB"),
         (1500, "1.5 kB"),
+        (12_345_678, "12.3 MB"),
         (29_648_212, "29.6 MB"),
         (5e11, "500 GB"),
         (2.5e15, "2,500 TB"),
+        (1e18, "1,000,000 TB"),
     ],
 )
 def test_sizes_have_the_unit_that_suits_them(size, words):
@@ -32,7 +35,7 @@ def test_sizes_have_the_unit_that_suits_them(size, words):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.25, "0.2 s"), (38.4, "38 s"), (600, "10 min"), (12_000, "3 h 20 min"), (604_800, "168 h 0 min")],
+    [(0.25, "0.2 s"), (6.0, "6 s"), (38.4, "38 s"), (600, "10 min"), (12_000, "3 h 20 min"), (604_800, "168 h 0 min")],
 )
 def test_durations_have_the_unit_that_suits_them(seconds, words):
     assert duration(seconds) == words

@@ -10,7 +10,7 @@ import torch
 
 from esmflow.arrays import Outputs
 from esmflow.engine.fair_esm import ReferenceEngine
-from esmflow.engine.windows import window_starts
+from esmflow.method import LongSequences
 
 PROTEINS = 6
 
@@ -67,7 +67,7 @@ def test_windows_cover_long_proteins_and_truncation_is_marked(small_run, short_p
     assert not any(marks(run, "truncated"))
     for i, (_, sequence) in enumerate(short_proteins[:PROTEINS]):
         total, times = np.zeros((len(sequence), 320)), np.zeros((len(sequence), 1))
-        for start in window_starts(len(sequence), 60, 20):
+        for start, _ in LongSequences(60, 20).pieces(len(sequence)):
             piece = sequence[start : start + 60]
             total[start : start + 60] += reference(real_checkpoint, piece, ("per_residue",))["per_residue_layer6"]
             times[start : start + 60] += 1

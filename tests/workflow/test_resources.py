@@ -19,7 +19,7 @@ def estimated(run, plan):
     config = validated(run.config, PROJECT / "workflow/schemas/config.schema.yaml")
     work = guess_work(0, 1, plan, [run.folder / "part0.faa"])
     model = guess_model(str(run.config["model"]), run.results / "model" / "model.json")
-    return estimate_job(work, model, job_settings(config, "cpu", config["max_residues"])).runtime_minutes(1)
+    return estimate_job(work, model, job_settings(config, "cpu")).runtime_minutes(1)
 
 
 def test_runtime_is_guessed_for_a_dry_run_and_that_of_the_new_plan_when_the_job_is_scheduled(small_run):

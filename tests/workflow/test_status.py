@@ -7,7 +7,8 @@ import sys
 
 from workflow_run import PROJECT, kill, wait_until
 
-from esmflow.embed.status import Condition, is_over, read_status
+from esmflow.embed.heartbeat import State
+from esmflow.embed.status import is_over, read_status
 from esmflow.files import read_json
 
 
@@ -26,31 +27,31 @@ def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
 
         def at_work():
             groups = read_status(run.results)
-            found = {group.condition for group in groups}
-            return groups if found == {Condition.EMBEDDING, Condition.QUEUED} and any(g.done for g in groups) else None
+            found = {group.state for group in groups}
+            return groups if found == {State.EMBEDDING, State.QUEUED} and any(g.done for g in groups) else None
 
         groups = wait_until(at_work, what="one group at work and one that waits for the slot")
-        (working,) = [group for group in groups if group.condition is Condition.EMBEDDING]
-        assert working.beat.slots == ("CPU-0",)
-        assert 0 < working.done < working.beat.residues == working.done + working.left
-        assert working.beat.shards > 1
+        (working,) = [group for group in groups if group.state is State.EMBEDDING]
+        assert working.job.slots == ("CPU-0",)
+        assert 0 < working.done < working.job.residues == working.done + working.left
+        assert working.job.shards > 1
         assert "embedding" in show(run)
     finally:
         kill(process.pid)
         process.wait()
     wait_until(lambda: is_over(read_status(run.results)), 20, "the jobs' death")
-    assert {group.condition for group in read_status(run.results)} == {Condition.DIED}
+    assert {group.state for group in read_status(run.results)} == {State.DIED}
     assert show(run).count("died; last heard of at") == 2
 
     run.succeed("--unlock")
     run.succeed()
     groups = read_status(run.results)
-    assert {group.condition for group in groups} == {Condition.FINISHED}
-    reused = sum(group.beat.shards_reused for group in groups)
+    assert {group.state for group in groups} == {State.FINISHED}
+    reused = sum(group.job.shards_reused for group in groups)
     assert reused == sum(len(group["segments_reused"]) for group in run.groups()) >= 2
     assert "2 of 2 finished" in show(run)
     assert not list((run.results / "status").glob(".*"))
     assert read_json(run.results / "status" / "group-0.json")["failed_shards"] == 0
     # A job that finds everything finished says so too.
     run.succeed("--forcerun", "embed")
-    assert sum(group.beat.shards_reused for group in read_status(run.results)) == len(run.segments())
+    assert sum(group.job.shards_reused for group in read_status(run.results)) == len(run.segments())

@@ -140,7 +140,7 @@ def test_the_memory_that_each_job_asks_for_was_estimated_within_a_factor_of_two(
     for number, group in enumerate(run.groups()):
         work = guess_work(number, 4, run.results / "plan" / "plan.json", [])
         assert (work.residues, work.planned) == (group["residues"], True)
-        estimate = estimate_job(work, model, job_settings(config, "cpu", config["max_residues"]))
+        estimate = estimate_job(work, model, job_settings(config, "cpu"))
         assert 0.5 < estimate.memory_mb * 1e6 / group["job_memory_bytes"] < 2
         assert estimate.memory_mb_to_ask_for(attempt=1) * 1e6 > group["job_memory_bytes"]
 

@@ -119,7 +119,7 @@ def get_embed_estimate(wildcards):
             int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
         ),
         guess_model(config["model"], f"{RESULTS}/model/model.json"),
-        job_settings(config, get_kind_of_device(), get_method()["max_residues"]),
+        job_settings(config, get_kind_of_device()),
     )
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
 from esmflow.logs import join_logs
@@ -20,9 +19,6 @@ def main(snakemake) -> None:
         Store(params.store, fingerprint),
         params.formats,
         model=model.name,
-        array_names=Outputs(fingerprint.layers, fingerprint.include).names(),
-        max_residues=fingerprint.max_residues,
-        windows=fingerprint.window_overlap is not None,
         pooled_precision=params.pooled_precision,
         threads=snakemake.threads,
     )

@@ -27,7 +27,7 @@ def main(snakemake) -> None:
         [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],
         snakemake.output.records,
         snakemake.output.groups,
-        cost_model=CostModel(model.dimensions, fingerprint.max_residues),
+        cost_model=CostModel(model.dimensions, fingerprint.long),
         policy=ResiduePolicy(
             invalid=fingerprint.invalid_residues,
             nucleotides=params.nucleotide_sequences,
@@ -40,7 +40,6 @@ def main(snakemake) -> None:
         workers=params.gpus_per_job,
         candidates_path=snakemake.output.candidates,
         stored=StoredSequences(Store(params.store, fingerprint)),
-        truncated_at=fingerprint.max_residues if fingerprint.window_overlap is None else None,
         processes=snakemake.threads,
     )
     # From the configuration and not from params: other formats are no reason to plan again.

@@ -22,7 +22,6 @@ from esmflow.checkpoint.file import (
     ModelDimensions,
     check_unchanged,
     file_stamp,
-    load_tensors,
     read_checkpoint_info,
     verify_checkpoint,
 )
@@ -45,7 +44,7 @@ def convert(tmp_path):
     def convert(source, name="made up"):
         target = tmp_path / "converted.safetensors"
         info = convert_checkpoint(source, target, name)
-        return info, load_tensors(target)
+        return info, load_file(target)
 
     return convert
 
@@ -414,7 +413,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path, tensors, name, save
 def test_the_tensors_are_mapped_and_nothing_of_the_source_is_needed_afterwards(tmp_path, model):
     path = write_converted(tmp_path / "a.safetensors", model)
     path.with_suffix(".pt").unlink()
-    assert torch.equal(load_tensors(path)["embed_tokens.weight"], model.embed_tokens.weight)
+    assert torch.equal(load_file(path)["embed_tokens.weight"], model.embed_tokens.weight)
 
 
 CONVERT_AND_MEASURE = """

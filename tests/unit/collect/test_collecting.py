@@ -77,7 +77,7 @@ class Run:
     """What a run leaves on disk, made step by step with the library itself: plan, embed, collect."""
 
     def __init__(self, folder, engine, files, store=None, groups=2, max_residues=None):
-        self.engine, self.max_residues = engine, max_residues
+        self.engine = engine
         self.inputs = []
         for number, (name, content) in enumerate(files.items()):
             path = folder / "input" / name
@@ -85,8 +85,19 @@ class Run:
             path.write_bytes(content)
             self.inputs.append(InputFile(f"sample {number}", str(path)))
         fingerprint = Fingerprint(
-            "c", OUTPUTS.layers, OUTPUTS.include, None, "reference", "", "auto", "truncate", None, None, "reject"
+            "c",
+            OUTPUTS.layers,
+            OUTPUTS.include,
+            None,
+            "reference",
+            "",
+            "auto",
+            "truncate",
+            max_residues,
+            None,
+            "reject",
         )
+        self.long = fingerprint.long
         self.store = Store(store or folder / "store", fingerprint)
         self.store.create()
         self.shards = [folder / f"group-{g}" for g in range(groups)]
@@ -102,7 +113,7 @@ class Run:
             self.inputs,
             self.records_path,
             self.shards,
-            cost_model=CostModel(DIMENSIONS, self.max_residues),
+            cost_model=CostModel(DIMENSIONS, self.long),
             policy=ResiduePolicy(),
             shard_residues=200,
             stored=StoredSequences(self.store),
@@ -122,7 +133,7 @@ class Run:
             names, shards, failures = [], [], list((fail or {}).values()) if group == 0 else []
             for shard in list_shards(folder):
                 sequences = [(digest, s) for digest, s in read_shard(shard) if s not in (fail or {})]
-                segment = extract_esm_features(sequences, self.engine, 500, max_residues=self.max_residues).segment
+                segment = extract_esm_features(sequences, self.engine, 500, long=self.long).segment
                 names.append(shard_name(digest for digest, _ in sequences))
                 self.store.write(names[-1], segment)
                 failures += segment.failures
@@ -150,8 +161,6 @@ class Run:
             self.store,
             formats,
             model="made up",
-            array_names=OUTPUTS.names(),
-            max_residues=self.max_residues,
         )
 
     def everything(self, **fail) -> Summary:
@@ -177,7 +186,7 @@ class Run:
 
     def vector(self, sequence: str, array: str = "mean_layer2") -> np.ndarray:
         """Of one sequence, computed alone."""
-        prepared = self.engine.prepare([sequence[: self.max_residues]])
+        prepared = self.engine.prepare([sequence[: self.long.embedded(len(sequence))]])
         values = self.engine.fetch(self.engine.launch(prepared))[array]
         return values if array.startswith("per_residue") else values[0]
 

@@ -20,7 +20,7 @@ import torch
 from collected_run import CollectedRun, MadeUpRecord, random_segment
 from made_up import proteins, random_model, write_converted
 
-from esmflow.arrays import INCLUDE, Outputs
+from esmflow.arrays import INCLUDE, Array, Outputs
 from esmflow.collect import streaming
 from esmflow.collect.formats import FORMATS, check_formats
 from esmflow.collect.joining import CollectError
@@ -122,7 +122,7 @@ def test_formats_that_hold_more_than_vectors_agree_on_it(run, embeddings, array)
     assert np.array_equal(np.load(folder / "offsets.npy"), offsets)
     loaded = [torch.load(folder / "pt" / f"{stem}_ESM.pt", weights_only=True) for stem in ("x", "y")]
     assert same([pair for c in loaded for pair in zip(c["proteins"], c["data"])], wanted)
-    if FORMATS["parquet"].holds(array):
+    if FORMATS["parquet"].holds(Array.named(array)):
         table = pq.read_table(folder / "embeddings.parquet")
         assert same(list(zip(table["id"].to_pylist(), map(np.array, table["embedding"].to_pylist()))), wanted)
     else:
@@ -325,7 +325,7 @@ def test_repeated_ids_have_files_of_their_own_and_the_index_says_whose(run, embe
 
 def test_formats_keyed_by_id_say_in_the_log_how_many_ids_repeat(run, caplog):
     with caplog.at_level(logging.WARNING):
-        run.collect(["h5_per_protein", "h5ad", "esm"], "logged", array_names=[f"mean_layer{LAYER}"])
+        run.collect(["h5_per_protein", "h5ad", "esm"], "logged")
     for part in (
         "per_protein.h5: the ids of 4 records occurred before",
         "embeddings.h5ad: the ids of 3 records occurred before",

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from esmflow.arrays import Array
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, Description
@@ -19,7 +20,7 @@ VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
 
 
 def describe(array: str) -> Description:
-    return Description(array, "esm2_t6_8M_UR50D", "bf16", "f" * 32, VERSIONS)
+    return Description(Array.named(array), "esm2_t6_8M_UR50D", "bf16", "f" * 32, VERSIONS)
 
 
 def make(count: int, per_residue: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ def make(count: int, per_residue: bool = False, seed: int = 0) -> tuple[np.ndarr
     return random.standard_normal((lengths.sum() if per_residue else count, WIDTH)).astype(np.float32), lengths
 
 
-def batch(ids: list[str], arrays: dict[str, np.ndarray], lengths: np.ndarray, file: str = "a.fasta") -> Batch:
+def batch(ids: list[str], arrays: dict[Array, np.ndarray], lengths: np.ndarray, file: str = "a.fasta") -> Batch:
     """Records of one file, numbered from 1."""
     columns = {
         "sample": ["sample of " + file] * len(ids),
@@ -49,9 +50,9 @@ def write(folder, name: str, array: str, files: dict[str, list[tuple[list[str], 
         for path, blocks in files.items():
             writer.begin_file(path)
             for ids, vectors, lengths in blocks:
-                writer.add(batch(ids, {array: vectors}, lengths, path))
+                writer.add(batch(ids, {Array.named(array): vectors}, lengths, path))
         if not writer.by_file and not any(files.values()):
-            writer.add(batch([], {array: np.empty((0, 0), np.float32)}, np.empty(0, np.int64)))
+            writer.add(batch([], {Array.named(array): np.empty((0, 0), np.float32)}, np.empty(0, np.int64)))
 
 
 def load_pt(path) -> dict:

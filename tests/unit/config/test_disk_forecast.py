@@ -10,7 +10,7 @@ import plan as plan_step
 import pytest
 from made_up import proteins, random_model, stored_sequences, write_converted, write_fasta
 
-from esmflow.arrays import Outputs, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config import disk_forecast
@@ -19,7 +19,7 @@ from esmflow.config.disk_forecast import DiskError, check_disks, forecast, reada
 from esmflow.files import read_json, write_json
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.method import Fingerprint, computing_method
+from esmflow.method import Fingerprint, LongSequences, computing_method
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import plan
 from esmflow.plan.run_plan import DiskForecast
@@ -28,6 +28,7 @@ from esmflow.store.segments import Segment, Store
 
 SCHEMA = Path(__file__).parents[3] / "workflow" / "schemas" / "config.schema.yaml"
 DIMENSIONS = ModelDimensions(6, 320, 20, True, True)
+TRUNCATED = LongSequences(60)
 
 
 def make_fingerprint(include, layers=(6,), **changes):
@@ -39,16 +40,15 @@ def make_fingerprint(include, layers=(6,), **changes):
     return Fingerprint(**{**fields, **changes})
 
 
-def make_plan(folder, sequences, stored=None, truncated_at=60):
+def make_plan(folder, sequences, stored=None, long=TRUNCATED):
     file = write_fasta(folder / "a.fasta", [(f"protein_{i} of something", s) for i, s in enumerate(sequences)])
     summary = plan(
         [InputFile("a", str(file))],
         folder / "records.parquet",
         [folder / "group-0"],
-        cost_model=CostModel(DIMENSIONS, 60),
+        cost_model=CostModel(DIMENSIONS, long),
         policy=ResiduePolicy(),
         stored=stored,
-        truncated_at=truncated_at,
     )
     return summary
 
@@ -70,8 +70,8 @@ def test_segments_are_as_large_as_forecast(tmp_path, fingerprint):
         pairs = list(read_shard(shard))
         lengths = np.array([min(60, len(s)) for _, s in pairs])
         arrays = {}
-        for name in Outputs(fingerprint.layers, fingerprint.include).names():
-            rows = int(rows_per_sequence(name, lengths).sum())
+        for name in fingerprint.outputs.names():
+            rows = int(Array.named(name).rows(lengths).sum())
             width = {"contacts": (), "logits": (33,)}.get(name, (320,))
             dtype = np.float16 if fingerprint.per_residue_precision == "fp16" else np.float32
             arrays[name] = np.zeros((rows, *width), dtype)
@@ -104,7 +104,7 @@ def test_what_is_stored_is_not_written_again(tmp_path):
 def test_what_is_cut_off_takes_no_room_but_windows_take_all(tmp_path):
     kinds = make_fingerprint(("per_residue",), per_residue_precision="fp32")
     cut = forecast(make_plan(tmp_path / "1", proteins(10, 90, 90)), kinds, DIMENSIONS, [])
-    whole = forecast(make_plan(tmp_path / "2", proteins(10, 90, 90), truncated_at=None), kinds, DIMENSIONS, [])
+    whole = forecast(make_plan(tmp_path / "2", proteins(10, 90, 90), long=LongSequences(60, 10)), kinds, DIMENSIONS, [])
     assert cut.segments == 10 * (60 * 320 * 4 + 24)
     assert whole.segments == 10 * (90 * 320 * 4 + 24)
 

@@ -28,7 +28,7 @@ SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 
 def settings(device="cpu", **config):
     complete = validated({"model": "esm2_t6_8M_UR50D", "threads": 1, "shard_residues": 10000, **config}, SCHEMA)
-    return job_settings(complete, device, complete["max_residues"])
+    return job_settings(complete, device)
 
 
 def measured():

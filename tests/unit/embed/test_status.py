@@ -15,11 +15,12 @@ import pytest
 from workflow_run import wait_until
 
 from esmflow.embed import heartbeat
-from esmflow.embed.heartbeat import Beat, Heartbeat, State
-from esmflow.embed.status import Condition, StatusError, is_over, read_status, status_lines, status_path
+from esmflow.embed.heartbeat import Heartbeat, JobStatus, State
+from esmflow.embed.status import StatusError, is_over, read_status, status_lines, status_path
 from esmflow.files import read_json, write_json
 from esmflow.plan.run_plan import GroupPlan, Plan
 from esmflow.report.summary import unfinished_lines
+from esmflow.workers.lifetime import note_run
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "workflow" / "scripts"
 
@@ -43,19 +44,47 @@ def beat(results, group="0", **fields):
     now = time.time()
     log = results.parent / f"group-{group}.log"
     log.write_text("first line\nthe last line\n")
-    word = Beat(group, State.EMBEDDING, os.uname().nodename, process.pid, process.create_time(), now, now, 1, str(log))
+    word = JobStatus(
+        group, State.EMBEDDING, os.uname().nodename, process.pid, process.create_time(), now, now, 1, str(log)
+    )
     replace(word, **fields).write(status_path(run_path(results, group), group))
 
 
-def conditions(results, **options):
-    return [group.condition for group in read_status(results, **options)]
+def states(results, **options):
+    return [group.state for group in read_status(results, **options)]
 
 
 def test_a_group_whose_job_has_not_begun_is_waiting_with_all_it_was_planned(results):
     groups = read_status(results)
-    assert [group.condition for group in groups] == [Condition.WAITING] * 2
+    assert [group.state for group in groups] == [State.WAITING] * 2
     assert [group.left for group in groups] == [1000, 500]
     assert not is_over(groups)
+
+
+@pytest.mark.parametrize("ended", [{"state": State.FAILED}, {"process_started": 1.0}])
+@pytest.mark.parametrize(
+    ("attempt", "host", "run", "again"),
+    [
+        (1, None, None, True),
+        (2, None, None, False),
+        (1, None, os.getpid(), True),
+        (1, None, 2**22, False),
+        (2, None, os.getpid(), False),
+        (1, "node17", 2**22, True),
+    ],
+)
+def test_a_run_is_not_over_while_it_will_try_a_group_again(results, ended, attempt, host, run, again):
+    now = time.time()
+    started = psutil.Process().create_time()
+    beat(results, "1", state=State.FINISHED)
+    write_json(run_path(results, "1"), {})
+    fields = {"host": host, "updated": now - 300} if host else {}
+    beat(results, **ended, **fields, attempt=attempt, last_attempt=2, run=run, run_started=run and started)
+    groups = read_status(results)
+    assert groups[0].state in (State.FAILED, State.DIED)
+    assert groups[0].retried == again
+    assert is_over(groups) != again
+    assert ("it will be tried again" in "\n".join(status_lines(groups))) == again
 
 
 def test_what_is_not_there_is_said_in_a_sentence(tmp_path):
@@ -79,7 +108,7 @@ def test_a_job_at_work_is_shown_with_its_figures_and_the_total(results):
 def test_a_job_of_a_dead_process_has_died_and_the_status_says_who_when_and_its_last_line(results):
     beat(results, process_started=1.0)
     groups = read_status(results)
-    assert groups[0].condition is Condition.DIED
+    assert groups[0].state is State.DIED
     text = "\n".join(status_lines(groups))
     assert f"group 0, attempt 1 (process {os.getpid()} on {os.uname().nodename}) died; last heard of at " in text
     assert "the last line" in text
@@ -88,8 +117,8 @@ def test_a_job_of_a_dead_process_has_died_and_the_status_says_who_when_and_its_l
 def test_a_job_on_another_machine_has_died_when_it_is_silent_for_long(results):
     now = time.time()
     beat(results, host="node17", updated=now - 30)
-    assert conditions(results, now=now) == [Condition.EMBEDDING, Condition.WAITING]
-    assert conditions(results, now=now + 300) == [Condition.DIED, Condition.WAITING]
+    assert states(results, now=now) == [State.EMBEDDING, State.WAITING]
+    assert states(results, now=now + 300) == [State.DIED, State.WAITING]
     assert "no sign of life for 6 min" in "\n".join(status_lines(read_status(results, now + 300), now + 300))
 
 
@@ -97,7 +126,7 @@ def test_what_an_earlier_plan_left_behind_says_nothing_of_this_one(results):
     beat(results)
     later = time.time() + 5
     os.utime(results / "plan" / "plan.json", (later, later))
-    assert conditions(results)[0] is Condition.WAITING
+    assert states(results)[0] is State.WAITING
 
 
 def test_a_damaged_file_is_as_good_as_none(results):
@@ -105,14 +134,14 @@ def test_a_damaged_file_is_as_good_as_none(results):
     for content in ("", "{", '{"state": "embedding"}', '{"state": "nonsense", "slots": []}'):
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
-        assert conditions(results)[0] is Condition.WAITING
+        assert states(results)[0] is State.WAITING
 
 
 def test_a_group_is_finished_as_long_as_its_run_json_is_there(results):
     beat(results, state=State.FINISHED)
-    assert conditions(results)[0] is Condition.WAITING
+    assert states(results)[0] is State.WAITING
     write_json(run_path(results), {})
-    assert conditions(results)[0] is Condition.FINISHED
+    assert states(results)[0] is State.FINISHED
 
 
 # The job's side
@@ -120,13 +149,13 @@ def test_a_group_is_finished_as_long_as_its_run_json_is_there(results):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.05)
 
 
 def test_a_job_is_heard_of_without_doing_anything_itself_and_says_how_it_ended(results, quick):
     path = status_path(run_path(results), "0")
     done = iter(range(10, 10_000, 10))
-    with Heartbeat(path, "0", 2, "log") as job:
+    with Heartbeat(path, "0", "log", 2) as job:
         assert read_json(path)["state"] == "starting"
         job.tell(State.LOADING, residues=500, slots=("CPU-0",))
         job.observe(lambda: {"state": State.EMBEDDING, "residues_done": next(done)})
@@ -135,21 +164,42 @@ def test_a_job_is_heard_of_without_doing_anything_itself_and_says_how_it_ended(r
         assert (found["state"], found["residues"], found["slots"], found["attempt"]) == ("embedding", 500, ["CPU-0"], 2)
         assert found["residues_per_second"] > 0
     assert read_json(path)["state"] == "finished"
-    with pytest.raises(OSError, match="disk full"), Heartbeat(path, "0", 1, "log"):
+    with pytest.raises(OSError, match="disk full"), Heartbeat(path, "0", "log"):
         raise OSError("disk full\n on /scratch")
     assert (read_json(path)["state"], read_json(path)["message"]) == ("failed", "disk full on /scratch")
 
 
+def test_a_job_tells_of_the_attempts_it_has_and_of_the_run_that_would_try_it_again(results, monkeypatch):
+    path = status_path(run_path(results), "0")
+    with Heartbeat(path, "0", "log", 1, 3):
+        pass
+    assert (read_json(path)["last_attempt"], read_json(path)["run"]) == (3, None)
+    note_run()
+    try:
+        with Heartbeat(path, "0", "log"):
+            pass
+        assert read_json(path)["run"] == os.getpid()
+        # The Snakemake around a cluster job's script decides nothing.
+        sleeper = subprocess.Popen([sys.executable, "-c", "input()", "--mode", "remote"], stdin=subprocess.PIPE)
+        monkeypatch.setenv("ESMFLOW_RUN", os.environ["ESMFLOW_RUN"].replace(str(os.getpid()), str(sleeper.pid)))
+        with Heartbeat(path, "0", "log"):
+            pass
+        assert read_json(path)["run"] is None
+        sleeper.communicate(b"\n")
+    finally:
+        os.environ.pop("ESMFLOW_RUN", None)
+
+
 def test_a_status_that_cannot_be_written_stops_no_job(tmp_path):
     (tmp_path / "status").write_text("a file where the folder should be")
-    with Heartbeat(tmp_path / "status" / "group-0.json", "0", 1, "log") as job:
+    with Heartbeat(tmp_path / "status" / "group-0.json", "0", "log") as job:
         job.tell(State.EMBEDDING)
 
 
 JOB = """
 import sys, time
 from esmflow.embed.heartbeat import Heartbeat, State
-with Heartbeat(sys.argv[1], "0", 1, "log") as job:
+with Heartbeat(sys.argv[1], "0", "log") as job:
     job.tell(State.EMBEDDING)
     time.sleep(600)
 """
@@ -161,7 +211,7 @@ def test_a_killed_job_is_found_dead_by_the_command_which_needs_neither_snakemake
     job = subprocess.Popen([sys.executable, "-c", JOB, str(path)], env=environment)
     try:
         wait_until(lambda: path.exists() and read_json(path)["state"] == "embedding", what="the job")
-        assert conditions(results)[0] is Condition.EMBEDDING
+        assert states(results)[0] is State.EMBEDDING
         job.send_signal(signal.SIGKILL)
         job.wait()
     finally:

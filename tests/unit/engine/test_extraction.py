@@ -1,9 +1,12 @@
 """Whatever a sequence or the memory does, every sequence ends as a row or a failure, and the others do not notice."""
 
+import errno
+import gc
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,10 +15,14 @@ from made_up import proteins, random_model, relative_error, with_digests, write_
 
 from esmflow.arrays import Outputs
 from esmflow.engine import extraction
-from esmflow.engine.extraction import extract_esm_features, is_out_of_memory
+from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.engine.memory import is_out_of_memory
+from esmflow.engine.packed import PackedEngine
+from esmflow.engine.weights import Weights
 from esmflow.failures import Reason
 from esmflow.inputs.residues import sequence_digest
+from esmflow.method import LongSequences
 
 EVERYTHING = ("mean", "bos", "per_residue")
 
@@ -120,7 +127,7 @@ def test_nothing_to_embed_is_an_empty_segment(engine):
 
 def test_a_long_sequence_is_truncated_to_its_first_residues(engine):
     long, short = proteins(1, 90, 90)[0], "MKVLAG"
-    result = extract_esm_features(with_digests([long, short]), engine, 2048, max_residues=20)
+    result = extract_esm_features(with_digests([long, short]), engine, 2048, long=LongSequences(20))
     found = by_digest(result.segment)
     alone = by_digest(extract_esm_features([(sequence_digest(long), long[:20])], engine, 2048).segment)
     assert_same_vectors(found, alone, [long])
@@ -141,7 +148,7 @@ def test_progress_adds_up_to_all_residues_whatever_happens(engine, capacity):
     sequences = list(dict.fromkeys(proteins(15, 1, 80)))
     told = []
     card = SmallCard.like(engine, capacity)
-    extract_esm_features(with_digests(sequences), card, 400, max_residues=60, on_progress=told.append)
+    extract_esm_features(with_digests(sequences), card, 400, long=LongSequences(60), on_progress=told.append)
     assert sum(told) == sum(min(len(s), 60) for s in sequences)
     assert len(told) > 1
 
@@ -176,6 +183,38 @@ def test_one_that_does_not_fit_alone_is_a_failure_and_the_others_are_embedded(en
         assert "residues do not fit into memory alone: CUDA out of memory" in failure.detail
 
 
+class SharedCard(ReferenceEngine):
+    """Runs out of memory above so many tokens of all batches that are under way together."""
+
+    capacity = 0
+    used = 0
+
+    def launch(self, prepared):
+        tokens = prepared[0].numel()
+        if self.used + tokens > self.capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        self.used += tokens
+        return super().launch(prepared), tokens
+
+    def fetch(self, launched):
+        launched, tokens = launched
+        self.used -= tokens
+        return super().fetch(launched)
+
+
+def test_one_that_does_not_fit_beside_another_is_tried_alone_and_embedded(engine):
+    sequences = list(dict.fromkeys([*proteins(6, 100, 100), *proteins(3, 150, 150), *proteins(10, 5, 20)]))
+    expected = by_digest(extract_esm_features(with_digests(sequences), engine, 1).segment)
+    card = SharedCard(engine.model, engine.outputs, engine.precision, engine.device)
+    card.capacity = 152
+    told = []
+    result = extract_esm_features(with_digests(sequences), card, 152, on_progress=told.append)
+    assert result.segment.failures == ()
+    assert_accounted_for(result, sequences)
+    assert_same_vectors(by_digest(result.segment), expected, sequences)
+    assert sum(told) == sum(map(len, sequences))
+
+
 def test_no_memory_at_all_makes_every_sequence_a_failure(engine):
     sequences = list(dict.fromkeys(proteins(10, 5, 50)))
     result = extract_esm_features(with_digests(sequences), SmallCard.like(engine, 0), 1024)
@@ -204,6 +243,38 @@ def test_every_kind_of_running_out_of_memory_is_known():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+SHORTAGES = (
+    # Of a library that allocates on its own, of the driver (for page-locked memory too), of C++ and of the system.
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("std::bad_alloc"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+)
+OTHER_ERRORS = (
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    KeyError("out of memory"),
+)
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=str)
+def test_a_shortage_is_one_whoever_reports_it(engine, error):
+    assert is_out_of_memory(error)
+    sequences = list(dict.fromkeys(proteins(20, 20, 60)))
+    card = SmallCard.like(engine, 200)
+    card.error = error
+    result = extract_esm_features(with_digests(sequences), card, 1000)
+    assert result.segment.failures == ()
+    assert_accounted_for(result, sequences)
+
+
+@pytest.mark.parametrize("error", OTHER_ERRORS, ids=str)
+def test_what_is_no_shortage_of_memory_is_not_taken_for_one(error):
+    assert not is_out_of_memory(error)
 
 
 EXTRACT_IN_LITTLE_MEMORY = """
@@ -343,8 +414,10 @@ def test_what_is_not_finite_and_then_does_not_fit_is_a_failure_for_memory(overfl
     half = ReferenceEngine.load(str(overflowing_checkpoint), Outputs((2,), ("mean",)), "fp16", "cpu")
 
     class NoRoomForFp32(ReferenceEngine):
+        @contextmanager
         def at_full_precision(self):
-            return SmallCard.like(super().at_full_precision(), 0)
+            with super().at_full_precision() as exact:
+                yield SmallCard.like(exact, 0)
 
     engine = NoRoomForFp32(half.model, half.outputs, half.precision, half.device)
     result = extract_esm_features(with_digests(["MKVLAGW", "MKVLAG"]), engine, 2000)
@@ -352,3 +425,40 @@ def test_what_is_not_finite_and_then_does_not_fit_is_a_failure_for_memory(overfl
     assert (failure.digest, failure.reason) == (sequence_digest("MKVLAGW").hex(), Reason.OUT_OF_MEMORY)
     assert failure.detail.startswith("NaN or infinity in fp16, and no memory to embed it in fp32")
     assert len(result.segment) == 1
+
+
+def precisions_in_memory() -> list[torch.dtype]:
+    """Of all weights of packed engines that are there."""
+    gc.collect()
+    return [found.embedding.dtype for found in gc.get_objects() if type(found) is Weights]
+
+
+def test_weights_in_fp32_and_in_16_bits_are_never_in_memory_together_and_those_in_fp32_do_not_stay(
+    overflowing_checkpoint, monkeypatch
+):
+    engine = PackedEngine.load(overflowing_checkpoint, Outputs((1, 2), EVERYTHING), "fp16", "cpu")
+    exact = PackedEngine.load(overflowing_checkpoint, Outputs((1, 2), EVERYTHING), "fp32", "cpu")
+    good = list(dict.fromkeys(proteins(12, 10, 60, letters="LAGVSERTIDPKQNFYMHC")))
+    bad = [f"{s}W" for s in good[:4]]
+    in_fp32 = by_digest(extract_esm_features(with_digests(bad), exact, 2000).segment)
+    in_fp16 = by_digest(extract_esm_features(with_digests(good), engine, 2000).segment)
+    del exact
+    seen = []
+    launch = PackedEngine.launch
+
+    def launch_and_look(self, prepared):
+        launched = launch(self, prepared)
+        seen.append((self.precision, precisions_in_memory()))
+        return launched
+
+    monkeypatch.setattr(PackedEngine, "launch", launch_and_look)
+    result = extract_esm_features(with_digests([*bad, *good]), engine, 2000)
+    assert result.segment.failures == ()
+    assert {precision for precision, _ in seen} == {"fp16", "fp32"}
+    for precision, in_memory in seen:
+        assert in_memory == [torch.float16 if precision == "fp16" else torch.float32]
+    assert torch.float32 not in precisions_in_memory()
+    assert_same_vectors(by_digest(result.segment), in_fp32, bad)
+    # The weights of 16 bits are read again when they are needed.
+    again = by_digest(extract_esm_features(with_digests(good), engine, 2000).segment)
+    assert_same_vectors(again, in_fp16, good)

@@ -18,10 +18,10 @@ from made_up import (
     write_converted,
     write_hugging_face,
 )
+from safetensors.torch import load_file
 
 from esmflow.arrays import Outputs, resolve_layers
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import load_tensors
 from esmflow.engine.engine import resolve_precision
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine, load_fair_esm
@@ -280,8 +280,10 @@ def test_lower_precision_gives_fp32_vectors_near_those_of_fp32(tmp_path, precisi
     for name, values in found.items():
         assert values.dtype == np.float32
         assert 1e-6 < relative_error(values, exact[name]) < error
-    again = embed(engine.at_full_precision(), sequences)
-    assert engine.at_full_precision().precision == "fp32"
+    with engine.at_full_precision() as full:
+        assert full.precision == "fp32"
+        again = embed(full, sequences)
+    assert engine.precision == precision
     assert all(np.array_equal(again[name], exact[name]) for name in exact)
 
 
@@ -300,7 +302,7 @@ def test_layers_resolve_as_a_user_writes_them():
 
 
 def test_a_head_that_the_checkpoint_does_not_hold_is_not_made_up(real_checkpoint):
-    assert "lm_head.dense.weight" not in load_tensors(real_checkpoint)
+    assert "lm_head.dense.weight" not in load_file(real_checkpoint)
     model = load_fair_esm(str(real_checkpoint), CPU)
     assert isinstance(model.lm_head, torch.nn.Identity)
     assert not isinstance(model.contact_head, torch.nn.Identity)

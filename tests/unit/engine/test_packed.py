@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import esm
@@ -146,7 +147,7 @@ def test_16_bit_precision_stays_near_fp32(random_checkpoint, precision):
 def test_per_residue_can_be_fp16(random_checkpoint):
     sequences = random_sequences(6, 5, 40)
     outputs = Outputs((2,), ("mean", "per_residue"))
-    half = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu", per_residue="fp16"), sequences)
+    half = embed(PackedEngine.load(random_checkpoint, replace(outputs, per_residue="fp16"), "fp32", "cpu"), sequences)
     full = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     assert half["per_residue_layer2"].dtype == np.float16
     assert np.array_equal(half["per_residue_layer2"], full["per_residue_layer2"].astype(np.float16))
@@ -163,15 +164,32 @@ def test_a_lower_layer_alone_is_the_same_as_beside_the_others(random_checkpoint)
 def test_auto_is_fp32_with_the_exact_gelu_on_a_cpu(random_checkpoint):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "auto", "cpu")
     assert engine.precision == "fp32"
-    assert engine.method == "packed-gelu-erf"
-    assert engine.at_full_precision() is engine
+    assert engine.model.operations.activate is transformer.exact_gelu
+    with engine.at_full_precision() as exact:
+        assert exact is engine
 
 
 def test_full_precision_of_a_16_bit_engine_is_an_fp32_engine(random_checkpoint):
     engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "bf16", "cpu")
-    exact = engine.at_full_precision()
-    assert exact.precision == "fp32"
-    assert engine.at_full_precision() is exact
+    before = embed(engine, ["MKV"])
+    with engine.at_full_precision() as exact:
+        assert exact.precision == "fp32"
+        assert np.array_equal(
+            embed(exact, ["MKV"])["mean_layer1"],
+            embed(PackedEngine.load(random_checkpoint, engine.outputs, "fp32", "cpu"), ["MKV"])["mean_layer1"],
+        )
+    assert np.array_equal(embed(engine, ["MKV"])["mean_layer1"], before["mean_layer1"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_representation_stays_as_it_was_handed_out(random_checkpoint, precision):
+    engine = PackedEngine.load(random_checkpoint, Outputs((2,), ("mean",)), precision, "cpu")
+    pack, attend = engine.prepare(random_sequences(9, 5, 40)), engine.model.operations.attend
+    with torch.inference_mode():
+        kept = list(engine.model.representations(pack, attend, (0, 1, 2)))
+        as_handed_out = [found.clone() for found in engine.model.representations(pack, attend, (0, 1, 2))]
+    assert all(torch.equal(*pair) for pair in zip(kept, as_handed_out, strict=True))
+    assert not torch.equal(kept[0], kept[1])
 
 
 def broken_compiler(*_):

@@ -6,32 +6,12 @@ import numpy as np
 import pytest
 
 from esmflow.arrays import Outputs
-from esmflow.engine.windows import join_pieces, piece_outputs, window_starts
-
-
-@pytest.mark.parametrize("residues", [1, 9, 10, 11, 17, 18, 25, 100])
-@pytest.mark.parametrize("overlap", [0, 3, 9])
-def test_windows_cover_every_residue_overlap_as_asked_and_end_with_the_sequence(residues, overlap):
-    starts = window_starts(residues, 10, overlap)
-    assert starts[0] == 0
-    if residues <= 10:
-        assert starts == [0]
-        return
-    assert starts[-1] + 10 == residues
-    steps = np.diff(starts)
-    assert (steps > 0).all()
-    assert (steps[:-1] == 10 - overlap).all()
-    assert steps[-1] <= 10 - overlap
-
-
-@pytest.mark.parametrize("overlap", [-1, 10, 11])
-def test_an_overlap_that_is_no_overlap_is_refused(overlap):
-    with pytest.raises(ValueError, match="window_overlap"):
-        window_starts(30, 10, overlap)
+from esmflow.engine.windows import join_pieces, piece_outputs
+from esmflow.method import LongSequences
 
 
 def test_residues_are_averaged_over_their_windows_and_the_mean_counts_each_once():
-    starts = window_starts(5, 4, 3)
+    starts = [start for start, _ in LongSequences(4, 3).pieces(5)]
     assert starts == [0, 1]
     pieces = [
         {"per_residue_layer2": np.array([[0], [2], [4], [6]], np.float16), "bos_layer2": np.array([[10]], np.float32)},
@@ -48,4 +28,4 @@ def test_residues_are_averaged_over_their_windows_and_the_mean_counts_each_once(
 
 def test_only_what_is_needed_of_a_piece_is_computed():
     assert piece_outputs(Outputs((1, 2), ("mean",))) == Outputs((1, 2), ("per_residue",))
-    assert piece_outputs(Outputs((1,), ("bos", "mean"))) == Outputs((1,), ("bos", "per_residue"))
+    assert piece_outputs(Outputs((1,), ("bos", "mean"), "fp16")) == Outputs((1,), ("bos", "per_residue"), "fp16")

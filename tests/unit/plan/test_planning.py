@@ -18,6 +18,7 @@ from esmflow.checkpoint.file import ModelDimensions
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import ResiduePolicy, sequence_digest
 from esmflow.inputs.sheet import InputFile
+from esmflow.method import LongSequences
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.plan.planning import assign_files_round_robin, plan
@@ -25,7 +26,7 @@ from esmflow.plan.shards import ShardError, add_to_shard, list_shards, read_shar
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
 ESM2_3B = ModelDimensions(36, 2560, 40, True, True)
-TRUNCATED_3B = CostModel(ESM2_3B, 1022)
+TRUNCATED_3B = CostModel(ESM2_3B, LongSequences(1022))
 STRICT = ResiduePolicy()
 
 
@@ -122,7 +123,7 @@ def test_a_sequence_in_two_files_goes_with_the_first_under_round_robin(tmp_path)
 @pytest.mark.parametrize("dimensions", [ESM2_8M, ESM2_3B], ids=["8M", "3B"])
 @pytest.mark.parametrize("max_residues", [1022, None], ids=["truncated", "whole"])
 def test_groups_differ_by_less_than_two_percent_in_cost(tmp_path, sample, groups, dimensions, max_residues):
-    planned = Planned(tmp_path, [sample], groups, CostModel(dimensions, max_residues))
+    planned = Planned(tmp_path, [sample], groups, CostModel(dimensions, LongSequences(max_residues)))
     assert planned.spread < 0.02
 
 
@@ -185,9 +186,18 @@ def test_the_cost_is_what_a_forward_pass_takes(residues):
 
 
 def test_a_truncated_sequence_costs_what_is_left_of_it():
-    cost = CostModel(ESM2_3B, 1022).cost
+    cost = CostModel(ESM2_3B, LongSequences(1022)).cost
     assert cost(30_000) == cost(1022) > cost(1021)
     assert CostModel(ESM2_3B).cost(30_000) > 29 * cost(1022)
+
+
+@pytest.mark.parametrize("residues", [1, 1022, 1023, 1822, 1823, 30_000])
+def test_a_sequence_in_windows_costs_what_its_windows_do(residues):
+    windows = CostModel(ESM2_3B, LongSequences(1022, 222))
+    whole = CostModel(ESM2_3B).cost
+    pieces = windows.long.pieces(residues)
+    assert windows.cost(residues) == pytest.approx(sum(whole(end - begin) for begin, end in pieces))
+    assert windows.cost(np.array([residues])).tolist() == [windows.cost(residues)]
 
 
 # What is in a plan
@@ -419,6 +429,7 @@ import json, re, sys, time
 from pathlib import Path
 from esmflow.plan import planning
 from esmflow.checkpoint.file import ModelDimensions
+from esmflow.method import LongSequences
 from esmflow.inputs.residues import ResiduePolicy
 
 def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
@@ -432,7 +443,7 @@ summary = planning.plan(
     [planning.InputFile("s", str(folder / "large.fasta"))],
     folder / "records.parquet",
     [folder / f"group-{g}" for g in range(int(sys.argv[2]))],
-    cost_model=planning.CostModel(ModelDimensions(36, 2560, 40, True, True), 1022),
+    cost_model=planning.CostModel(ModelDimensions(36, 2560, 40, True, True), LongSequences(1022)),
     policy=ResiduePolicy(),
     shard_residues=500_000,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esmflow.arrays import Array
 from esmflow.method import Fingerprint
 from esmflow.store import gather
 from esmflow.store.gather import SegmentIndex, read_rows
@@ -123,7 +124,7 @@ def test_pooled_vectors_come_in_the_order_that_is_asked_for(three):
     order = np.random.default_rng(2).permutation(600)[:200]
     order = np.concatenate([order, order[:3]])  # The same sequence twice.
     location = index.locate(digests[order])
-    vectors = index.gather(location, "mean_layer6")
+    vectors = index.gather(location, Array("mean", 6))
     expected = [segments[n].arrays["mean_layer6"][row] for n, row in (where[i] for i in order)]
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, np.stack(expected))
@@ -134,7 +135,7 @@ def test_per_residue_vectors_come_end_to_end_in_that_order(three):
     index, digests, where, segments = three
     order = [450, 3, 100, 3, 599, 0]
     location = index.locate(digests[order])
-    vectors = index.gather(location, "per_residue_layer6")
+    vectors = index.gather(location, Array("per_residue", 6))
     expected = []
     for number, row in (where[i] for i in order):
         offsets = segments[number].offsets("per_residue_layer6")
@@ -151,7 +152,7 @@ def test_more_segments_than_are_kept_open_are_read_all_the_same(store, monkeypat
     index = SegmentIndex(store, names, check=True)
     for _ in range(2):
         location = index.locate(digests)
-        vectors = index.gather(location, "mean_layer6")
+        vectors = index.gather(location, Array("mean", 6))
         assert np.array_equal(vectors, np.concatenate([s.arrays["mean_layer6"] for s in segments]))
 
 
@@ -177,7 +178,7 @@ def test_a_segment_that_another_run_replaced_meanwhile_is_an_error(store, replac
     store.path("a").unlink()
     write(store, "a", replaced(digests), 0)
     with pytest.raises(SegmentError, match="another run replaced it meanwhile"):
-        index.gather(location, "mean_layer6")
+        index.gather(location, Array("mean", 6))
 
 
 def test_no_more_segments_stay_open_than_are_allowed(store, monkeypatch):
@@ -188,7 +189,7 @@ def test_no_more_segments_stay_open_than_are_allowed(store, monkeypatch):
         write(store, name, digests[2 * n : 2 * n + 2], n)
     index = SegmentIndex(store, names, check=True)
     before = open_files()
-    index.gather(index.locate(digests), "mean_layer6")
+    index.gather(index.locate(digests), Array("mean", 6))
     assert open_files() - before == 3
 
 
@@ -204,7 +205,7 @@ def test_gathering_gives_back_the_memory_of_segments(store):
     index = SegmentIndex(store, ["a"], check=True)
     location = index.locate(digests)
     before = mapped_bytes()
-    index.gather(location, "mean_layer6")
+    index.gather(location, Array("mean", 6))
     assert mapped_bytes() - before < values.nbytes / 4
 
 
@@ -226,8 +227,8 @@ def test_any_number_of_threads_gathers_the_same(store, monkeypatch, threads):
     index = SegmentIndex(store, names, threads, check=True)
     location = index.locate(digests[order])
     everything = np.concatenate([segment.arrays["mean_layer6"] for segment in segments])
-    assert np.array_equal(index.gather(location, "mean_layer6"), everything[order])
-    half = index.gather(location, "mean_layer6", lambda values: values.astype(np.float16))
+    assert np.array_equal(index.gather(location, Array("mean", 6)), everything[order])
+    half = index.gather(location, Array("mean", 6), lambda values: values.astype(np.float16))
     assert half.dtype == np.float16
     assert np.array_equal(half, everything[order].astype(np.float16))
 
@@ -263,14 +264,14 @@ def test_single_sequences_are_read_by_segment_and_row(three):
     index, _, where, segments = three
     chosen = [450, 3, 100, 3, 599, 0]
     places = [("abc"[where[i][0]], where[i][1]) for i in chosen]
-    for array in ("mean_layer6", "per_residue_layer6"):
+    for array in (Array("mean", 6), Array("per_residue", 6)):
         found = dict(read_rows(index._store, places, array))
         assert sorted(found) == list(range(len(chosen)))
         for number, (name, row) in enumerate(places):
             segment = segments["abc".index(name)]
-            offsets = segment.offsets(array)
-            values = segment.arrays[array][offsets[row] : offsets[row + 1]]
-            assert np.array_equal(found[number], values[0] if array == "mean_layer6" else values)
+            offsets = array.offsets(segment.lengths)
+            values = segment.arrays[array.name][offsets[row] : offsets[row + 1]]
+            assert np.array_equal(found[number], values[0] if array.is_pooled else values)
 
 
 def test_each_segment_is_opened_once_for_single_sequences(three, monkeypatch):
@@ -278,7 +279,7 @@ def test_each_segment_is_opened_once_for_single_sequences(three, monkeypatch):
     opened = []
     read = Store.read
     monkeypatch.setattr(Store, "read", lambda self, name, **o: opened.append(name) or read(self, name, **o))
-    assert len(list(read_rows(index._store, [("c", 2), ("a", 1), ("c", 0), ("a", 1)], "mean_layer6"))) == 4
+    assert len(list(read_rows(index._store, [("c", 2), ("a", 1), ("c", 0), ("a", 1)], Array("mean", 6)))) == 4
     assert opened == ["a", "c"]
 
 

@@ -10,25 +10,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from esmflow.arrays import Outputs
+from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.engine.load import load_engine
+from esmflow.engine.fair_esm import load_fair_esm
+from esmflow.method import EMBED_WHOLE, LongSequences
 from esmflow.verify.agreement import LIMITS, UNLIKE, Agreement, common_fault, compare
-from esmflow.verify.recompute import Cut, Recomputation
+from esmflow.verify.recompute import Recomputation
 
-WHOLE = Cut(None, None)
 POOLED = Outputs((6,), ("mean",))
 
 
-def expected(checkpoint, sequences, outputs, cut=WHOLE, **options):
+def expected(checkpoint, sequences, outputs, long=EMBED_WHOLE, **options):
     """By sequence and array."""
-    found = dict(Recomputation(str(checkpoint), "cpu", **options).expect(sequences, outputs, cut))
+    found = dict(Recomputation(str(checkpoint), "cpu", **options).expect(sequences, outputs, long))
     return [found[number] for number in range(len(sequences))]
 
 
-def embedded(checkpoint, sequences, outputs, precision="fp32", **cut):
+def embedded(checkpoint, sequences, outputs, precision="fp32", long=EMBED_WHOLE):
     """What the packed engine gives, by sequence and array."""
     engine = load_engine("packed", str(checkpoint), outputs, precision, "cpu")
-    segment = extract_esm_features(with_digests(sequences), engine, 4096, **cut).segment
+    segment = extract_esm_features(with_digests(sequences), engine, 4096, long=long).segment
     row = {digest.tobytes(): i for i, digest in enumerate(segment.digests)}
     places = [row[digest] for digest, _ in with_digests(sequences)]
     offsets = {name: segment.offsets(name) for name in outputs.names()}
@@ -84,6 +85,7 @@ def test_vectors_are_those_of_the_golden_file(golden, real_checkpoint):
             assert relative_error(arrays[array].right, golden[array][number]) < 1e-4
 
 
+POOLED_OF_3 = Outputs((3,), ("mean",))
 EVERYTHING = Outputs((0, 2, 3), ("mean", "bos", "per_residue", "contacts", "logits"))
 
 
@@ -102,8 +104,8 @@ def test_every_kind_of_output_agrees_with_the_engine(made_up):
 def test_long_sequences_are_cut_as_the_engine_cuts_them(made_up, overlap):
     outputs = Outputs((1, 3), ("mean", "bos", "per_residue"))
     sequences = proteins(8, 15, 70)
-    right = expected(made_up, sequences, outputs, Cut(16, overlap))
-    found = embedded(made_up, sequences, outputs, max_residues=16, window_overlap=overlap)
+    right = expected(made_up, sequences, outputs, LongSequences(16, overlap))
+    found = embedded(made_up, sequences, outputs, long=LongSequences(16, overlap))
     for arrays, values in zip(found, right, strict=True):
         assert all(relative_error(arrays[name].ravel(), values[name].right.ravel()) < 1e-4 for name in arrays)
 
@@ -112,26 +114,71 @@ def test_a_model_that_is_read_layer_by_layer_gives_the_same_and_holds_no_layer(m
     sequences = proteins(3, 5, 30)
     at_once = expected(made_up, sequences, EVERYTHING)
     model = Recomputation(str(made_up), "cpu", resident_bytes=0)
-    layer_by_layer = dict(model.expect(sequences, EVERYTHING, WHOLE))
+    layer_by_layer = dict(model.expect(sequences, EVERYTHING, EMBED_WHOLE))
     for number, arrays in enumerate(at_once):
         for name, values in arrays.items():
             assert np.array_equal(layer_by_layer[number][name].right, values.right)
     assert all(tensor.device.type == "meta" for layer in model.model.layers for tensor in layer.parameters())
 
 
-def test_a_sequence_that_does_not_fit_is_left_out_and_the_others_are_computed(made_up, monkeypatch):
+def cuda_runs_out():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def host_runs_out():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("run_out", [cuda_runs_out, host_runs_out])
+def test_a_sequence_that_does_not_fit_is_left_out_and_the_others_are_computed(made_up, monkeypatch, run_out):
     model = Recomputation(str(made_up), "cpu")
     run = model._run
 
     def small_memory(sequences, layers):
         if sum(len(sequence) for sequence in sequences) > 30:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            run_out()
         return run(sequences, layers)
 
     monkeypatch.setattr(model, "_run", small_memory)
     monkeypatch.setattr("esmflow.verify.recompute._BATCH_TOKENS", {"cpu": 1000})
-    found = dict(model.expect(proteins(5, 10, 20) + proteins(1, 40, 40), EVERYTHING, WHOLE))
+    found = dict(model.expect(proteins(5, 10, 20) + proteins(1, 40, 40), EVERYTHING, EMBED_WHOLE))
     assert [number for number, arrays in sorted(found.items()) if arrays is None] == [5]
+
+
+@pytest.mark.parametrize("run_out", [cuda_runs_out, host_runs_out])
+def test_windows_that_do_not_fit_leave_their_sequence_out(made_up, monkeypatch, run_out):
+    model = Recomputation(str(made_up), "cpu")
+    run = model._run
+
+    def small_memory(sequences, layers):
+        if len(sequences[0]) == 30:
+            run_out()
+        return run(sequences, layers)
+
+    monkeypatch.setattr(model, "_run", small_memory)
+    found = dict(model.expect(proteins(3, 10, 20) + proteins(1, 80, 80), POOLED_OF_3, LongSequences(30, 5)))
+    assert [number for number, arrays in sorted(found.items()) if arrays is None] == [3]
+
+
+def test_contacts_that_do_not_fit_are_missing_and_the_rest_is_computed(made_up, monkeypatch):
+    model = Recomputation(str(made_up), "cpu")
+    monkeypatch.setattr(model.model, "predict_contacts", lambda tokens: host_runs_out())
+    found = dict(model.expect(proteins(3, 10, 20), EVERYTHING, EMBED_WHOLE))
+    assert all(set(arrays) == set(EVERYTHING.names()) - {"contacts"} for arrays in found.values())
+
+
+def test_weights_that_do_not_fit_are_read_layer_by_layer(made_up, monkeypatch):
+    sequences = proteins(3, 5, 30)
+    at_once = expected(made_up, sequences, EVERYTHING)
+
+    def load(checkpoint, device, resident_bytes):
+        if resident_bytes:
+            host_runs_out()
+        return load_fair_esm(checkpoint, device, resident_bytes)
+
+    monkeypatch.setattr("esmflow.verify.recompute.load_fair_esm", load)
+    for arrays, expected_ones in zip(expected(made_up, sequences, EVERYTHING), at_once, strict=True):
+        assert all(np.array_equal(arrays[name].right, values.right) for name, values in expected_ones.items())
 
 
 # Planted faults

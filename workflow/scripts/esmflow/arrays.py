@@ -1,12 +1,15 @@
-"""What can be computed for a sequence, what the arrays are called, and where each sequence's rows are in them."""
+"""What can be computed for a sequence, what the arrays are called, and where each sequence's rows are in them.
+
+The rules import this, in environments without NumPy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-# A dry run imports this module, where there may be nothing but Snakemake.
 if TYPE_CHECKING:
     import numpy as np
 
@@ -14,47 +17,92 @@ POOLED = ("mean", "bos")
 PER_LAYER = (*POOLED, "per_residue")
 INCLUDE = (*PER_LAYER, "contacts", "logits")
 
+VOCABULARY_SIZE = 33
+"""Tokens that ESM-2 knows: the width of `logits`."""
+
+
+@dataclass(frozen=True, order=True)
+class Array:
+    """One array that is computed for every sequence, such as `mean_layer36` or `contacts`.
+
+    kind: one of `INCLUDE`. layer: None for contacts and logits, which are of the whole model.
+    """
+
+    kind: str
+    layer: int | None = None
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def named(cls, name: str) -> Array:
+        """The array of this name."""
+        kind, _, layer = name.partition("_layer")
+        return cls(kind, int(layer) if layer else None)
+
+    @property
+    def name(self) -> str:
+        """`{kind}_layer{n}`, or the kind alone: what it is called in segments, folders and files."""
+        return self.kind if self.layer is None else f"{self.kind}_layer{self.layer}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it has one row for each sequence, rather than a number that its length decides."""
+        return self.kind in POOLED
+
+    def width(self, hidden: int) -> int:
+        """Values in one row, for a model of this width."""
+        return {"contacts": 1, "logits": VOCABULARY_SIZE}.get(self.kind, hidden)
+
+    def rows(self, lengths: np.ndarray) -> np.ndarray:
+        """How many rows each sequence has, from the residue counts `[N]`: int64 `[N]`.
+
+        One for pooled arrays, one for each residue for `per_residue` and `logits`, one for each pair for `contacts`.
+        """
+        import numpy as np
+
+        if self.is_pooled:
+            return np.ones(len(lengths), np.int64)
+        counts = np.asarray(lengths, np.int64)
+        return counts**2 if self.kind == "contacts" else counts
+
+    def offsets(self, lengths: np.ndarray) -> np.ndarray:
+        """Where each sequence's rows begin and end: int64 `[N + 1]`."""
+        import numpy as np
+
+        return np.concatenate(([0], np.cumsum(self.rows(lengths))))
+
 
 @dataclass(frozen=True)
 class Outputs:
     """What to compute for every sequence.
 
     layers: resolved layer numbers, 0 (scaled token embedding) to L (after the final layer norm), ascending.
-    include: any of `INCLUDE`.
+    include: any of `INCLUDE`. per_residue: `fp32` or `fp16`, the type of per-residue arrays; all others are fp32.
     """
 
     layers: tuple[int, ...]
     include: tuple[str, ...]
+    per_residue: str = "fp32"
+
+    def of_layer(self, layer: int) -> list[Array]:
+        """The arrays that are made from one layer's representation."""
+        return [Array(kind, layer) for kind in self.include if kind in PER_LAYER]
+
+    def arrays(self) -> list[Array]:
+        """All arrays: those of each layer, then those of the model."""
+        by_layer = [array for layer in self.layers for array in self.of_layer(layer)]
+        return by_layer + [Array(kind) for kind in self.include if kind not in PER_LAYER]
 
     def names(self) -> list[str]:
-        """The arrays that an engine returns: one `{kind}_layer{n}` for each kind and layer, then those of the model."""
-        by_layer = [f"{kind}_layer{layer}" for layer in self.layers for kind in self.include if kind in PER_LAYER]
-        return by_layer + [kind for kind in self.include if kind not in PER_LAYER]
+        """The names of all arrays, in the same order."""
+        return [array.name for array in self.arrays()]
 
-
-def is_pooled(name: str) -> bool:
-    """Whether the array of this name has one row for each sequence, rather than a number that its length decides."""
-    return name.partition("_layer")[0] in POOLED
-
-
-def rows_per_sequence(name: str, lengths: np.ndarray) -> np.ndarray:
-    """How many rows each sequence has in the array of this name, from the residue counts `[N]`: int64 `[N]`.
-
-    One for pooled arrays, one for each residue for `per_residue` and `logits`, one for each pair for `contacts`.
-    """
-    import numpy as np
-
-    if is_pooled(name):
-        return np.ones(len(lengths), np.int64)
-    counts = np.asarray(lengths, np.int64)
-    return counts**2 if name == "contacts" else counts
-
-
-def row_offsets(name: str, lengths: np.ndarray) -> np.ndarray:
-    """Where each sequence's rows begin and end in the array of this name: int64 `[N + 1]`."""
-    import numpy as np
-
-    return np.concatenate(([0], np.cumsum(rows_per_sequence(name, lengths))))
+    def row_bytes(self, array: Array, hidden: int) -> int:
+        """Bytes of one row of an array, for a model of this width."""
+        half = array.kind == "per_residue" and self.per_residue == "fp16"
+        return array.width(hidden) * (2 if half else 4)
 
 
 def resolve_layers(layers: Sequence[int], number_of_layers: int) -> tuple[int, ...]:

@@ -6,11 +6,13 @@ import logging
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 from esmflow.files import atomic_path
+from esmflow.text import clock
 
 _FORMAT = "%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s"
 _WRITER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \w+ +\[(\d+)\]")
@@ -27,10 +29,15 @@ def add_log_file(path: str | os.PathLike[str]) -> None:
     root.addHandler(handler)
 
 
-def start_logging(path: str | os.PathLike[str]) -> None:
-    """Starts a job's log file anew, and shows warnings and errors on the terminal."""
+def start_logging(path: str | os.PathLike[str], attempt: int | None = None) -> None:
+    """Starts a job's log file anew, and shows warnings and errors on the terminal.
+
+    A job that is tried again, so `attempt` is more than 1, goes on with it: what ended the attempt before is in there.
+    """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    open(path, "w").close()
+    with open(path, "a" if attempt and attempt > 1 else "w", encoding="utf-8") as handle:
+        if attempt:
+            handle.write(f"===== attempt {attempt}, {clock(time.time())} =====\n")
     add_log_file(path)
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
@@ -38,8 +45,8 @@ def start_logging(path: str | os.PathLike[str]) -> None:
     logging.getLogger().addHandler(terminal)
 
 
-def last_lines(path: str | os.PathLike[str], process: int, start: int, count: int) -> list[str]:
-    """The last lines of one process in a log that several write to, from byte `start` on.
+def last_lines(path: str | os.PathLike[str], count: int, process: int | None = None, start: int = 0) -> list[str]:
+    """The last lines of a log from byte `start` on, of one of the processes that write to it; none if it is not there.
 
     Lines without a process id (tracebacks, what C libraries print) count as those of whoever logged before them.
     """
@@ -54,7 +61,7 @@ def last_lines(path: str | os.PathLike[str], process: int, start: int, count: in
     mine = True
     for line in text.splitlines():
         if writer := _WRITER.match(line):
-            mine = int(writer[1]) == process
+            mine = process is None or int(writer[1]) == process
         if mine and line.strip():
             found.append(line.rstrip())
     return list(found)

@@ -4,12 +4,101 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from esmflow.arrays import Outputs
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Raised by hand when the arithmetic of an engine, or the normalisation of sequences, changes.
 METHOD_VERSION = 1
+
+
+Residues = TypeVar("Residues", int, "np.ndarray")
+
+
+@dataclass(frozen=True)
+class LongSequences:
+    """What is done with sequences of more than `max_residues`: they are truncated, or embedded in overlapping windows.
+
+    max_residues: None where sequences are embedded whole, however long. window_overlap: residues that neighbouring
+    windows share; None where there are no windows. Raises ValueError unless 0 <= window_overlap < max_residues.
+
+    Every method takes residue counts, as a number or an array of them, and answers with the same.
+    """
+
+    max_residues: int | None = None
+    window_overlap: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window_overlap is not None and not 0 <= self.window_overlap < (self.max_residues or 0):
+            raise ValueError(
+                f"window_overlap: {self.window_overlap} must be at least 0 and less than max_residues, "
+                f"{self.max_residues}"
+            )
+
+    @classmethod
+    def configured(cls, config: Mapping[str, Any]) -> LongSequences:
+        """As a configuration has it. Raises ValueError for windows that are impossible."""
+        policy = config["long_sequences"]
+        return cls(
+            config["max_residues"] if policy in ("truncate", "window") else None,
+            config["window_overlap"] if policy == "window" else None,
+        )
+
+    @property
+    def windows(self) -> bool:
+        """Whether long sequences are embedded in windows, so that no residue is lost."""
+        return self.window_overlap is not None
+
+    @property
+    def truncated_at(self) -> int | None:
+        """After how many residues sequences are cut off; None where no residue is lost."""
+        return None if self.windows else self.max_residues
+
+    def is_cut(self, residues: Any) -> Any:
+        """Whether a sequence is truncated or embedded in windows."""
+        return residues > (math.inf if self.max_residues is None else self.max_residues)
+
+    def embedded(self, residues: Residues) -> Residues:
+        """How many residues of a sequence are embedded. What is in two windows counts once."""
+        return residues if self.truncated_at is None else _at_most(residues, self.truncated_at)
+
+    def piece_length(self, residues: Residues) -> Residues:
+        """How many residues go through the model at a time: all pieces of a sequence are of one length."""
+        return residues if self.max_residues is None else _at_most(residues, self.max_residues)
+
+    def number_of_pieces(self, residues: Residues) -> Residues | int:
+        """How many pieces of a sequence go through the model."""
+        if self.max_residues is None or self.window_overlap is None:
+            return 1
+        beyond = residues - _at_most(residues, self.max_residues)
+        return 1 - -beyond // (self.max_residues - self.window_overlap)
+
+    def pieces(self, residues: int) -> list[tuple[int, int]]:
+        """Where each piece of one sequence begins and ends.
+
+        Windows of w residues with overlap o begin at 0, w - o, 2 (w - o), …; the last is moved back to end with the
+        sequence.
+        """
+        length = self.piece_length(residues)
+        if self.max_residues is None or self.window_overlap is None or residues <= length:
+            return [(0, length)]
+        last = residues - length
+        return [(begin, begin + length) for begin in (*range(0, last, length - self.window_overlap), last)]
+
+
+EMBED_WHOLE = LongSequences()
+"""Every sequence whole, however long."""
+
+
+def _at_most(residues: Residues, limit: int) -> Residues:
+    # The array's own method: the rules import this module, in environments without NumPy.
+    return min(residues, limit) if isinstance(residues, int) else residues.clip(max=limit)
 
 
 @dataclass(frozen=True)
@@ -39,6 +128,16 @@ class Fingerprint:
         canonical = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
+    @property
+    def outputs(self) -> Outputs:
+        """What is computed for every sequence."""
+        return Outputs(self.layers, self.include, self.per_residue_precision or "fp32")
+
+    @property
+    def long(self) -> LongSequences:
+        """What is done with long sequences."""
+        return LongSequences(self.max_residues, self.window_overlap)
+
 
 ARITHMETIC = {
     "packed": "packs without padding; rotary positions in fp32; GELU by tanh in bf16 and fp16 on a GPU, else by erf; "
@@ -55,7 +154,7 @@ def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
     All of it goes into the fingerprint. A rule that has it as a parameter runs again when any of it changes.
     """
     # Without `gaps`: a digest is of what that leaves of a sequence, so a vector is never found under another one.
-    cut = config["long_sequences"] in ("truncate", "window")
+    long = LongSequences.configured(config)
     return {
         "layers": config["layers"],
         "include": config["include"],
@@ -64,8 +163,8 @@ def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
         "arithmetic": ARITHMETIC[config["engine"]],
         "precision": config["precision"],
         "long_sequences": config["long_sequences"],
-        "max_residues": config["max_residues"] if cut else None,
-        "window_overlap": config["window_overlap"] if config["long_sequences"] == "window" else None,
+        "max_residues": long.max_residues,
+        "window_overlap": long.window_overlap,
         "invalid_residues": config["invalid_residues"],
         "method_version": METHOD_VERSION,
     }

@@ -25,12 +25,13 @@ class StepError(EsmflowError):
 
 
 @contextmanager
-def logged_step(log_file: str) -> Iterator[None]:
-    """Logs to the job's file. Foreseeable errors become one sentence there and on the terminal, and exit status 1.
+def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
+    """Logs to the job's file, see `start_logging`.
 
-    SIGTERM ends the step with exit status 143.
+    Foreseeable errors become one sentence there and on the terminal, and exit status 1. SIGTERM ends the step with exit
+    status 143.
     """
-    start_logging(log_file)
+    start_logging(log_file, attempt)
     # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
     end_with_run(lambda: os._exit(1))
     raise_when_terminated()

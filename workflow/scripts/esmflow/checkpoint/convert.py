@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,28 +153,18 @@ def _read_hugging_face(files: list[Path]) -> dict[str, torch.Tensor]:
                 raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
         else:
             stored.update(_unpickle_tensors(file))
-    translate = _translator()
-    tensors = {}
-    for key, value in stored.items():
-        translated = translate(key.removeprefix("esm."))
-        if translated is not None:
-            tensors[translated] = value
-    return tensors
+    return {name: value for key, value in stored.items() if (name := _fair_esm_name(key.removeprefix("esm.")))}
 
 
-def _translator() -> Callable[[str], str | None]:
-    exact = {}
-    for theirs, ours in _FROM_HUGGING_FACE.items():
-        for parameter in ("weight", "bias") if "{p}" in theirs else ("",):
-            exact[theirs.replace("{p}", parameter)] = ours.replace("{p}", parameter)
-
-    def translate(key: str) -> str | None:
-        layer = re.search(r"\.layer\.(\d+)\.", key)
-        general = key.replace(f".layer.{layer.group(1)}.", ".layer.{n}.", 1) if layer else key
-        ours = exact.get(general)
-        return ours.replace("{n}", layer.group(1)) if ours and layer else ours
-
-    return translate
+def _fair_esm_name(key: str) -> str | None:
+    """fair-esm's name for a tensor of transformers; None for one that only transformers has."""
+    layer = re.search(r"\.layer\.(\d+)\.", key)
+    general = key.replace(layer.group(), ".layer.{n}.", 1) if layer else key
+    stem, _, parameter = general.rpartition(".")
+    ours = _FROM_HUGGING_FACE.get(general)
+    if ours is None and parameter in ("weight", "bias"):
+        ours = _FROM_HUGGING_FACE.get(f"{stem}.{{p}}")
+    return ours and ours.format(n=layer and layer.group(1), p=parameter)
 
 
 def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensions:
@@ -185,36 +174,29 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
     if embedding is None or frequencies is None or embedding.shape[0] != 33:
         raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
     hidden = embedding.shape[1]
-    layers = 1 + max(int(layer.group(1)) for key in tensors if (layer := re.match(r"layers\.(\d+)\.", key)))
+    layers = 1 + max(int(match.group(1)) for key in tensors if (match := re.match(r"layers\.(\d+)\.", key)))
     heads = hidden // (2 * frequencies.shape[0])
-    expected: dict[str, tuple[int, ...]] = {
+    expected = {
         "embed_tokens.weight": (33, hidden),
-        "emb_layer_norm_after.weight": (hidden,),
-        "emb_layer_norm_after.bias": (hidden,),
+        **_weight_and_bias("emb_layer_norm_after", hidden),
     }
     for n in range(layers):
+        layer, attention = f"layers.{n}", f"layers.{n}.self_attn"
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            expected[f"layers.{n}.self_attn.{projection}.weight"] = (hidden, hidden)
-            expected[f"layers.{n}.self_attn.{projection}.bias"] = (hidden,)
-        for norm in ("self_attn_layer_norm", "final_layer_norm"):
-            expected[f"layers.{n}.{norm}.weight"] = (hidden,)
-            expected[f"layers.{n}.{norm}.bias"] = (hidden,)
-        expected[f"layers.{n}.self_attn.rot_emb.inv_freq"] = tuple(frequencies.shape)
-        expected[f"layers.{n}.fc1.weight"] = (4 * hidden, hidden)
-        expected[f"layers.{n}.fc1.bias"] = (4 * hidden,)
-        expected[f"layers.{n}.fc2.weight"] = (hidden, 4 * hidden)
-        expected[f"layers.{n}.fc2.bias"] = (hidden,)
+            expected |= _weight_and_bias(f"{attention}.{projection}", hidden, hidden)
+        expected[f"{attention}.rot_emb.inv_freq"] = tuple(frequencies.shape)
+        expected |= _weight_and_bias(f"{attention}_layer_norm", hidden)
+        expected |= _weight_and_bias(f"{layer}.final_layer_norm", hidden)
+        expected |= _weight_and_bias(f"{layer}.fc1", 4 * hidden, hidden)
+        expected |= _weight_and_bias(f"{layer}.fc2", hidden, 4 * hidden)
     decoder = tensors.pop("lm_head.weight", None)
     has_lm_head = any(key.startswith("lm_head.") for key in tensors)
     has_contact_head = any(key.startswith("contact_head.") for key in tensors)
     if has_lm_head:
-        expected["lm_head.dense.weight"] = (hidden, hidden)
-        expected["lm_head.dense.bias"] = expected["lm_head.layer_norm.weight"] = (hidden,)
-        expected["lm_head.layer_norm.bias"] = (hidden,)
+        expected |= _weight_and_bias("lm_head.dense", hidden, hidden) | _weight_and_bias("lm_head.layer_norm", hidden)
         expected["lm_head.bias"] = (33,)
     if has_contact_head:
-        expected["contact_head.regression.weight"] = (1, layers * heads)
-        expected["contact_head.regression.bias"] = (1,)
+        expected |= _weight_and_bias("contact_head.regression", 1, layers * heads)
     for key, shape in expected.items():
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != shape:
@@ -224,13 +206,11 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
         raise CheckpointError(f"{source}: holds {unexpected[0]}, which no ESM-2 has: it is another model")
     if decoder is not None and not _same(decoder, embedding):
         raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every ESM-2's is")
-    return ModelDimensions(
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        has_lm_head=has_lm_head,
-        has_contact_head=has_contact_head,
-    )
+    return ModelDimensions(layers, hidden, heads, has_lm_head, has_contact_head)
+
+
+def _weight_and_bias(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

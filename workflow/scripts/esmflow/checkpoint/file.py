@@ -98,13 +98,6 @@ def read_checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
     return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
 
 
-def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a converted checkpoint, mapped from the file, in the precision it is stored in."""
-    from safetensors.torch import load_file
-
-    return load_file(path, device=device)
-
-
 def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
     status = os.stat(path)

@@ -57,16 +57,12 @@ def collect(
     formats: Sequence[str],
     *,
     model: str,
-    array_names: Sequence[str],
-    max_residues: int | None,
-    windows: bool = False,
     pooled_precision: str = "fp32",
     threads: int = 1,
 ) -> Summary:
     """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
 
-    max_residues, windows: what was done with records longer than that: cut off, or embedded in windows; for the marks
-    in the manifest. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
     """
@@ -78,8 +74,10 @@ def collect(
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
-    precision = _describe_precision(index)
-    descriptions = [Description(array, model, precision, store.fingerprint, versions()) for array in array_names]
+    precision, method = _describe_precision(index), store.description
+    descriptions = [
+        Description(array, model, precision, store.fingerprint, versions()) for array in method.outputs.arrays()
+    ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
@@ -87,13 +85,13 @@ def collect(
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
         VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
     ):
-        for joined in one_ahead(join(block, index, failures, max_residues, windows) for block in blocks):
+        for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
             write_rows(joined.table)
             for file, part in _by_file(joined):
                 vectors.add(file, part)
     tally.check(plan.records)
-    return _summary(tally, plan, runs, formats, array_names)
+    return _summary(tally, plan, runs, formats, method.outputs.names())
 
 
 def versions() -> dict[str, str]:
@@ -107,14 +105,14 @@ def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[D
     writers: list[EmbeddingWriter] = []
     for each in map(FORMATS.__getitem__, formats):
         written = [description for description in descriptions if each.holds(description.array)]
-        left_out = [description.array for description in descriptions if not each.holds(description.array)]
+        left_out = [description.array.name for description in descriptions if not each.holds(description.array)]
         if left_out:
             log.warning("%s holds %s only: without %s", each.name, ", ".join(each.kinds), ", ".join(left_out))
         writer = each.load_writer()
         if each.joins_outputs:
             writers += [writer(folder / each.name, written)] if written else []
         else:
-            writers += [writer(folder / description.array, [description]) for description in written]
+            writers += [writer(folder / description.array.name, [description]) for description in written]
     return writers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import INCLUDE, POOLED
+from esmflow.arrays import INCLUDE, POOLED, Array
 
 if TYPE_CHECKING:
     from esmflow.collect.writers.base import EmbeddingWriter
@@ -33,9 +33,9 @@ class Format:
     joins_outputs: bool = False
     named_after_inputs: bool = False
 
-    def holds(self, array: str) -> bool:
-        """Whether it can hold the output of this name."""
-        return array.partition("_layer")[0] in self.kinds
+    def holds(self, array: Array) -> bool:
+        """Whether it can hold this output."""
+        return array.kind in self.kinds
 
     def load_writer(self) -> type[EmbeddingWriter]:
         module, name = self.writer.split(":")

@@ -15,6 +15,7 @@ from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure
 from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.method import LongSequences
 from esmflow.plan.record_table import RECORD_SCHEMA
 from esmflow.store.gather import Location, SegmentIndex
 
@@ -43,8 +44,7 @@ def join(
     block: pa.RecordBatch,
     index: SegmentIndex,
     failures: Mapping[str, Failure],
-    max_residues: int | None,
-    windows: bool,
+    long: LongSequences,
 ) -> Joined:
     """Adds to a block of records where each one's embedding is, or why there is none.
 
@@ -58,7 +58,7 @@ def join(
     hexadecimal = _hexadecimal(digests, planned)
     reason, detail, failed = _failures(table, hexadecimal, planned & ~embedded, failures)
     status = np.select([embedded, failed, ~planned], [0, 1, 2], default=-1)
-    beyond = embedded & (table["length"].to_numpy() > (np.inf if max_residues is None else max_residues))
+    cut = embedded & long.is_cut(table["length"].to_numpy())
     columns = {
         "sample": table["sample"],
         "file": table["file"],
@@ -70,8 +70,8 @@ def join(
         "status": _choose(status, STATUS),
         "reason": reason,
         "detail": detail,
-        "truncated": beyond & (not windows),
-        "windowed": beyond & windows,
+        "truncated": cut & (not long.windows),
+        "windowed": cut & long.windows,
         "precision": _of_segment(location.segments, index.precisions),
         "segment": _of_segment(location.segments, index.names),
         "row": pa.array(location.rows.astype(np.int64), mask=~embedded),

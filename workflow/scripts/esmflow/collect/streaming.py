@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from esmflow.arrays import is_pooled, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.collect.joining import CollectError, Joined
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
@@ -96,14 +96,14 @@ class VectorStream:
         for array in self._arrays():
             shape, dtype = self._index.shapes.get(array, ((), np.dtype(np.float32)))
             size = _HALF.itemsize if self._rounds(array) else dtype.itemsize
-            total += rows_per_sequence(array, lengths) * int(np.prod(shape)) * size
+            total += array.rows(lengths) * int(np.prod(shape)) * size
         return total
 
-    def _arrays(self) -> list[str]:
+    def _arrays(self) -> list[Array]:
         return sorted({array for writer in self._writers for array in writer.arrays})
 
-    def _rounds(self, array: str) -> bool:
-        return self._half and is_pooled(array)
+    def _rounds(self, array: Array) -> bool:
+        return self._half and array.is_pooled
 
     def _flush(self) -> None:
         runs, self._waiting, self._bytes = self._waiting, [], 0
@@ -157,7 +157,7 @@ def to_half(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(values).half().numpy()
 
 
-def _check_range(array: str, values: np.ndarray, records: pa.Table) -> None:
+def _check_range(array: Array, values: np.ndarray, records: pa.Table) -> None:
     """Raises CollectError for a record with a value that fp16 cannot hold. Segments hold finite values only."""
     # As integers, the bits of infinities are the largest of each sign, and are compared far faster than as fp16.
     bits = values.view(np.int16), values.view(np.uint16)

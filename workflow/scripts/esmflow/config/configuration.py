@@ -19,6 +19,7 @@ from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 from esmflow.inputs.ids import ACCESSION, FIRST_WORD, IdError, id_pattern
+from esmflow.method import LongSequences
 
 # What other programs call these values.
 _SYNONYMS = {
@@ -172,10 +173,8 @@ def _check_windows(config: Mapping[str, Any]) -> None:
             f"long_sequences: {' and '.join(whole)} cannot be put together from windows; "
             "set long_sequences to truncate or whole, or leave them out of include"
         )
-    from esmflow.engine.windows import window_starts
-
     try:
-        window_starts(1, config["max_residues"], config["window_overlap"])
+        LongSequences.configured(config)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
 

@@ -6,11 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from esmflow.arrays import Outputs, is_pooled
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.formats import FORMATS, Format
 from esmflow.errors import EsmflowError
-from esmflow.inputs.residues import SIZE
 from esmflow.method import Fingerprint
 from esmflow.plan.planning import PlanSummary
 from esmflow.plan.run_plan import DiskForecast
@@ -46,19 +44,20 @@ def forecast(
 ) -> DiskForecast:
     """What the run will write at most; what the store holds already is not part of it."""
     to_embed, valid = summary.to_embed, summary.valid
-    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
-    widths = {name: _row_bytes(name, fingerprint, dimensions) for name in arrays}
-    segments = sum(to_embed.rows(name) * width for name, width in widths.items())
+    row_bytes = {
+        array: fingerprint.outputs.row_bytes(array, dimensions.hidden) for array in fingerprint.outputs.arrays()
+    }
+    segments = sum(to_embed.rows(array) * size for array, size in row_bytes.items())
     records = {
-        name: valid.rows(name) * (width // 2 if is_pooled(name) and pooled_precision == "fp16" else width)
-        for name, width in widths.items()
+        array: valid.rows(array) * (size // 2 if array.is_pooled and pooled_precision == "fp16" else size)
+        for array, size in row_bytes.items()
     }
 
     def written(form: Format) -> int:
-        held = [name for name in arrays if form.holds(name)]
-        times = 1 if form.joins_outputs else len(held)
+        of_arrays = [size for array, size in records.items() if form.holds(array)]
+        times = 1 if form.joins_outputs else len(of_arrays)
         beside = valid.sequences * form.record_bytes + summary.id_bytes
-        return sum(records[name] for name in held) + times * beside
+        return sum(of_arrays) + times * beside
 
     return DiskForecast(
         segments + to_embed.sequences * _SEGMENT_BYTES,
@@ -66,16 +65,6 @@ def forecast(
         # Once as Parquet, which packs texts, and once as TSV.
         summary.records * _TABLE_BYTES + 2 * summary.text_bytes,
     )
-
-
-def _row_bytes(array: str, fingerprint: Fingerprint, dimensions: ModelDimensions) -> int:
-    """Bytes of one row of the array of this name."""
-    if array == "contacts":
-        return 4
-    if array == "logits":
-        return 4 * SIZE
-    half = array.startswith("per_residue") and fingerprint.per_residue_precision == "fp16"
-    return dimensions.hidden * (2 if half else 4)
 
 
 def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) -> None:

@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
 from esmflow.files import read_json
-from esmflow.plan.cost import CostModel
-from esmflow.plan.run_plan import GroupPlan, Plan
+from esmflow.method import LongSequences
+from esmflow.plan.cost import CostModel, Workload
+
+if TYPE_CHECKING:
+    from esmflow.plan.run_plan import GroupPlan
 
 # Layers, width and heads of the official models, which a dry run has no checkpoint to read from.
 _OFFICIAL = {
@@ -63,11 +67,9 @@ class JobSettings:
     threads: int
     tflops: float
     engine: str
-    layers: int
-    include: tuple[str, ...]
-    per_residue_bytes: int
+    outputs: Outputs
     shard_residues: int
-    max_residues: int | None
+    long: LongSequences
     batch_tokens: int | None
 
 
@@ -92,19 +94,18 @@ def has_gpu_driver() -> bool:
     return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
-def job_settings(config: Mapping[str, Any], device: str, max_residues: int | None) -> JobSettings:
-    """The settings of a validated configuration. max_residues: after which sequences are cut, if they are."""
+def job_settings(config: Mapping[str, Any], device: str) -> JobSettings:
+    """The settings of a validated configuration."""
     return JobSettings(
         device=device,
         workers=config["gpus_per_job"],
         threads=config["threads"],
         tflops=_TFLOPS[device] if config["device_tflops"] == "auto" else config["device_tflops"],
         engine=config["engine"],
-        layers=len(config["layers"]),
-        include=tuple(config["include"]),
-        per_residue_bytes=2 if config["per_residue_precision"] == "fp16" else 4,
+        # Layers as the user counts them: how many they are is what matters.
+        outputs=Outputs(tuple(config["layers"]), tuple(config["include"]), config["per_residue_precision"]),
         shard_residues=config["shard_residues"],
-        max_residues=max_residues,
+        long=LongSequences.configured(config),
         batch_tokens=None if config["batch_tokens"] == "auto" else config["batch_tokens"],
     )
 
@@ -116,7 +117,7 @@ def estimate_job(work: GroupWork, model: ModelDimensions, settings: JobSettings)
     parameters = count_parameters(model)
     # The mean length stands for all: attention's share, the only part that is not linear, is small at these lengths.
     length = max(1, round(work.residues / max(1, work.sequences)))
-    operations = work.sequences * CostModel(model, settings.max_residues).cost(length)
+    operations = work.sequences * CostModel(model, settings.long).cost(length)
     speed = settings.tflops * 1e12 * settings.workers * (settings.threads if settings.device == "cpu" else 1)
     if settings.engine == "reference" and settings.device == "cuda":
         speed *= _REFERENCE_ENGINE_SPEED
@@ -140,21 +141,16 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
     """A batch in flight on a CPU: the stream, its norm, q k v, attention's result and fc1's, in fp32."""
     if settings.device != "cpu":
         return 0.0
-    tokens = max(settings.batch_tokens or _CPU_BATCH_TOKENS, settings.max_residues or 0)
+    tokens = max(settings.batch_tokens or _CPU_BATCH_TOKENS, settings.long.max_residues or 0)
     return tokens * model.hidden * 16 * 4 / 1e6
 
 
 def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, length: int) -> float:
     """A shard's results: batch by batch, put together, and once more on their way to the disk."""
     residues = min(work.residues, settings.shard_residues)
-    sequences = residues / length
-    in_layer = {
-        "mean": 4 * sequences * model.hidden,
-        "bos": 4 * sequences * model.hidden,
-        "per_residue": settings.per_residue_bytes * residues * model.hidden,
-    }
-    of_model = {"contacts": 4 * residues * length, "logits": 4 * residues * 33}
-    once = sum(settings.layers * in_layer.get(kind, 0) + of_model.get(kind, 0) for kind in settings.include)
+    shard = Workload(sequences=math.ceil(residues / length), residues=residues, pairs=residues * length)
+    outputs = settings.outputs
+    once = sum(shard.rows(array) * outputs.row_bytes(array, model.hidden) for array in outputs.arrays())
     return 3 * once / 1e6
 
 
@@ -201,6 +197,9 @@ def guess_work(
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
 def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+    # Here and not above: a dry run without a plan does without.
+    from esmflow.plan.run_plan import Plan
+
     return Plan.read(plan).groups
 
 

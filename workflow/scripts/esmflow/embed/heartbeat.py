@@ -22,31 +22,35 @@ import psutil
 
 from esmflow.failures import one_line
 from esmflow.files import JsonFile
+from esmflow.workers.lifetime import main_process_of_run
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 3.0
+INTERVAL_SECONDS = 3.0
 _RATE_SECONDS = 60.0
 
 
 class State(StrEnum):
-    """What a job is doing, or how it ended. QUEUED, for a slot."""
+    """What a job is doing, or how it ended. QUEUED, for a slot; DIED and WAITING (not begun) only others can say."""
 
+    WAITING = "waiting"
     STARTING = "starting"
     QUEUED = "queued"
     LOADING = "loading"
     EMBEDDING = "embedding"
     FINISHED = "finished"
     FAILED = "failed"
+    DIED = "died"
 
 
 @dataclass(frozen=True)
-class Beat(JsonFile):
-    """A job's word about itself.
+class JobStatus(JsonFile):
+    """What a job says of itself.
 
-    process_started, started, updated: seconds since 1970. residues, shards: to do in this attempt, and how many of them
-    are done. residues_per_second: over the last minute, None as long as there is nothing to tell it by.
-    failed_sequences, failed_shards, worker_deaths: so far. message: why it failed.
+    process_started, started, updated: seconds since 1970. attempt, last_attempt: counted from 1. run, run_started: the
+    process of the run that would try the job again, None where that may be on another machine. residues, shards: to do
+    in this attempt, and how many of them are done. residues_per_second: over the last minute, None as long as there is
+    nothing to tell it by. failed_sequences, failed_shards, worker_deaths: so far. message: why it failed.
     """
 
     group: str
@@ -69,14 +73,20 @@ class Beat(JsonFile):
     failed_shards: int = 0
     worker_deaths: int = 0
     message: str = ""
+    last_attempt: int = 1
+    run: int | None = None
+    run_started: float | None = None
 
 
 class Heartbeat:
     """Keeps a job's file up to date for a block; the last word is that the job has finished, or failed and why."""
 
-    def __init__(self, path: str | os.PathLike[str], group: str, attempt: int, log_file: str) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], group: str, log_file: str, attempt: int = 1, last_attempt: int = 1
+    ) -> None:
         self._path = Path(path)
-        self._beat = Beat(
+        run = main_process_of_run()
+        self._status = JobStatus(
             group=group,
             state=State.STARTING,
             host=socket.gethostname(),
@@ -85,13 +95,16 @@ class Heartbeat:
             started=time.time(),
             updated=time.time(),
             attempt=attempt,
+            last_attempt=last_attempt,
             log_file=os.path.abspath(log_file),
+            run=run.pid if run else None,
+            run_started=run.create_time() if run else None,
         )
         self._observe: Callable[[], dict[str, Any]] = dict
         self._done: deque[tuple[float, int]] = deque()
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._keep_up, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._write_often, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._write()
@@ -105,19 +118,19 @@ class Heartbeat:
         self.tell(State.FINISHED if error is None else State.FAILED, message=message)
 
     def tell(self, state: State, **fields: Any) -> None:
-        """Says at once what the job is doing now, and what has become known: fields of `Beat`."""
+        """Says at once what the job is doing now, and what has become known: fields of `JobStatus`."""
         with self._lock:
-            self._beat = replace(self._beat, state=state, **fields)
+            self._status = replace(self._status, state=state, **fields)
         self._write()
 
     def observe(self, look: Callable[[], dict[str, Any]]) -> None:
-        """From now on asks `look` for fields of `Beat`, every few seconds and from another thread."""
+        """From now on asks `look` for fields of `JobStatus`, every few seconds and from another thread."""
         self._observe = look
 
-    def _keep_up(self) -> None:
+    def _write_often(self) -> None:
         # Signals are for the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(INTERVAL_SECONDS):
             self._write()
 
     def _write(self) -> None:
@@ -127,17 +140,15 @@ class Heartbeat:
             if self._ended.is_set():
                 # How it ended has been told; the last figures have not.
                 observed.pop("state", None)
-            beat = replace(self._beat, updated=now, **observed)
-            self._done.append((now, beat.residues_done))
+            status = replace(self._status, updated=now, **observed)
+            self._done.append((now, status.residues_done))
             while now - self._done[0][0] > _RATE_SECONDS:
                 self._done.popleft()
-            self._beat = replace(beat, residues_per_second=self._rate())
+            (before, done_before), done = self._done[0], status.residues_done
+            rate = (done - done_before) / (now - before) if done > done_before else None
+            self._status = replace(status, residues_per_second=rate)
             try:
-                self._beat.write(self._path)
+                self._status.write(self._path)
             except OSError as error:
                 # Nobody should lose a run because a full disk has no room for its status.
                 log.warning("%s cannot be written: %s", self._path, error)
-
-    def _rate(self) -> float | None:
-        (before, done_before), (now, done) = self._done[0], self._done[-1]
-        return (done - done_before) / (now - before) if done > done_before else None

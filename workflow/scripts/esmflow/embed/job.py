@@ -57,7 +57,8 @@ def embed_group(
     A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
     left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
-    with Heartbeat(status_path(run_path, group), group, settings.attempt, settings.log_file) as heartbeat:
+    path = status_path(run_path, group)
+    with Heartbeat(path, group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
         _embed_group(group, shard_folder, run_path, failures_path, settings, heartbeat)
 
 
@@ -232,8 +233,7 @@ def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:
     """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
-    cut = method.max_residues if method.window_overlap is None else None
-    return sum(len(sequence[:cut]) for shard in shards for _, sequence in read_shard(shard))
+    return sum(method.long.embedded(len(sequence)) for shard in shards for _, sequence in read_shard(shard))
 
 
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:

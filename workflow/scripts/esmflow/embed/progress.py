@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -12,23 +13,29 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
+_LINE = "{desc}: {n_fmt} of {total_fmt} residues ({percentage:.0f}%) in {elapsed}, {rate_fmt}, {remaining} left"
+
+
+class _Nowhere(io.TextIOBase):
+    """Where the bar goes when nobody looks."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Progress:
     """Counts residues done out of a known total, and tells the rate and the time left."""
 
     def __init__(self, what: str, total_residues: int) -> None:
-        self._what = what
-        self._total = total_residues
-        self._done = 0
-        self._started = time.monotonic()
-        self._next_log = self._started + _LOG_SECONDS
+        self._next_log = time.monotonic() + _LOG_SECONDS
+        # smoothing: the rate is that of the whole job.
         self._bar = tqdm(
             total=total_residues,
             desc=what,
             unit=" residues",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            smoothing=0,
+            file=sys.stderr if sys.stderr.isatty() else _Nowhere(),
             ncols=100,
             leave=False,
         )
@@ -37,17 +44,16 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._bar.close()
         self._write_line()
+        self._bar.close()
 
     @property
     def done(self) -> int:
         """Residues done so far."""
-        return self._done
+        return int(self._bar.n)
 
     def advance(self, residues: int) -> None:
-        """Notes that more residues are done."""
-        self._done += residues
+        """Notes that more residues are done; fewer, if negative: what a dead worker had in hand."""
         self._bar.update(residues)
 
     def tick(self) -> None:
@@ -57,11 +63,4 @@ class Progress:
             self._next_log = time.monotonic() + _LOG_SECONDS
 
     def _write_line(self) -> None:
-        seconds = time.monotonic() - self._started
-        rate = self._done / seconds if seconds else 0.0
-        left = f"{(self._total - self._done) / rate:,.0f} s left" if rate else "time left unknown"
-        share = self._done / self._total if self._total else 1.0
-        log.info(
-            "%s: %s of %s residues (%.0f%%) in %.0f s, %s residues/s, %s",
-            self._what, f"{self._done:,}", f"{self._total:,}", 100 * share, seconds, f"{rate:,.0f}", left,
-        )  # fmt: skip
+        log.info("%s", tqdm.format_meter(**{**self._bar.format_dict, "ncols": None, "bar_format": _LINE}))

@@ -10,14 +10,15 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import psutil
 
-from esmflow.embed.heartbeat import Beat, State
+from esmflow.embed.heartbeat import JobStatus, State
 from esmflow.errors import EsmflowError
+from esmflow.logs import last_lines
 from esmflow.plan.run_plan import Plan
+from esmflow.text import clock, duration
 
 SILENT_SECONDS = 120.0
 """After so long without a word from another machine, a job is taken for dead."""
@@ -27,49 +28,40 @@ class StatusError(EsmflowError):
     """There is nothing to tell. The message says why."""
 
 
-class Condition(StrEnum):
-    """What can be said of a group: a job's own word, or that it has not begun, or that it died without a last word."""
-
-    WAITING = "waiting"
-    STARTING = State.STARTING
-    QUEUED = State.QUEUED
-    LOADING = State.LOADING
-    EMBEDDING = State.EMBEDDING
-    FINISHED = State.FINISHED
-    FAILED = State.FAILED
-    DIED = "died"
-
-
-RUNNING = (Condition.STARTING, Condition.QUEUED, Condition.LOADING, Condition.EMBEDDING)
+RUNNING = (State.STARTING, State.QUEUED, State.LOADING, State.EMBEDDING)
 
 
 @dataclass(frozen=True)
 class GroupStatus:
-    """One group. planned_residues: what the plan gave it. beat: its job's last word, None if it never began."""
+    """One group. planned_residues: what the plan gave it. job: what its job said last, None if it never began.
+
+    retried: whether it ended without success and Snakemake is going to try it again.
+    """
 
     group: str
-    condition: Condition
+    state: State
     planned_residues: int
-    beat: Beat | None
+    job: JobStatus | None = None
+    retried: bool = False
 
     @property
     def done(self) -> int:
         """Residues done in this attempt."""
-        return self.beat.residues_done if self.beat else 0
+        return self.job.residues_done if self.job else 0
 
     @property
     def left(self) -> int:
         """Residues left to do."""
-        if self.condition is Condition.FINISHED:
+        if self.state is State.FINISHED:
             return 0
-        if self.beat is None or not self.beat.shards:
+        if self.job is None or not self.job.shards:
             return self.planned_residues
-        return max(0, self.beat.residues - self.beat.residues_done)
+        return max(0, self.job.residues - self.job.residues_done)
 
     @property
     def rate(self) -> float:
         """Residues per second now."""
-        return (self.beat.residues_per_second or 0.0) if self.beat and self.condition is Condition.EMBEDDING else 0.0
+        return (self.job.residues_per_second or 0.0) if self.job and self.state is State.EMBEDDING else 0.0
 
 
 def read_status(results: str | os.PathLike[str], now: float | None = None) -> list[GroupStatus]:
@@ -97,40 +89,37 @@ def status_path(run_path: str | os.PathLike[str], group: str) -> Path:
 def _group(folder: Path, group: str, residues: int, planned: float, now: float | None) -> GroupStatus:
     run = folder / "embed" / f"group-{group}" / "run.json"
     path = status_path(run, group)
-    beat = _read_beat(path)
-    # What is older than the plan tells of an earlier one. Both times are the file server's.
-    if beat is not None and path.stat().st_mtime < planned:
-        beat = None
-    return GroupStatus(group, _condition(beat, run.exists(), now or time.time()), residues, beat)
-
-
-def _condition(beat: Beat | None, has_run: bool, now: float) -> Condition:
-    if beat is None or beat.state is State.FINISHED:
+    try:
+        # What is older than the plan tells of an earlier one. Both times are the file server's.
+        job = JobStatus.read(path) if path.stat().st_mtime >= planned else None
+    except (OSError, ValueError):
+        job = None
+    if job is None or job.state is State.FINISHED:
         # Snakemake removes run.json when a group is to be computed again.
-        return Condition.FINISHED if has_run else Condition.WAITING
-    if beat.state is State.FAILED:
-        return Condition.FAILED
-    return Condition(beat.state) if _is_alive(beat, now) else Condition.DIED
+        return GroupStatus(group, State.FINISHED if run.exists() else State.WAITING, residues, job)
+    silent = (now or time.time()) - job.updated >= SILENT_SECONDS
+    state = job.state
+    if state is not State.FAILED and not _is_alive(job.host, job.process, job.process_started, otherwise=not silent):
+        state = State.DIED
+    retried = state in (State.FAILED, State.DIED) and job.attempt < job.last_attempt
+    if job.run is not None and job.run_started is not None:
+        # Of a run elsewhere nothing is known: it is believed to go on.
+        retried = retried and _is_alive(job.host, job.run, job.run_started, otherwise=True)
+    return GroupStatus(group, state, residues, job, retried)
 
 
-def _is_alive(beat: Beat, now: float) -> bool:
-    if beat.host != socket.gethostname():
-        return now - beat.updated < SILENT_SECONDS
+def _is_alive(host: str, process: int, started: float, *, otherwise: bool) -> bool:
+    """Whether a process runs; `otherwise`: what to say where that cannot be seen from here."""
+    if host != socket.gethostname():
+        return otherwise
     try:
         # A process id may have been given to another process since.
-        process = psutil.Process(beat.process)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - beat.process_started) < 2
+        found = psutil.Process(process)
+        return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - started) < 2
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
-        return now - beat.updated < SILENT_SECONDS
-
-
-def _read_beat(path: Path) -> Beat | None:
-    try:
-        return Beat.read(path)
-    except (OSError, ValueError):
-        return None
+        return otherwise
 
 
 # As text
@@ -147,13 +136,14 @@ def status_lines(groups: Sequence[GroupStatus], now: float | None = None) -> lis
 
 
 def trouble_lines(groups: Sequence[GroupStatus], now: float | None = None) -> list[str]:
-    """Two lines on each group that failed or died: who and when, and its log."""
+    """Two or three lines on each group that failed or died: who and when, its log, and whether it is tried again."""
     return [line for group in groups for line in _trouble(group, now or time.time())]
 
 
 def is_over(groups: Sequence[GroupStatus]) -> bool:
     """Whether no group will change any more unless somebody does something."""
-    return all(group.condition in (Condition.FINISHED, Condition.DIED, Condition.FAILED) for group in groups)
+    ended = (State.FINISHED, State.DIED, State.FAILED)
+    return all(group.state in ended and not group.retried for group in groups)
 
 
 def _aligned(cell: str, width: int, column: int) -> str:
@@ -162,77 +152,57 @@ def _aligned(cell: str, width: int, column: int) -> str:
 
 
 def _row(group: GroupStatus) -> tuple[str, ...]:
-    beat = group.beat
-    return (
-        group.group,
-        group.condition.value,
-        f"{group.done:,}",
-        f"{group.left:,}",
-        f"{group.rate:,.0f}" if group.rate else "-",
-        _duration(group.left / group.rate) if group.rate else "-",
-        _slots(beat) if beat and group.condition in RUNNING else "-",
-        _failures(beat.failed_sequences, beat.failed_shards, beat.worker_deaths) if beat else "-",
-    )
+    slots = _slots(group.job) if group.job and group.state in RUNNING else "-"
+    return (group.group, group.state.value, *_figures([group]), slots, _failures([group]))
 
 
 def _total(groups: Sequence[GroupStatus]) -> tuple[str, ...]:
-    done, left = sum(group.done for group in groups), sum(group.left for group in groups)
-    rate = sum(group.rate for group in groups)
-    running = sum(group.condition in RUNNING for group in groups)
-    finished = sum(group.condition is Condition.FINISHED for group in groups)
-    beats = [group.beat for group in groups if group.beat]
+    finished = sum(group.state is State.FINISHED for group in groups)
+    running = sum(group.state in RUNNING for group in groups)
     return (
         "total",
         f"{finished} of {len(groups)} finished",
-        f"{done:,}",
-        f"{left:,}",
-        f"{rate:,.0f}" if rate else "-",
-        _duration(left / rate) if rate else "-",
+        *_figures(groups),
         f"{running} running",
-        _failures(
-            sum(beat.failed_sequences for beat in beats),
-            sum(beat.failed_shards for beat in beats),
-            sum(beat.worker_deaths for beat in beats),
-        ),
+        _failures(groups),
     )
 
 
-def _slots(beat: Beat) -> str:
+def _figures(groups: Sequence[GroupStatus]) -> tuple[str, ...]:
+    """Residues done and left, residues per second, and the time left."""
+    done, left, rate = (sum(getattr(group, name) for group in groups) for name in ("done", "left", "rate"))
+    return (f"{done:,}", f"{left:,}", *((f"{rate:,.0f}", duration(left / rate)) if rate else ("-", "-")))
+
+
+def _slots(job: JobStatus) -> str:
     """Slots, a GPU's UUID by its beginning; and the host, if it is another."""
-    slots = ",".join(slot[:12] for slot in beat.slots) or "-"
-    return slots if beat.host == socket.gethostname() else f"{slots} on {beat.host}"
+    slots = ",".join(slot[:12] for slot in job.slots) or "-"
+    return slots if job.host == socket.gethostname() else f"{slots} on {job.host}"
 
 
-def _failures(sequences: int, shards: int, deaths: int) -> str:
-    counts = {"sequences": sequences, "shards": shards, "workers": deaths}
+def _failures(groups: Sequence[GroupStatus]) -> str:
+    jobs = [group.job for group in groups if group.job]
+    counts = {
+        "sequences": sum(job.failed_sequences for job in jobs),
+        "shards": sum(job.failed_shards for job in jobs),
+        "workers": sum(job.worker_deaths for job in jobs),
+    }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "-"
 
 
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
-
-
 def _trouble(group: GroupStatus, now: float) -> list[str]:
-    beat = group.beat
-    if beat is None or group.condition not in (Condition.FAILED, Condition.DIED):
+    job = group.job
+    if job is None or group.state not in (State.FAILED, State.DIED):
         return []
-    who = f"group {group.group}, attempt {beat.attempt} (process {beat.process} on {beat.host})"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(beat.updated))
-    if group.condition is Condition.FAILED:
-        return [f"{who} failed at {since}: {beat.message}", f"    log: {beat.log_file}"]
-    here = beat.host == socket.gethostname()
-    how = "died" if here else f"has given no sign of life for {_duration(now - beat.updated)}"
-    return [f"{who} {how}; last heard of at {since}, {beat.state}", f"    log: {beat.log_file}: {_last_line(beat)}"]
-
-
-def _last_line(beat: Beat) -> str:
-    try:
-        with open(beat.log_file, "rb") as handle:
-            handle.seek(max(0, handle.seek(0, os.SEEK_END) - 4096))
-            lines = handle.read().decode("utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return "(cannot be read from here)"
-    return lines[-1] if lines else "(empty)"
+    who = f"group {group.group}, attempt {job.attempt} (process {job.process} on {job.host})"
+    again = ["    it will be tried again"] if group.retried else []
+    if group.state is State.FAILED:
+        return [f"{who} failed at {clock(job.updated)}: {job.message}", f"    log: {job.log_file}", *again]
+    here = job.host == socket.gethostname()
+    how = "died" if here else f"has given no sign of life for {duration(now - job.updated)}"
+    last = next(iter(last_lines(job.log_file, 1)), "(empty, or cannot be read from here)")
+    return [
+        f"{who} {how}; last heard of at {clock(job.updated)}, {job.state}",
+        f"    log: {job.log_file}: {last}",
+        *again,
+    ]

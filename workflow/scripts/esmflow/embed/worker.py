@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import Outputs
 from esmflow.embed.run_record import ShardResult
 from esmflow.failures import Reason
 from esmflow.method import Fingerprint
@@ -53,18 +52,17 @@ def process_esm_files_worker(
     use_slot(slot)
     import torch
 
-    from esmflow.engine.extraction import is_out_of_memory, release_memory
-    from esmflow.engine.load import load_engine
+    from esmflow.engine import load_engine
+    from esmflow.engine.memory import is_out_of_memory, release_memory
 
     torch.set_num_threads(threads)
     started = time.time()
     engine = load_engine(
         fingerprint.engine,
         checkpoint,
-        Outputs(fingerprint.layers, fingerprint.include),
+        fingerprint.outputs,
         fingerprint.precision,
         slot.device,
-        fingerprint.per_residue_precision or "fp32",
     )
     load_seconds = time.time() - started
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
@@ -75,7 +73,7 @@ def process_esm_files_worker(
     for file in file_subset:
         try:
             result = worker.embed(file, budget)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             complaint = str(error) or "out of memory"
@@ -108,14 +106,12 @@ class _Worker:
         from esmflow.engine.extraction import extract_esm_features
 
         started = time.time()
-        method = self.store.description
         sequences = list(read_shard(file))
         extraction = extract_esm_features(
             sequences,
             self.engine,
             budget,
-            max_residues=method.max_residues,
-            window_overlap=method.window_overlap,
+            long=self.store.description.long,
             on_progress=self.on_progress,
         )
         segment = extraction.segment

@@ -1,4 +1,4 @@
-"""What an extraction engine is: the interface that every engine shares, and the words for what it computes.
+"""What an extraction engine is: the interface that every engine shares, and loading one by its name.
 
 An engine turns batches of sequences into arrays. It works in three steps, so that a caller can overlap them:
 `prepare` (tokens, on the host, from any thread), `launch` (start the work on the device) and `fetch` (wait for the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from esmflow.arrays import Outputs
@@ -17,6 +18,8 @@ from esmflow.checkpoint.file import ModelDimensions
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+log = logging.getLogger(__name__)
 
 
 def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
@@ -75,12 +78,12 @@ class Engine(Protocol):
         """The same model, in the same precision, computing something else."""
         ...
 
-    def at_full_precision(self) -> Engine:
-        """The same model in fp32: what a sequence with a non-finite result is tried again with."""
+    def at_full_precision(self) -> AbstractContextManager[Engine]:
+        """The same model in fp32, on a device that holds no other weights until the context is left.
+
+        It is what a sequence with a non-finite result is tried again with. Nothing may be in flight meanwhile.
+        """
         ...
-
-
-log = logging.getLogger(__name__)
 
 
 def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:

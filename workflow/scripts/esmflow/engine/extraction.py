@@ -3,22 +3,23 @@ non-finite results are dealt with here, so that every sequence ends as a row or 
 
 from __future__ import annotations
 
-import gc
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from esmflow.arrays import row_offsets, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.engine.engine import Engine
-from esmflow.engine.windows import join_pieces, piece_outputs, window_starts
+from esmflow.engine.memory import release_memory, unless_out_of_memory
+from esmflow.engine.windows import join_pieces, piece_outputs
 from esmflow.failures import Failure, Reason
 from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.method import EMBED_WHOLE, LongSequences
 from esmflow.store.segments import Segment
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,24 @@ class _Results:
         for name, array in arrays.items():
             self.arrays.setdefault(name, []).append(array)
 
+    def by_number(self, residues: Sequence[str]) -> dict[int, dict[str, np.ndarray]]:
+        """The rows of each string, array by array."""
+        lengths = np.array([len(residues[number]) for number in self.rows], np.int64)
+        found: dict[int, dict[str, np.ndarray]] = {number: {} for number in self.rows}
+        for name, parts in self.arrays.items():
+            for number, rows in zip(
+                self.rows, np.split(np.concatenate(parts), Array.named(name).offsets(lengths)[1:-1])
+            ):
+                found[number][name] = rows
+        return found
+
 
 def extract_esm_features(
     sequences: Sequence[tuple[bytes, str]],
     engine: Engine,
     toks_per_batch: int,
     *,
-    max_residues: int | None = None,
-    window_overlap: int | None = None,
+    long: LongSequences = EMBED_WHOLE,
     on_progress: Callable[[int], None] = lambda residues: None,
 ) -> Extraction:
     """Embeds unique sequences, given as digest and residues.
@@ -66,190 +77,193 @@ def extract_esm_features(
     toks_per_batch: tokens in one batch. When a batch does not fit into memory the budget is halved and the batch is cut
     anew, down to single sequences; one that does not fit alone is a failure. A sequence with a NaN or an infinity in
     any of its arrays is tried again in fp32, and is a failure if that does not mend it.
-    max_residues: longer sequences are truncated to their first residues, or, with `window_overlap`, embedded in
-    overlapping windows (see `esmflow.engine.windows`); None embeds them whole.
+    long: what is done with long sequences; windows are put together as `esmflow.engine.windows` says.
     on_progress: told the residues of each batch as it is done.
     Errors that are not about one sequence (a CUDA fault, a damaged checkpoint) are raised.
     """
     digests = [digest for digest, _ in sequences]
-    residues = [sequence for _, sequence in sequences]
-    windowed: list[int] = []
-    if max_residues is not None and window_overlap is not None:
-        windowed = [i for i, sequence in enumerate(residues) if len(sequence) > max_residues]
-    elif max_residues is not None:
-        residues = [sequence[:max_residues] for sequence in residues]
-    results = _Results()
-    budget = toks_per_batch
-    apart = set(windowed)
-    at_once = [i for i in range(len(residues)) if i not in apart]
-    if at_once:
-        found, budget = _run([residues[i] for i in at_once], engine, budget, on_progress)
-        results.append([at_once[row] for row in found.rows], {n: np.concatenate(a) for n, a in found.arrays.items()})
-        results.failures = {at_once[number]: failure for number, failure in found.failures.items()}
-    if windowed and max_residues is not None and window_overlap is not None:
-        budget = _run_windows(results, residues, windowed, engine, budget, max_residues, window_overlap, on_progress)
-    failures = [Failure(digests[i].hex(), *results.failures[i]) for i in sorted(results.failures)]
-    return Extraction(_segment(results, engine.precision, digests, residues, failures), budget)
+    residues = [sequence[: long.embedded(len(sequence))] for _, sequence in sequences]
+    windowed = [i for i, sequence in enumerate(residues) if len(long.pieces(len(sequence))) > 1]
+    at_once = sorted(set(range(len(residues))) - set(windowed))
+    run = _Run(residues, at_once, engine, toks_per_batch, on_progress)
+    run.complete()
+    if windowed:
+        run.embed_in_windows(windowed, long)
+    failures = [Failure(digests[i].hex(), *failure) for i, failure in sorted(run.results.failures.items())]
+    return Extraction(_segment(run.results, engine.precision, digests, residues, failures), run.budget)
 
 
-def _run(
-    residues: Sequence[str], engine: Engine, budget: int, on_progress: Callable[[int], None]
-) -> tuple[_Results, int]:
-    """Runs residue strings through an engine, batch by batch. Returns the results and the budget at the end."""
-    results = _Results()
-    lengths = [len(r) for r in residues]
-    waiting = deque(engine.batches(lengths, budget))
-    prepared: deque[tuple[list[int], Future]] = deque()
-    in_flight: deque[tuple[list[int], object]] = deque()
+class _Run:
+    """Residue strings on their way through an engine, batch by batch. A string is known by its number in `residues`.
 
-    def out_of_memory(batch: list[int], error: str) -> None:
-        nonlocal budget
-        cut_with = budget
-        # What is in flight holds memory too: let it finish before anything is tried again.
-        while in_flight:
-            finish(*in_flight.popleft())
-        release_memory()
-        if len(batch) == 1:
-            detail = f"{lengths[batch[0]]} residues do not fit into memory alone: {error}"
-            results.failures[batch[0]] = (Reason.OUT_OF_MEMORY, detail)
-            on_progress(lengths[batch[0]])
-            return
-        # Another batch that was in flight may have halved it already.
-        if budget == cut_with:
-            budget = max(budget // 2, 1)
-        log.warning("out of memory with %d sequences in a batch; budget is now %d tokens", len(batch), budget)
-        again = [index for later in (batch, *(b for b, _ in prepared), *waiting) for index in later]
-        prepared.clear()
-        waiting.clear()
-        waiting.extend([again[i] for i in cut] for cut in engine.batches([lengths[i] for i in again], budget))
-
-    def finish(batch: list[int], launched: object) -> None:
-        arrays = _unless_out_of_memory(lambda: engine.fetch(launched))
-        if isinstance(arrays, str):
-            out_of_memory(batch, arrays)
-            return
-        _accept(results, batch, arrays, engine, residues)
-        on_progress(sum(lengths[i] for i in batch))
-
-    def launch(batch: list[int], tokens: Future) -> None:
-        launched = _unless_out_of_memory(lambda: engine.launch(tokens.result()))
-        if isinstance(launched, str):
-            out_of_memory(batch, launched)
-        else:
-            in_flight.append((batch, launched))
-
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
-        while waiting or prepared or in_flight:
-            while waiting and len(prepared) < _PREPARED_AHEAD:
-                batch = waiting.popleft()
-                prepared.append((batch, preparing.submit(engine.prepare, [residues[i] for i in batch])))
-            if prepared and len(in_flight) < _IN_FLIGHT:
-                launch(*prepared.popleft())
-            elif in_flight:
-                finish(*in_flight.popleft())
-    return results, budget
-
-
-def _run_windows(
-    results: _Results,
-    residues: Sequence[str],
-    windowed: Iterable[int],
-    engine: Engine,
-    budget: int,
-    window: int,
-    overlap: int,
-    on_progress: Callable[[int], None],
-) -> int:
-    """Embeds long sequences in overlapping windows and appends them to `results`. Returns the budget at the end."""
-    starts = {i: window_starts(len(residues[i]), window, overlap) for i in windowed}
-    owners = [(i, start) for i, begins in starts.items() for start in begins]
-    pieces = [residues[i][start : start + window] for i, start in owners]
-    # Residues of a sequence count when all of its windows are done; until then 0 is a sign of life.
-    found, budget = _run(
-        pieces, engine.with_outputs(piece_outputs(engine.outputs)), budget, lambda residues: on_progress(0)
-    )
-    by_piece: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    piece_lengths = np.array([len(pieces[number]) for number in found.rows], np.int64)
-    for name, parts in found.arrays.items():
-        array, offsets = np.concatenate(parts), row_offsets(name, piece_lengths)
-        for at, number in enumerate(found.rows):
-            by_piece.setdefault(owners[number], {})[name] = array[offsets[at] : offsets[at + 1]]
-    failed = {owners[number][0]: failure for number, failure in found.failures.items()}
-    for i, begins in starts.items():
-        if i in failed:
-            results.failures[i] = failed[i]
-        else:
-            joined = join_pieces(engine.outputs, len(residues[i]), begins, [by_piece[i, start] for start in begins])
-            results.append([i], joined)
-        on_progress(len(residues[i]))
-    return budget
-
-
-def _unless_out_of_memory(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or the message if memory ran out.
-
-    A message instead of the exception, whose traceback would keep the tensors of the failed attempt alive.
+    results: what came of them. budget: tokens in a batch, halved whenever memory runs out.
     """
-    try:
-        return work()
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return str(error) or "out of memory"
+
+    def __init__(
+        self,
+        residues: Sequence[str],
+        numbers: Sequence[int],
+        engine: Engine,
+        budget: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self.results = _Results()
+        self.budget = budget
+        self._residues = residues
+        self._engine = engine
+        self._on_progress = on_progress
+        self._waiting: deque[list[int]] = deque()
+        self._prepared: deque[tuple[list[int], Future]] = deque()
+        self._in_flight: deque[tuple[list[int], Any]] = deque()
+        self._non_finite: list[int] = []
+        self._wait(numbers)
+
+    def complete(self) -> None:
+        """Embeds every string or finds out why it cannot be embedded."""
+        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
+            while self._waiting or self._prepared or self._in_flight:
+                while self._waiting and len(self._prepared) < _PREPARED_AHEAD:
+                    batch = self._waiting.popleft()
+                    tokens = preparing.submit(self._engine.prepare, [self._residues[i] for i in batch])
+                    self._prepared.append((batch, tokens))
+                launches = self._prepared and len(self._in_flight) < _IN_FLIGHT
+                too_large = self._launch() if launches else self._fetch()
+                if too_large:
+                    self._make_room(too_large)
+        if self._non_finite:
+            self._embed_in_fp32()
+
+    def embed_in_windows(self, numbers: Sequence[int], long: LongSequences) -> None:
+        """Embeds long strings in overlapping windows, and puts the windows together again."""
+        windows = [(number, long.pieces(len(self._residues[number]))) for number in numbers]
+        pieces = [self._residues[number][begin:end] for number, cuts in windows for begin, end in cuts]
+        engine = self._engine.with_outputs(piece_outputs(self._engine.outputs))
+        # Residues of a string count when all of its windows are done; until then 0 is a sign of life.
+        run = _Run(pieces, range(len(pieces)), engine, self.budget, lambda residues: self._on_progress(0))
+        run.complete()
+        self.budget = run.budget
+        found, failures = run.results.by_number(pieces), run.results.failures
+        numbered = iter(range(len(pieces)))
+        for number, cuts in windows:
+            residues, own = len(self._residues[number]), list(itertools.islice(numbered, len(cuts)))
+            failed = [piece for piece in own if piece in failures]
+            if failed:
+                self.results.failures[number] = failures[failed[0]]
+            else:
+                begins = [begin for begin, _ in cuts]
+                arrays = join_pieces(self._engine.outputs, residues, begins, [found[piece] for piece in own])
+                self.results.append([number], arrays)
+            self._on_progress(residues)
+
+    def _wait(self, numbers: Sequence[int]) -> None:
+        """Cuts strings into batches of the present budget."""
+        cuts = self._engine.batches([len(self._residues[i]) for i in numbers], self.budget)
+        self._waiting.extend([numbers[i] for i in cut] for cut in cuts)
+
+    def _launch(self) -> list[int] | None:
+        """Queues the next prepared batch on the device. Returns it if memory ran out."""
+        batch, tokens = self._prepared.popleft()
+        launched = unless_out_of_memory(lambda: self._engine.launch(tokens.result()))
+        if isinstance(launched, str):
+            return batch
+        self._in_flight.append((batch, launched))
+        return None
+
+    def _fetch(self) -> list[int] | None:
+        """Takes over the oldest batch in flight. Returns it if memory ran out."""
+        batch, launched = self._in_flight.popleft()
+        arrays = unless_out_of_memory(lambda: self._engine.fetch(launched))
+        if isinstance(arrays, str):
+            return batch
+        self._accept(batch, arrays)
+        return None
+
+    def _make_room(self, batch: list[int]) -> None:
+        """Deals with a batch for which memory ran out: cut anew with half the budget, or tried alone if it is one."""
+        too_large = [batch]
+        # What is in flight has its share of memory: let it finish before anything is tried again.
+        while self._in_flight:
+            if another := self._fetch():
+                too_large.append(another)
+        release_memory()
+        for number in (batch[0] for batch in too_large if len(batch) == 1):
+            self._try_alone(number)
+        again = [number for batch in too_large if len(batch) > 1 for number in batch]
+        if again:
+            self.budget = max(self.budget // 2, 1)
+            log.warning("out of memory with %d sequences in a batch; budget is now %d tokens", len(again), self.budget)
+            again += [number for batch in (*(b for b, _ in self._prepared), *self._waiting) for number in batch]
+            self._prepared.clear()
+            self._waiting.clear()
+            self._wait(again)
+
+    def _try_alone(self, number: int) -> None:
+        """Embeds one string with nothing else under way; it has failed if there is no memory even so."""
+        arrays = _embed_alone(self._engine, self._residues[number])
+        if isinstance(arrays, str):
+            release_memory()
+            size = len(self._residues[number])
+            self._fail(number, Reason.OUT_OF_MEMORY, f"{size} residues do not fit into memory alone: {arrays}")
+            self._on_progress(size)
+        else:
+            self._accept([number], arrays)
+
+    def _fail(self, number: int, reason: Reason, detail: str) -> None:
+        self.results.failures[number] = (reason, detail)
+
+    def _accept(self, batch: list[int], arrays: dict[str, np.ndarray]) -> None:
+        """Takes over a batch's rows; strings with a NaN or an infinity are put aside, to be embedded in fp32."""
+        lengths = np.array([len(self._residues[i]) for i in batch], np.int64)
+        finite = np.ones(len(batch), bool)
+        for name, array in arrays.items():
+            finite &= _finite_sequences(name, array, lengths)
+        if not finite.all():
+            arrays = _select(arrays, finite, lengths)
+        self.results.append([i for i, good in zip(batch, finite) if good], arrays)
+        self._non_finite += [i for i, good in zip(batch, finite) if not good]
+        self._on_progress(int(lengths.sum()))
+
+    def _embed_in_fp32(self) -> None:
+        """Embeds one by one what was not finite, when nothing else is on the device: fp32 weights take much memory."""
+        precision = self._engine.precision
+
+        def embed() -> dict[int, dict[str, np.ndarray] | str]:
+            found = {}
+            with self._engine.at_full_precision() as exact:
+                for number in self._non_finite:
+                    # The residues were counted before: 0 is a sign of life.
+                    self._on_progress(0)
+                    found[number] = _embed_alone(exact, self._residues[number])
+            return found
+
+        found = unless_out_of_memory(embed)
+        for number in self._non_finite:
+            alone = found if isinstance(found, str) else found[number]
+            if isinstance(alone, str):
+                detail = f"NaN or infinity in {precision}, and no memory to embed it in fp32: {alone}"
+                self._fail(number, Reason.OUT_OF_MEMORY, detail)
+            elif all(np.isfinite(array).all() for array in alone.values()):
+                log.info(
+                    "%d residues gave NaN or infinity in %s; embedded in fp32", len(self._residues[number]), precision
+                )
+                self.results.append([number], alone)
+            else:
+                self._fail(number, Reason.NON_FINITE, f"NaN or infinity in {precision} and in fp32")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on the device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def release_memory() -> None:
-    """Gives cached memory back to the device, so that what is tried next finds all of it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _accept(
-    results: _Results, batch: list[int], arrays: dict[str, np.ndarray], engine: Engine, residues: Sequence[str]
-) -> None:
-    """Takes over a batch's rows; those with a NaN or an infinity are computed again in fp32, one by one."""
-    lengths = np.array([len(residues[i]) for i in batch], np.int64)
-    finite = np.ones(len(batch), bool)
-    for name, array in arrays.items():
-        finite &= _finite_sequences(name, array, lengths)
-    if finite.all():
-        results.append(batch, arrays)
-        return
-    results.append([i for i, good in zip(batch, finite) if good], _select(arrays, finite, lengths))
-    for index in (i for i, good in zip(batch, finite) if not good):
-        _retry_in_fp32(results, index, residues[index], engine)
-
-
-def _retry_in_fp32(results: _Results, index: int, sequence: str, engine: Engine) -> None:
-    def compute() -> dict[str, np.ndarray]:
-        exact = engine.at_full_precision()
-        return exact.fetch(exact.launch(exact.prepare([sequence])))
-
-    alone = _unless_out_of_memory(compute)
-    if isinstance(alone, str):
-        detail = f"NaN or infinity in {engine.precision}, and no memory to embed it in fp32: {alone}"
-        results.failures[index] = (Reason.OUT_OF_MEMORY, detail)
-    elif all(np.isfinite(array).all() for array in alone.values()):
-        log.info("%d residues gave NaN or infinity in %s; embedded in fp32", len(sequence), engine.precision)
-        results.append([index], alone)
-    else:
-        results.failures[index] = (Reason.NON_FINITE, f"NaN or infinity in {engine.precision} and in fp32")
+def _embed_alone(engine: Engine, residues: str) -> dict[str, np.ndarray] | str:
+    """One string's arrays, or the message if there is no memory for it."""
+    return unless_out_of_memory(lambda: engine.fetch(engine.launch(engine.prepare([residues]))))
 
 
 def _finite_sequences(name: str, array: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """For each sequence of a batch, whether all of its values are finite."""
     rows = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return np.logical_and.reduceat(rows, row_offsets(name, lengths)[:-1])
+    return np.logical_and.reduceat(rows, Array.named(name).offsets(lengths)[:-1])
 
 
 def _select(arrays: dict[str, np.ndarray], keep: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: array[np.repeat(keep, rows_per_sequence(name, lengths))] for name, array in arrays.items()}
+    return {name: array[np.repeat(keep, Array.named(name).rows(lengths))] for name, array in arrays.items()}
 
 
 def _segment(

@@ -1,26 +1,29 @@
-"""The reference engine: fair-esm's own ESM-2 module on padded batches, as its extract script runs it.
+"""fair-esm's own ESM-2 module, filled from a converted checkpoint; and the reference engine, which runs it on padded
+batches as fair-esm's extract script does.
 
-It is what every other engine is held against. Under autocast on a GPU one thing is corrected: fair-esm computes its
-rotary tables inside the autocast region, where PyTorch runs `einsum` in low precision. In bf16 the 1024 positions then
-share 513 angles, and pooled vectors of long proteins fall to a cosine of 0.7 against fp32. Here the tables are fp32.
+It is what every other engine and every run's certificate is held against. Under autocast on a GPU one thing is
+corrected: fair-esm computes its rotary tables inside the autocast region, where PyTorch runs `einsum` in low precision.
+In bf16 the 1024 positions then share 513 angles, and pooled vectors of long proteins fall to a cosine of 0.7 against
+fp32. Here the tables are fp32.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import esm
 import numpy as np
 import torch
 from esm.rotary_embedding import RotaryEmbedding
+from safetensors import safe_open
 
-from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import load_tensors, read_checkpoint_info
+from esmflow.arrays import Array, Outputs
+from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.engine.engine import resolve_precision
 
-METHOD = "reference"
 TOKS_PER_BATCH = 2048
 TOKS_PER_BATCH_LOW_PRECISION = 3072
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,50 +33,33 @@ _SPECIAL_TOKENS = 2
 class ReferenceEngine:
     """fair-esm's `ESM2` under `torch.no_grad`, with autocast where the precision asks for it. See `engine.Engine`."""
 
-    def __init__(
-        self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device, per_residue: str = "fp32"
-    ) -> None:
+    def __init__(self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device) -> None:
         self.model = model
         self.outputs = outputs
         self.precision = precision
         self.device = device
-        self._per_residue = per_residue
-        self._tokenise = model.alphabet.get_batch_converter()
 
     @classmethod
-    def load(
-        cls, checkpoint: str, outputs: Outputs, precision: str, device: str, per_residue: str = "fp32"
-    ) -> ReferenceEngine:
-        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`.
-
-        per_residue: `fp32` or `fp16`, the type of per-residue arrays.
-        """
+    def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
+        """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`."""
         target = torch.device(device)
         resolved = resolve_precision(precision, target, "bf16")
-        return cls(load_fair_esm(checkpoint, target), outputs, resolved, target, per_residue)
+        model = load_fair_esm(checkpoint, target)
+        for layer in model.layers:
+            _keep_rotary_tables_in_fp32(layer.self_attn.rot_emb)
+        return cls(model, outputs, resolved, target)
 
     def default_token_budget(self) -> int:
         """fair-esm's padded tokens per batch: 2048 in fp32, 3072 in lower precision."""
         return TOKS_PER_BATCH if self.precision == "fp32" else TOKS_PER_BATCH_LOW_PRECISION
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-        """fair-esm's batches: sequences in order of length, padded tokens within the budget."""
-        batches: list[list[int]] = []
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-            # In ascending order the newest sequence is the longest: it decides the padded size.
-            if batch and (lengths[index] + _SPECIAL_TOKENS) * (len(batch) + 1) > token_budget:
-                batches.append(batch)
-                batch = []
-            batch.append(index)
-        if batch:
-            batches.append(batch)
-        return batches
+        """fair-esm's batches: see `padded_batches`."""
+        return padded_batches(lengths, token_budget)
 
     def prepare(self, sequences: Sequence[str]) -> tuple[torch.Tensor, list[int]]:
         """Tokens `[B, longest + 2]`, padded, and the residue counts."""
-        _, _, tokens = self._tokenise([("", sequence) for sequence in sequences])
-        return tokens, [len(sequence) for sequence in sequences]
+        return padded_tokens(self.model, sequences), [len(sequence) for sequence in sequences]
 
     @torch.no_grad()
     def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[str, Any], list[int]]:
@@ -96,12 +82,12 @@ class ReferenceEngine:
             values = result["representations"][layer].float()
             residues = [values[i, 1 : length + 1] for i, length in enumerate(lengths)]
             if "mean" in self.outputs.include:
-                arrays[f"mean_layer{layer}"] = torch.stack([rows.mean(0) for rows in residues])
+                arrays[Array("mean", layer).name] = torch.stack([rows.mean(0) for rows in residues])
             if "bos" in self.outputs.include:
-                arrays[f"bos_layer{layer}"] = values[:, 0]
+                arrays[Array("bos", layer).name] = values[:, 0]
             if "per_residue" in self.outputs.include:
                 rows = torch.cat(residues)
-                arrays[f"per_residue_layer{layer}"] = rows.half() if self._per_residue == "fp16" else rows
+                arrays[Array("per_residue", layer).name] = rows.half() if self.outputs.per_residue == "fp16" else rows
         if "contacts" in self.outputs.include:
             arrays["contacts"] = torch.cat(
                 [result["contacts"][i, :n, :n].float().flatten() for i, n in enumerate(lengths)]
@@ -112,38 +98,82 @@ class ReferenceEngine:
 
     def with_outputs(self, outputs: Outputs) -> ReferenceEngine:
         """The same module, computing something else."""
-        return ReferenceEngine(self.model, outputs, self.precision, self.device, self._per_residue)
+        other = copy.copy(self)
+        other.outputs = outputs
+        return other
 
-    def at_full_precision(self) -> ReferenceEngine:
-        """The same module without autocast."""
-        return ReferenceEngine(self.model, self.outputs, "fp32", self.device, self._per_residue)
+    @contextmanager
+    def at_full_precision(self) -> Iterator[ReferenceEngine]:
+        """The same module, whose weights are fp32, without autocast."""
+        exact = copy.copy(self)
+        exact.precision = "fp32"
+        yield exact
 
 
-def load_fair_esm(checkpoint: str, device: torch.device) -> esm.ESM2:
+def load_fair_esm(checkpoint: str, device: torch.device, resident_bytes: int | None = None) -> esm.ESM2:
     """fair-esm's `ESM2` module with the weights of a converted checkpoint, in fp32, on `device`, in evaluation mode.
 
-    A head that the checkpoint does not hold is replaced with the identity: there are never made-up weights.
+    A head that the checkpoint does not hold is replaced with the identity: there are never made-up weights. Layers that
+    take more than `resident_bytes` together in fp32 are each read when they compute and forgotten after it.
+    Raises RuntimeError if the checkpoint lacks a tensor.
     """
     dimensions = read_checkpoint_info(checkpoint).dimensions
     # Built without memory, then given the checkpoint's tensors: fair-esm's random start would cost seconds.
     with torch.device("meta"):
         model = esm.ESM2(dimensions.layers, dimensions.hidden, dimensions.heads)
-    if not dimensions.has_lm_head:
-        model.lm_head = torch.nn.Identity()
-    if not dimensions.has_contact_head:
-        model.contact_head = torch.nn.Identity()
-    state = {key: value.float() for key, value in load_tensors(checkpoint, str(device)).items()}
+    file = safe_open(checkpoint, framework="pt")
+    names = list(file.keys())
+
+    def fill(module: torch.nn.Module, prefix: str, **tied: torch.Tensor) -> None:
+        state = {n.removeprefix(prefix): file.get_tensor(n).to(device).float() for n in names if n.startswith(prefix)}
+        module.load_state_dict({**state, **tied}, strict=True, assign=True)
+
+    fill(model.embed_tokens, "embed_tokens.")
+    fill(model.emb_layer_norm_after, "emb_layer_norm_after.")
     if dimensions.has_lm_head:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    for layer in model.layers:
-        _keep_rotary_tables_in_fp32(layer.self_attn.rot_emb)
+        # Its decoder is the token embedding, which is stored once.
+        fill(model.lm_head, "lm_head.", weight=model.embed_tokens.weight)
+    else:
+        model.lm_head = torch.nn.Identity()
+    if dimensions.has_contact_head:
+        fill(model.contact_head, "contact_head.")
+    else:
+        model.contact_head = torch.nn.Identity()
+    resident = resident_bytes is None or 4 * 12 * dimensions.hidden**2 * dimensions.layers <= resident_bytes
+    for number, layer in enumerate(model.layers):
+        prefix = f"layers.{number}."
+        if resident:
+            fill(layer, prefix)
+        else:
+            layer.register_forward_pre_hook(lambda layer, _, prefix=prefix: fill(layer, prefix))
+            layer.register_forward_hook(_forget)
     return model.eval()
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def _forget(layer: torch.nn.Module, arguments: Any, output: Any) -> None:
+    layer.to("meta")
+
+
+def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """fair-esm's batches: indices of sequences in order of length, padded tokens within the budget."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # In ascending order the newest sequence is the longest: it decides the padded size.
+        if not batches or (lengths[index] + _SPECIAL_TOKENS) * (len(batches[-1]) + 1) > token_budget:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def padded_tokens(model: esm.ESM2, sequences: Sequence[str]) -> torch.Tensor:
+    """fair-esm's tokens of residue strings, `[B, longest + 2]`. Raises KeyError for a letter that it does not know."""
+    _, _, tokens = model.alphabet.get_batch_converter()([("", sequence) for sequence in sequences])
+    return tokens
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "fp32":
-        return contextlib.nullcontext()
+        return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 

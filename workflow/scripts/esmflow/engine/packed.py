@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from esmflow.arrays import PER_LAYER, Outputs
+from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.engine.contacts import ContactAttention
 from esmflow.engine.engine import check_heads, resolve_precision
+from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
 from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
 from esmflow.engine.weights import load_weights
-
-log = logging.getLogger(__name__)
 
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # ESM-2 was trained in fp16, whose range it keeps to, and fp16 has three more bits than bf16 at the same speed.
@@ -37,32 +38,22 @@ class Launched:
 
 
 class PackedEngine:
-    """ESM-2 without padding. See `engine.Engine`.
-
-    method: the arithmetic that a fingerprint must record: 16-bit precision on a GPU uses GELU's tanh form.
-    """
+    """ESM-2 without padding. See `engine.Engine`."""
 
     def __init__(
         self,
         model: Esm2,
         outputs: Outputs,
-        *,
-        dimensions: ModelDimensions,
         precision: str,
         device: torch.device,
-        per_residue: str = "fp32",
-        checkpoint: str | os.PathLike[str] = "",
+        checkpoint: str | os.PathLike[str],
     ) -> None:
         """Use `load`; this takes the parts already built."""
         self.model = model
         self.outputs = outputs
         self.precision = precision
-        self.method = f"packed-gelu-{model.operations.gelu}"
-        self._dimensions = dimensions
         self._device = device
-        self._per_residue = per_residue
         self._checkpoint = checkpoint
-        self._full_precision: PackedEngine | None = self if precision == "fp32" else None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._quantum = quantum_of(device)
 
@@ -74,13 +65,11 @@ class PackedEngine:
         precision: str = "auto",
         device: str = "cuda",
         *,
-        per_residue: str = "fp32",
         fast_kernels: bool = True,
     ) -> PackedEngine:
         """Loads a converted checkpoint straight to `device`.
 
         precision: `auto` is fp16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
-        per_residue: `fp32` or `fp16`, the type of per-residue arrays; fp16 halves what is copied from the device.
         fast_kernels: whether to use this project's own GPU kernels where they run.
         Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
         when the file is not a whole converted checkpoint.
@@ -90,27 +79,21 @@ class PackedEngine:
         dtype = _DTYPE[resolved]
         dimensions = read_checkpoint_info(checkpoint).dimensions
         check_heads(outputs.include, dimensions)
+        read = partial(load_weights, checkpoint, dimensions, dtype, target)
         with ThreadPoolExecutor(1) as loader:
             # The file is read while the kernels are compiled.
-            weights = loader.submit(load_weights, checkpoint, dimensions, dtype, target)
+            weights = loader.submit(read)
             if fast_kernels:
                 operations = fastest_operations(target, dtype, dimensions.hidden, dimensions.heads)
             else:
                 operations = plain_operations(target, dtype)
-            model = Esm2(weights.result(), operations)
-        return cls(
-            model,
-            outputs,
-            dimensions=dimensions,
-            precision=resolved,
-            device=target,
-            per_residue=per_residue,
-            checkpoint=checkpoint,
-        )
+            model = Esm2(weights.result(), operations, read)
+        return cls(model, outputs, resolved, target, checkpoint)
 
     def default_token_budget(self) -> int:
         """Tokens for one pack that fit the device's free memory and fill it. See `auto_token_budget`."""
-        return auto_token_budget(self._dimensions, self.precision, str(self._device), len(self.outputs.layers))
+        dimensions = read_checkpoint_info(self._checkpoint).dimensions
+        return auto_token_budget(dimensions, self.precision, str(self._device), len(self.outputs.layers))
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Groups sequences into packs of at most `token_budget` tokens, longest first. See `engine.Engine`."""
@@ -128,13 +111,9 @@ class PackedEngine:
     def launch(self, prepared: Pack) -> Launched:
         """Queues the copy to the device, the forward pass and the copy back; on a GPU it returns at once.
 
-        Raises torch.OutOfMemoryError when the pack does not fit, having given unused memory back.
+        Raises torch.OutOfMemoryError when the pack does not fit.
         """
-        try:
-            return self._copy_to_host(self._compute(prepared.to(self._device)))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise
+        return self._copy_to_host(self._compute(prepared.to(self._device)))
 
     def fetch(self, launched: Launched) -> dict[str, np.ndarray]:
         """Waits for one pack. See `engine.Engine`; `contacts` is every `[n, n]` map, flattened, end to end."""
@@ -146,23 +125,27 @@ class PackedEngine:
 
     def with_outputs(self, outputs: Outputs) -> PackedEngine:
         """The same weights, computing something else."""
-        return PackedEngine(
-            self.model,
-            outputs,
-            dimensions=self._dimensions,
-            precision=self.precision,
-            device=self._device,
-            per_residue=self._per_residue,
-            checkpoint=self._checkpoint,
-        )
+        other = copy.copy(self)
+        other.outputs = outputs
+        return other
 
-    def at_full_precision(self) -> PackedEngine:
-        """The same checkpoint in fp32, loaded at the first call."""
-        if self._full_precision is None:
-            self._full_precision = PackedEngine.load(
-                self._checkpoint, self.outputs, "fp32", str(self._device), per_residue=self._per_residue
-            )
-        return self._full_precision
+    @contextmanager
+    def at_full_precision(self) -> Iterator[PackedEngine]:
+        """The same checkpoint in fp32. Weights of 16 bits make room for it and are read again when next needed.
+
+        A device need not hold both, and the token budget was fitted without the weights in fp32.
+        """
+        if self.precision == "fp32":
+            yield self
+            return
+        self.model.unload()
+        release_memory()
+        exact = PackedEngine.load(self._checkpoint, self.outputs, "fp32", str(self._device))
+        try:
+            yield exact
+        finally:
+            exact.model.unload()
+            release_memory()
 
     def _compute(self, pack: Pack) -> dict[str, torch.Tensor]:
         """Everything asked for, on the device."""
@@ -179,21 +162,21 @@ class PackedEngine:
             computed, self.model.representations(pack, contacts or self.model.operations.attend, computed), strict=True
         ):
             if layer in layers:
-                for kind in (k for k in include if k in PER_LAYER):
-                    arrays[f"{kind}_layer{layer}"] = self._pool(kind, representation, pack)
+                for array in self.outputs.of_layer(layer):
+                    arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
         if head and "logits" in include:
             arrays["logits"] = logits(representation[pack.residue_rows], head)
         return {name: arrays[name] for name in self.outputs.names()}
 
-    def _pool(self, kind: str, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
-        if kind == "bos":
+    def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if array.kind == "bos":
             return representation[pack.runs[:-1:3]]
-        if kind == "mean":
+        if array.kind == "mean":
             return mean_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
-        return rows.half() if self._per_residue == "fp16" else rows
+        return rows.half() if self.outputs.per_residue == "fp16" else rows
 
     def _copy_to_host(self, arrays: dict[str, torch.Tensor]) -> Launched:
         if self._copies is None:

@@ -31,21 +31,18 @@ class Operations(NamedTuple):
     normalise: `(x, weight, bias, offset, epsilon, dtype)`, the layer norm of `x + offset` `[T, D]`, computed in fp32.
     attend: see `esmflow.engine.attention`.
     activate: `(x, fc1)`, GELU of fc1's product.
-    gelu: GELU's form, `erf` or `tanh`, which a fingerprint must record.
     """
 
     normalise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
     attend: Attention
     activate: Callable[[torch.Tensor, Linear], torch.Tensor]
-    gelu: str
 
 
 def plain_operations(device: torch.device, dtype: torch.dtype) -> Operations:
     """PyTorch's own operations: right on every device and in every precision."""
     # 16-bit rounding is larger than what the tanh form changes; where fp32 was asked for it never serves.
-    if device.type == "cuda" and dtype != torch.float32:
-        return Operations(normalise, choose_attention(device, dtype), fused_tanh_gelu, "tanh")
-    return Operations(normalise, choose_attention(device, dtype), exact_gelu, "erf")
+    rounds = device.type == "cuda" and dtype != torch.float32
+    return Operations(normalise, choose_attention(device, dtype), fused_tanh_gelu if rounds else exact_gelu)
 
 
 def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, heads: int) -> Operations:
@@ -53,7 +50,7 @@ def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, he
     if not flash_available(device, dtype):
         return plain_operations(device, dtype)
     try:
-        fast = Operations(_kernel_normalise(), triton_attention(), fused_tanh_gelu, "tanh")
+        fast = Operations(_kernel_normalise(), triton_attention(), fused_tanh_gelu)
         _check_kernels(fast, device, dtype, hidden, heads)
     except Exception as error:  # whatever a compiler raises, the plain operations are right
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -113,9 +110,11 @@ def fused_tanh_gelu(x: torch.Tensor, fc1: Linear) -> torch.Tensor:
 class Esm2:
     """The encoder: token ids to representations."""
 
-    def __init__(self, weights: Weights, operations: Operations) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, operations: Operations, read: Callable[[], Weights]) -> None:
+        """read: gives `weights` once more, after they were unloaded."""
         self.operations = operations
+        self._weights: Weights | None = weights
+        self._read = read
         # Published checkpoints repeat the same frequencies in every layer: their angles are computed once per pack.
         self._frequencies: list[torch.Tensor] = []
         self._rotation_of_layer: list[int] = []
@@ -125,12 +124,24 @@ class Esm2:
             if self._rotation_of_layer[-1] == len(self._frequencies):
                 self._frequencies.append(layer.frequencies)
 
+    @property
+    def weights(self) -> Weights:
+        """The weights, which are read again if they were unloaded."""
+        if self._weights is None:
+            self._weights = self._read()
+        return self._weights
+
+    def unload(self) -> None:
+        """Gives the weights' memory up until they are next needed."""
+        self._weights = None
+
     def representations(self, pack: Pack, attend: Attention, layers: tuple[int, ...]) -> Iterator[torch.Tensor]:
         """Yields the representations of `layers` (ascending), each `[T, D]` fp32; layers above the last are not run."""
         rotations = [Rotation.of(frequencies, pack.longest) for frequencies in self._frequencies]
         x = self.weights.embedding[pack.tokens]
         if 0 in layers:
-            yield x.float()
+            # A copy, since the stream goes on to be changed in place.
+            yield x.to(torch.float32, copy=True)
         for number, layer in enumerate(self.weights.layers[: max(layers)], start=1):
             x = self._layer(x, layer, rotations[self._rotation_of_layer[number - 1]], attend, pack)
             if number == len(self.weights.layers):

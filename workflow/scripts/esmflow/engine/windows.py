@@ -1,10 +1,8 @@
 """Embed sequences longer than a model's window piece by piece, without losing a residue.
 
-The scheme: a sequence of n residues longer than the window w is cut into pieces of exactly w residues that begin at
-0, w - o, 2 (w - o), … for an overlap o, the last one moved back to end with the sequence. Each piece is embedded as a
-sequence of its own, with its own cls and eos. A residue's vector is the mean of its vectors in all pieces that hold
-it; `mean` is the mean of these over the whole sequence, so that every residue counts once; `bos` is the mean of the
-pieces'.
+The scheme: a sequence is cut into the pieces of `LongSequences.pieces`. Each piece is embedded as a sequence of its
+own, with its own cls and eos. A residue's vector is the mean of its vectors in all pieces that hold it; `mean` is the
+mean of these over the whole sequence, so that every residue counts once; `bos` is the mean of the pieces'.
 """
 
 from __future__ import annotations
@@ -13,25 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from esmflow.arrays import Outputs
-
-
-def window_starts(residues: int, window: int, overlap: int) -> list[int]:
-    """Where the pieces of a sequence begin: `[0]` when it is no longer than the window.
-
-    Raises ValueError unless 0 <= overlap < window.
-    """
-    if not 0 <= overlap < window:
-        raise ValueError(f"window_overlap: {overlap} must be at least 0 and less than max_residues, {window}")
-    if residues <= window:
-        return [0]
-    return [*range(0, residues - window, window - overlap), residues - window]
+from esmflow.arrays import Array, Outputs
 
 
 def piece_outputs(outputs: Outputs) -> Outputs:
     """What must be computed of each piece, to make `outputs` of the whole."""
     include = ("bos", "per_residue") if "bos" in outputs.include else ("per_residue",)
-    return Outputs(outputs.layers, include)
+    return Outputs(outputs.layers, include, outputs.per_residue)
 
 
 def join_pieces(
@@ -44,7 +30,7 @@ def join_pieces(
     """
     joined: dict[str, np.ndarray] = {}
     for layer in outputs.layers:
-        rows = [piece[f"per_residue_layer{layer}"] for piece in pieces]
+        rows = [piece[Array("per_residue", layer).name] for piece in pieces]
         # fp64, so that the order of the pieces does not matter to the last bit kept.
         total = np.zeros((residues, rows[0].shape[1]), np.float64)
         times = np.zeros((residues, 1), np.float64)
@@ -52,13 +38,12 @@ def join_pieces(
             total[start : start + len(values)] += values
             times[start : start + len(values)] += 1
         by_residue = total / times
-        for kind in outputs.include:
-            name = f"{kind}_layer{layer}"
-            if kind == "per_residue":
-                joined[name] = by_residue.astype(rows[0].dtype)
-            elif kind == "mean":
-                joined[name] = by_residue.mean(axis=0, keepdims=True).astype(np.float32)
+        for array in outputs.of_layer(layer):
+            if array.kind == "per_residue":
+                joined[array.name] = by_residue.astype(rows[0].dtype)
+            elif array.kind == "mean":
+                joined[array.name] = by_residue.mean(axis=0, keepdims=True).astype(np.float32)
             else:
-                at_bos = np.stack([piece[name] for piece in pieces])
-                joined[name] = at_bos.mean(axis=0, dtype=np.float64).astype(np.float32)
+                at_bos = np.stack([piece[array.name] for piece in pieces])
+                joined[array.name] = at_bos.mean(axis=0, dtype=np.float64).astype(np.float32)
     return joined

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from esmflow.errors import EsmflowError
 from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
 from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
-from esmflow.text import plural
 
 TAB, COMMA = b"\t", b","
 DELIMITERS = {".tsv": TAB, ".csv": COMMA}
@@ -63,7 +62,7 @@ def read_rows(chunks: Iterable[bytes], delimiter: bytes) -> Iterator[Row]:
                 number += more
         width = width or len(row.cells)
         if len(row.cells) != width and not row.wrong:
-            row = row._replace(wrong=f"{plural(len(row.cells), 'cell')} where the head has {width}")
+            row = row._replace(wrong=f"{len(row.cells)} cell{'s' * (len(row.cells) != 1)} where the head has {width}")
         yield row
 
 

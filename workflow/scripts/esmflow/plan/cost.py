@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from esmflow.arrays import is_pooled
+from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions
+from esmflow.method import EMBED_WHOLE, LongSequences
 
-# A dry run imports this module, where there may be nothing but Snakemake.
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass
-class Extent:
+class Workload:
     """Sequences, their residues and their pairs of residues, after truncation to `max_residues` if it is set."""
 
     max_residues: int | None = None
@@ -24,16 +24,16 @@ class Extent:
 
     def add(self, lengths: np.ndarray) -> None:
         """Adds sequences, given by their residues before truncation: int64 `[N]`."""
-        kept = lengths if self.max_residues is None else lengths.clip(max=self.max_residues)
+        kept = LongSequences(self.max_residues).embedded(lengths)
         self.sequences += len(kept)
         self.residues += int(kept.sum())
         self.pairs += int((kept**2).sum())
 
-    def rows(self, array: str) -> int:
-        """Rows of all sequences in the array of this name; see `engine.rows_per_sequence`."""
-        if is_pooled(array):
+    def rows(self, array: Array) -> int:
+        """Rows of all sequences in an array; see `Array.rows`."""
+        if array.is_pooled:
             return self.sequences
-        return self.pairs if array == "contacts" else self.residues
+        return self.pairs if array.kind == "contacts" else self.residues
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,14 @@ class CostModel:
     """
 
     dimensions: ModelDimensions
-    max_residues: int | None = None
+    long: LongSequences = EMBED_WHOLE
 
     def cost(self, residues: Any) -> Any:
-        """Operations for a sequence of this many residues, after truncation to `max_residues`, with cls and eos.
+        """Operations for a sequence of this many residues: for each of its pieces, with cls and eos.
 
         Takes a number or an array of them, and returns the same.
         """
-        if self.max_residues is not None:
-            whole = isinstance(residues, int)
-            residues = min(residues, self.max_residues) if whole else residues.clip(max=self.max_residues)
-        tokens = residues + 2
+        tokens = self.long.piece_length(residues) + 2
         width = self.dimensions.hidden
-        return self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)
+        of_piece = self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)
+        return self.long.number_of_pieces(residues) * of_piece

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow.inputs.residues import DIGEST_BYTES
-from esmflow.plan.cost import Extent
+from esmflow.plan.cost import Workload
 from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.shards import add_to_shard, list_shards
 from esmflow.store.digests import DigestIndex, first_of_each, halves
@@ -80,7 +80,7 @@ class Dealer:
         fewest_shards: int = 1,
         window_residues: int,
         stored: StoredSequences | None,
-        to_embed: Extent,
+        to_embed: Workload,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
         # How many of a group's last shards have room, and the residues in them.

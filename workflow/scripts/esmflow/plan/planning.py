@@ -15,7 +15,7 @@ from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.plan.cost import CostModel, Extent
+from esmflow.plan.cost import CostModel, Workload
 from esmflow.plan.dealing import Dealer
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
@@ -53,8 +53,8 @@ class PlanSummary:
     held: int = 0
     held_segments: list[str] = field(default_factory=list)
     groups: list[GroupPlan] = field(default_factory=list)
-    valid: Extent = field(default_factory=Extent)
-    to_embed: Extent = field(default_factory=Extent)
+    valid: Workload = field(default_factory=Workload)
+    to_embed: Workload = field(default_factory=Workload)
     id_bytes: int = 0
     text_bytes: int = 0
 
@@ -78,7 +78,6 @@ def plan(
     shard_residues: int = 1_000_000,
     workers: int = 1,
     stored: StoredSequences | None = None,
-    truncated_at: int | None = None,
     candidates_path: str | os.PathLike[str] | None = None,
     processes: int = 1,
 ) -> PlanSummary:
@@ -92,7 +91,8 @@ def plan(
     compute again, planned or stored. `id_rule` is what records are called, see `inputs.ids`. Raises OSError when an
     input does not exist or the disk is full.
     """
-    summary = PlanSummary(valid=Extent(truncated_at), to_embed=Extent(truncated_at))
+    truncated_at = cost_model.long.truncated_at
+    summary = PlanSummary(valid=Workload(truncated_at), to_embed=Workload(truncated_at))
     candidates = Candidates()
     group_of_file = {
         file.path: group

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from esmflow.files import JsonFile
-from esmflow.plan.cost import Extent
+from esmflow.plan.cost import Workload
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Plan(JsonFile):
     held: int = 0
     held_segments: tuple[str, ...] = ()
     groups: tuple[GroupPlan, ...]
-    valid: Extent = field(default_factory=Extent)
-    to_embed: Extent = field(default_factory=Extent)
+    valid: Workload = field(default_factory=Workload)
+    to_embed: Workload = field(default_factory=Workload)
     id_bytes: int = 0
     text_bytes: int = 0
     disk_forecast: DiskForecast = field(default_factory=DiskForecast)

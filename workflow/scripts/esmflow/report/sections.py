@@ -135,7 +135,7 @@ def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
     longest = f"{present[-1]:,}" if present[-1] < LONGEST else f"{LONGEST:,} or more"
     note = f"Half of the records have {middle:,} residues or fewer, the longest {longest}."
     note += f" {' and '.join(cut)}." if cut else " None was cut."
-    return Section(note=note, figure=partial(lengths_figure, counts, files.fingerprint.max_residues))
+    return Section(note=note, figure=partial(lengths_figure, counts, files.fingerprint.long.max_residues))
 
 
 def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -233,7 +233,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
     """A map of the embeddings, coloured by input file."""
-    array = map_array(files.summary.arrays)
+    array = map_array(files.fingerprint.outputs.arrays())
     if array is None:
         return Section(note="A map needs mean, bos or per-residue vectors, and this run computed none.")
     if len(counts.sample) < FEWEST:

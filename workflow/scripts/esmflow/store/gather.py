@@ -12,7 +12,7 @@ from threading import Lock
 
 import numpy as np
 
-from esmflow.arrays import is_pooled, row_offsets, rows_per_sequence
+from esmflow.arrays import Array
 from esmflow.store.digests import DigestIndex, halves
 from esmflow.store.segments import Segment, SegmentError, Store
 from esmflow.store.tensor_file import forget_pages
@@ -47,7 +47,7 @@ class SegmentIndex:
 
     def __init__(self, store: Store, names: Sequence[str], threads: int = 1, *, check: bool) -> None:
         self.names = list(names)
-        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self.shapes: dict[Array, tuple[tuple[int, ...], np.dtype]] = {}
         """Of each array, the shape of one of its rows and the type of its values."""
         self._store = store
         self._threads = threads
@@ -78,7 +78,9 @@ class SegmentIndex:
         segment = self._store.find(name, check=self._check)
         if segment is None:
             return None
-        self.shapes.update({key: (array.shape[1:], array.dtype) for key, array in segment.arrays.items()})
+        self.shapes.update(
+            {Array.named(name): (array.shape[1:], array.dtype) for name, array in segment.arrays.items()}
+        )
         lengths = np.array(segment.lengths, np.int32)
         return _Content(segment.precision, _checksum(segment), *halves(segment.digests), lengths)
 
@@ -106,27 +108,27 @@ class SegmentIndex:
             return self._open[number]
 
     def gather(
-        self, location: Location, array: str, convert: Callable[[np.ndarray], np.ndarray] | None = None
+        self, location: Location, array: Array, convert: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> np.ndarray:
         """The values of sequences in the order in which `location` has them, each of which must be somewhere.
 
-        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `arrays.rows_per_sequence`).
+        Returns `[N, D]` for a pooled array, else the sequences' rows end to end (see `Array.rows`).
         convert: changes the type of a pooled array's values, as they are read.
         """
         shape, dtype = self.shapes[array]
         if convert is not None:
             dtype = convert(np.empty((0, *shape), dtype)).dtype
-        starts = row_offsets(array, location.lengths)
+        starts = array.offsets(location.lengths)
         gathered = np.empty((starts[-1], *shape), dtype)
         groups = _by_segment(location)
 
         def copy(mine: np.ndarray) -> None:
             segment = self.segment(int(location.segments[mine[0]]))
-            if is_pooled(array):
-                _copy_rows(segment.arrays[array], location.rows[mine], gathered, mine, convert)
+            if array.is_pooled:
+                _copy_rows(segment.arrays[array.name], location.rows[mine], gathered, mine, convert)
             else:
                 _copy_spans(segment, array, location.rows[mine], gathered, starts[mine])
-            forget_pages(segment.arrays[array])
+            forget_pages(segment.arrays[array.name])
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(copy, groups):
@@ -134,19 +136,19 @@ class SegmentIndex:
         return gathered
 
 
-def read_rows(store: Store, places: Sequence[tuple[str, int]], array: str) -> Iterator[tuple[int, np.ndarray]]:
+def read_rows(store: Store, places: Sequence[tuple[str, int]], array: Array) -> Iterator[tuple[int, np.ndarray]]:
     """Reads single sequences, given by segment and row: yields the number of each and its values, mapped from the file.
 
-    They are `[D]` for a pooled array, else the sequence's rows (see `arrays.rows_per_sequence`). Segment by segment,
+    They are `[D]` for a pooled array, else the sequence's rows (see `Array.rows`). Segment by segment,
     so each is opened once. Raises SegmentError if one is missing or damaged.
     """
     for name, numbers in groupby(sorted(range(len(places)), key=places.__getitem__), lambda number: places[number][0]):
         segment = store.read(name)
-        offsets = segment.offsets(array)
+        offsets = array.offsets(segment.lengths)
         for number in numbers:
             row = places[number][1]
-            values = segment.arrays[array][offsets[row] : offsets[row + 1]]
-            yield number, values[0] if is_pooled(array) else values
+            values = segment.arrays[array.name][offsets[row] : offsets[row + 1]]
+            yield number, values[0] if array.is_pooled else values
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,9 @@ def _copy_rows(
         target[places[part]] = copied if convert is None else convert(copied)
 
 
-def _copy_spans(segment: Segment, array: str, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+def _copy_spans(segment: Segment, array: Array, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
     """Copies all that each sequence has in an array of a segment to where its place in `target` begins."""
-    begins = segment.offsets(array)[rows]
-    counts = rows_per_sequence(array, segment.lengths[rows])
+    begins = array.offsets(segment.lengths)[rows]
+    counts = array.rows(segment.lengths[rows])
     for at, begin, count in zip(places.tolist(), begins.tolist(), counts.tolist()):
-        target[at : at + count] = segment.arrays[array][begin : begin + count]
+        target[at : at + count] = segment.arrays[array.name][begin : begin + count]

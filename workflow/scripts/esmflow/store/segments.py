@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esmflow.arrays import row_offsets
+from esmflow.arrays import Array
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
 from esmflow.files import write_json
@@ -58,7 +58,7 @@ class Segment:
 
     def offsets(self, name: str) -> np.ndarray:
         """Where each sequence's rows begin in an array: int64 `[N + 1]`."""
-        return row_offsets(name, self.lengths)
+        return Array.named(name).offsets(self.lengths)
 
 
 class Store:

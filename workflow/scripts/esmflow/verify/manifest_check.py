@@ -36,17 +36,10 @@ class ManifestCheck:
     located: dict[bytes, Sampled] = field(default_factory=dict)
 
 
-def check_manifest(
-    manifest: str | os.PathLike[str],
-    store: Store,
-    candidates: Mapping[bytes, str],
-    max_residues: int | None,
-    windows: bool,
-) -> ManifestCheck:
+def check_manifest(manifest: str | os.PathLike[str], store: Store, candidates: Mapping[bytes, str]) -> ManifestCheck:
     """Compares, for every embedded record, digest and length in the manifest with those in the store.
 
-    Takes 28 bytes of memory for each sequence. `max_residues` and `windows` say how many residues of a long record were
-    embedded. Raises SegmentError when a segment is missing or damaged.
+    Takes 28 bytes of memory for each sequence. Raises SegmentError when a segment is missing or damaged.
     """
     index = SegmentIndex(store, _segment_names(manifest), check=False)
     check = ManifestCheck()
@@ -55,9 +48,7 @@ def check_manifest(
     for batch in _embedded(manifest):
         digests = np.frombuffer(bytes.fromhex("".join(batch["digest"].to_pylist())), np.uint8)
         digests = digests.reshape(-1, DIGEST_BYTES)
-        lengths = batch["length"].to_numpy()
-        if max_residues is not None and not windows:
-            lengths = np.minimum(lengths, max_residues)
+        lengths = store.description.long.embedded(batch["length"].to_numpy())
         wrong = np.flatnonzero(_stored_lengths(index, digests, batch) != lengths)
         check.misplaced += len(wrong)
         for i in wrong[: _LISTED - len(check.examples)]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esmflow.arrays import is_pooled
+from esmflow.arrays import Array
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
 from esmflow.store.gather import read_rows
@@ -50,32 +50,32 @@ class Embeddings:
     fingerprint: Fingerprint
     read_from: str
 
-    def read(self, sampled: Sequence[Sampled], arrays: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """The arrays of records by name: `[D]`, or the record's rows (see `arrays.rows_per_sequence`)."""
-        by_array = {name: self._read_array(sampled, name) for name in arrays}
-        return [{name: by_array[name][i] for name in arrays} for i in range(len(sampled))]
+    def read(self, sampled: Sequence[Sampled], arrays: Sequence[Array]) -> list[dict[str, np.ndarray]]:
+        """The arrays of records by name: `[D]`, or the record's rows (see `Array.rows`)."""
+        by_name = {array.name: self._read_array(sampled, array) for array in arrays}
+        return [{name: values[i] for name, values in by_name.items()} for i in range(len(sampled))]
 
-    def _read_array(self, sampled: Sequence[Sampled], array: str) -> list[np.ndarray]:
+    def _read_array(self, sampled: Sequence[Sampled], array: Array) -> list[np.ndarray]:
         if self.read_from in READERS:
-            return READERS[self.read_from](Path(self.folder) / array, array, sampled)
+            return READERS[self.read_from](Path(self.folder) / array.name, array, sampled)
         store = Store(self.store, self.fingerprint)
         rows = read_rows(store, [(record.segment, record.row) for record in sampled], array)
         found = {number: np.array(values) for number, values in rows}
         return [found[number] for number in range(len(sampled))]
 
 
-def _read_h5(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+def _read_h5(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
     import h5py
 
     with h5py.File(folder / "embeddings.h5") as file:
         values = file["embeddings"]
-        if is_pooled(array):
+        if array.is_pooled:
             return [values[record.position] for record in sampled]
         offsets = file["offsets"]
         return [values[offsets[r.position] : offsets[r.position + 1]] for r in sampled]
 
 
-def _read_pt(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.ndarray]:
+def _read_pt(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
     import torch
 
     # One file at a time: a large one takes a while to open.
@@ -88,4 +88,4 @@ def _read_pt(folder: Path, array: str, sampled: Sequence[Sampled]) -> list[np.nd
     return [found[record.digest] for record in sampled]
 
 
-READERS: dict[str, Callable[[Path, str, Sequence[Sampled]], list[np.ndarray]]] = {"h5": _read_h5, "pt": _read_pt}
+READERS: dict[str, Callable[[Path, Array, Sequence[Sampled]], list[np.ndarray]]] = {"h5": _read_h5, "pt": _read_pt}

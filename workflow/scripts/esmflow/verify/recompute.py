@@ -1,9 +1,9 @@
 """Compute sequences again with fair-esm's own ESM-2 module in fp32, and hold stored embeddings against the result.
 
-This shares nothing with the engines but the checkpoint file: fair-esm tokenises, its module computes, and the pooling
-is written out here a second time. Beside what is right it works out what well-known mistakes would give (the mean with
-eos in it, the layer next door), so that a mistake too small for a threshold is still recognised: the stored vector is
-nearer to it than to what is right.
+fair-esm tokenises and its module computes, filled by `engine.fair_esm`; the pooling is the certificate's own, written
+out here a second time, so that no engine's mistake is repeated. Beside what is right it works out what well-known
+mistakes would give (the mean with eos in it, the layer next door), so that a mistake too small for a threshold is still
+recognised: the stored vector is nearer to it than to what is right.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import esm
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.engine.fair_esm import load_fair_esm, padded_batches, padded_tokens
+from esmflow.engine.memory import release_memory, unless_out_of_memory
+from esmflow.method import LongSequences
 
 log = logging.getLogger(__name__)
 
@@ -42,28 +44,6 @@ class Expected:
     mistakes: Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How long sequences were treated: cut off after `max_residues`, or in windows of it with an overlap.
-
-    None for either where it does not apply.
-    """
-
-    max_residues: int | None
-    overlap: int | None
-
-    def pieces(self, sequence: str) -> list[tuple[int, str]]:
-        """What goes through the model: where each piece begins, and its residues."""
-        size = self.max_residues
-        if size is None or len(sequence) <= size:
-            return [(0, sequence)]
-        if self.overlap is None:
-            return [(0, sequence[:size])]
-        last = len(sequence) - size
-        starts = [start for start in range(0, len(sequence), size - self.overlap) if start < last]
-        return [(start, sequence[start : start + size]) for start in (*starts, last)]
-
-
 class Recomputation:
     """fair-esm's `ESM2` with a converted checkpoint's weights in fp32 on one device."""
 
@@ -71,92 +51,77 @@ class Recomputation:
         """Reads the weights: at once, or layer by layer as needed if they take more than `resident_bytes` in fp32."""
         self.device = torch.device(device)
         self.dimensions = read_checkpoint_info(checkpoint).dimensions
-        self._file = safe_open(checkpoint, framework="pt")
-        self._names = list(self._file.keys())
         # Never rounded to TF32, whatever the environment says.
         torch.set_float32_matmul_precision("highest")
-        with torch.device("meta"):
-            self.model = esm.ESM2(self.dimensions.layers, self.dimensions.hidden, self.dimensions.heads)
-        for head, is_there in (
-            ("lm_head", self.dimensions.has_lm_head),
-            ("contact_head", self.dimensions.has_contact_head),
-        ):
-            if is_there:
-                self._fill(getattr(self.model, head), f"{head}.")
-            else:
-                setattr(self.model, head, torch.nn.Identity())
-        self._fill(self.model.embed_tokens, "embed_tokens.")
-        self._fill(self.model.emb_layer_norm_after, "emb_layer_norm_after.")
-        layer_bytes = 4 * 12 * self.dimensions.hidden**2
-        for number, layer in enumerate(self.model.layers):
-            prefix = f"layers.{number}."
-            if layer_bytes * self.dimensions.layers <= resident_bytes:
-                self._fill(layer, prefix)
-            else:
-                layer.register_forward_pre_hook(lambda layer, _, prefix=prefix: self._fill(layer, prefix))
-                layer.register_forward_hook(_forget)
-        self.model.eval()
-        self._tokenise = self.model.alphabet.get_batch_converter()
+        model = unless_out_of_memory(lambda: load_fair_esm(checkpoint, self.device, resident_bytes))
+        if isinstance(model, str):
+            release_memory()
+            log.warning("no memory for the model's weights in fp32 (%s): they are read layer by layer", model)
+            model = load_fair_esm(checkpoint, self.device, resident_bytes=0)
+        self.model = model
 
     def expect(
-        self, sequences: Sequence[str], outputs: Outputs, cut: Cut
+        self, sequences: Sequence[str], outputs: Outputs, long: LongSequences
     ) -> Iterator[tuple[int, dict[str, Expected] | None]]:
         """Computes sequences. Yields, in some order, the number of each and its arrays by name.
 
-        A sequence that does not fit into memory gives None; `contacts` are missing where their maps do not fit.
+        A sequence that does not fit into memory, of the device or of the host, gives None; `contacts` are missing where
+        their maps do not fit.
         """
-        pieces = {number: cut.pieces(sequence) for number, sequence in enumerate(sequences)}
+        pieces = {
+            number: [(start, sequence[start:end]) for start, end in long.pieces(len(sequence))]
+            for number, sequence in enumerate(sequences)
+        }
         whole = [number for number, cuts in pieces.items() if len(cuts) == 1]
-        whole.sort(key=lambda number: len(pieces[number][0][1]))
-        for batch in _batches([len(pieces[n][0][1]) for n in whole], _BATCH_TOKENS[self.device.type]):
+        for batch in padded_batches([len(pieces[n][0][1]) for n in whole], _BATCH_TOKENS[self.device.type]):
             yield from self._expect_batch([(whole[i], pieces[whole[i]][0][1]) for i in batch], outputs)
         for number, cuts in pieces.items():
             if len(cuts) > 1:
-                yield number, self._expect_windows(cuts, outputs)
+                windows = unless_out_of_memory(partial(self._expect_windows, cuts, outputs))
+                if isinstance(windows, str):
+                    _leave_out(cuts[-1][1])
+                    yield number, None
+                else:
+                    yield number, windows
 
     def _expect_batch(
         self, batch: list[tuple[int, str]], outputs: Outputs
     ) -> Iterator[tuple[int, dict[str, Expected] | None]]:
-        try:
-            result = self._run([residues for _, residues in batch], _with_neighbours(outputs.layers, self.dimensions))
-        except torch.OutOfMemoryError:
-            result = None
-        if result is None:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(batch) == 1:
-                log.warning("a sequence of %d residues does not fit into memory here, alone", len(batch[0][1]))
-                yield batch[0][0], None
-                return
+        found = unless_out_of_memory(partial(self._compute_batch, batch, outputs))
+        if not isinstance(found, str):
+            yield from found.items()
+        elif len(batch) == 1:
+            _leave_out(batch[0][1])
+            yield batch[0][0], None
+        else:
+            release_memory()
             middle = len(batch) // 2
             yield from self._expect_batch(batch[:middle], outputs)
             yield from self._expect_batch(batch[middle:], outputs)
-            return
-        for row, (number, residues) in enumerate(batch):
-            size = len(residues)
-            tokens = {
-                layer: values[row, : size + 2].cpu().numpy() for layer, values in result["representations"].items()
-            }
-            expected = _expected_by_layer(tokens, outputs)
-            if "logits" in outputs.include:
-                logits = result["logits"][row, : size + 2].cpu().numpy()
-                expected["logits"] = Expected(logits[1:-1], _shifted(logits))
-            if "contacts" in outputs.include and (contacts := self._contacts(residues)) is not None:
-                expected["contacts"] = Expected(contacts.ravel(), {})
-            yield number, expected
 
-    def _expect_windows(self, pieces: list[tuple[int, str]], outputs: Outputs) -> dict[str, Expected] | None:
+    def _compute_batch(self, batch: list[tuple[int, str]], outputs: Outputs) -> dict[int, dict[str, Expected]]:
+        layers = _with_neighbours(outputs.layers, self.dimensions)
+        result = self._run([residues for _, residues in batch], layers)
+        found = {}
+        for row, (number, residues) in enumerate(batch):
+            size = len(residues) + 2
+            tokens = {layer: result["representations"][layer][row, :size].cpu().numpy() for layer in layers}
+            found[number] = _expected_by_layer(tokens, outputs)
+            if "logits" in outputs.include:
+                logits = result["logits"][row, :size].cpu().numpy()
+                found[number]["logits"] = Expected(logits[1:-1], _shifted(logits))
+            if "contacts" in outputs.include and (contacts := self._contacts(residues)) is not None:
+                found[number]["contacts"] = Expected(contacts.ravel(), {})
+        return found
+
+    def _expect_windows(self, pieces: list[tuple[int, str]], outputs: Outputs) -> dict[str, Expected]:
         """A residue's vector is the mean over the windows that hold it; see `long_sequences: window`."""
         size = max(start + len(residues) for start, residues in pieces)
         sums = {layer: np.zeros((size, self.dimensions.hidden)) for layer in outputs.layers}
         begins = {layer: np.zeros(self.dimensions.hidden) for layer in outputs.layers}
         times = np.zeros((size, 1))
         for start, residues in pieces:
-            try:
-                result = self._run([residues], outputs.layers)
-            except torch.OutOfMemoryError:
-                log.warning("a window of %d residues does not fit into memory here", len(residues))
-                return None
+            result = self._run([residues], outputs.layers)
             times[start : start + len(residues)] += 1
             for layer in outputs.layers:
                 tokens = result["representations"][layer][0].cpu().numpy()
@@ -166,51 +131,31 @@ class Recomputation:
         for layer in outputs.layers:
             by_residue = sums[layer] / times
             values = {"mean": by_residue.mean(axis=0), "bos": begins[layer], "per_residue": by_residue}
-            for kind in outputs.include:
-                if kind in values:
-                    expected[f"{kind}_layer{layer}"] = Expected(values[kind], {})
+            for array in outputs.of_layer(layer):
+                expected[array.name] = Expected(values[array.kind], {})
         return expected
 
     @torch.no_grad()
     def _run(self, sequences: Sequence[str], layers: Sequence[int]) -> dict[str, Any]:
-        _, _, tokens = self._tokenise([("", sequence) for sequence in sequences])
-        return self.model(tokens.to(self.device), repr_layers=layers)
+        """fair-esm's own results for a padded batch."""
+        return self.model(padded_tokens(self.model, sequences).to(self.device), repr_layers=layers)
 
     @torch.no_grad()
     def _contacts(self, residues: str) -> np.ndarray | None:
         maps = self.dimensions.layers * self.dimensions.heads
         if 4 * maps * (len(residues) + 2) ** 2 * 3 > _CONTACT_MAP_BYTES:
             return None
-        _, _, tokens = self._tokenise([("", residues)])
-        return self.model.predict_contacts(tokens.to(self.device))[0].cpu().numpy()
-
-    def _fill(self, module: torch.nn.Module, prefix: str) -> None:
-        """Gives a module its weights. Raises RuntimeError if the checkpoint lacks one of them."""
-        state = {
-            name.removeprefix(prefix): self._file.get_tensor(name).to(self.device).float()
-            for name in self._names
-            if name.startswith(prefix)
-        }
-        if prefix == "lm_head.":
-            # The decoder is the token embedding, which is stored once.
-            state["weight"] = self._file.get_tensor("embed_tokens.weight").to(self.device).float()
-        module.load_state_dict(state, strict=True, assign=True)
+        tokens = padded_tokens(self.model, [residues]).to(self.device)
+        contacts = unless_out_of_memory(lambda: self.model.predict_contacts(tokens)[0].cpu().numpy())
+        if isinstance(contacts, str):
+            release_memory()
+            return None
+        return contacts
 
 
-def _forget(layer: torch.nn.Module, arguments: Any, output: Any) -> None:
-    layer.to("meta")
-
-
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Numbers of neighbouring sequences, in ascending order of length, whose padded tokens stay within a budget."""
-    batch: list[int] = []
-    for number, length in enumerate(lengths):
-        if batch and (length + 2) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
+def _leave_out(residues: str) -> None:
+    release_memory()
+    log.warning("%d residues alone do not fit into memory here: their sequence is not computed again", len(residues))
 
 
 def _with_neighbours(layers: Sequence[int], dimensions: ModelDimensions) -> list[int]:
@@ -237,9 +182,8 @@ def _expected_by_layer(tokens: Mapping[int, np.ndarray], outputs: Outputs) -> di
             "bos": Expected(here[0], bos),
             "per_residue": Expected(here[1:-1], residues),
         }
-        for kind, values in kinds.items():
-            if kind in outputs.include:
-                expected[f"{kind}_layer{layer}"] = values
+        for array in outputs.of_layer(layer):
+            expected[array.name] = kinds[array.kind]
     return expected
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
@@ -95,9 +94,8 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
     """
     started = time.time()
     store = Store(run.store, fingerprint)
-    windows = fingerprint.window_overlap is not None
     candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates, fingerprint.max_residues, windows)
+    check = check_manifest(run.manifest, store, candidates)
     sampled = _draw(check, fingerprint, settings)
     read_from = _read_from(run.formats, check.records)
     verified = NOTHING_VERIFIED
@@ -112,8 +110,7 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
             settings.threads,
         )
         verified = _compute(task, settings)
-    arrays = Outputs(fingerprint.layers, fingerprint.include).names()
-    verdict = judge(sampled, verified, check, arrays, settings.limits, store)
+    verdict = judge(sampled, verified, check, fingerprint.outputs.names(), settings.limits, store)
     certificate = Certificate(
         **vars(verdict),
         model=model.name,
@@ -145,8 +142,7 @@ def _read_from(formats: Sequence[str], records: int) -> str:
 
 
 def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
-    cut = fingerprint.max_residues if fingerprint.window_overlap is None else None
-    residues = {digest: min(s.length, cut or s.length) for digest, s in check.located.items()}
+    residues = {digest: fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)

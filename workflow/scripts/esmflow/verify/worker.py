@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esmflow.arrays import Outputs, is_pooled
+from esmflow.arrays import Array
 from esmflow.method import Fingerprint
 from esmflow.slots.gpus import Slot, use_slot
 from esmflow.verify.agreement import Agreement, compare
@@ -66,26 +66,24 @@ def verify_sequences(slot: Slot, task: VerifyTask) -> Verified:
 
 def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
     """Computes the sampled sequences again on `device` (`cuda` or `cpu`) and compares. Imports torch."""
-    from esmflow.verify.recompute import Cut, Recomputation
+    from esmflow.verify.recompute import Recomputation
 
     started = time.time()
     model = Recomputation(task.checkpoint, device)
     loaded = time.time()
     log.info("fair-esm's model loaded on %s in %.1f seconds, in fp32", device_name, loaded - started)
-    method = task.fingerprint
-    outputs = Outputs(method.layers, method.include)
-    found = task.embeddings.read(task.sampled, outputs.names())
-    stored = replace(task.embeddings, read_from="store").read(task.sampled, outputs.names())
+    outputs = task.fingerprint.outputs
+    found = task.embeddings.read(task.sampled, outputs.arrays())
+    stored = replace(task.embeddings, read_from="store").read(task.sampled, outputs.arrays())
     agreements: list[dict[str, Agreement] | None] = [None] * len(task.sampled)
     right: dict[int, Mapping[str, Expected]] = {}
-    cut = Cut(method.max_residues, method.window_overlap)
-    for number, expected in model.expect([s.sequence for s in task.sampled], outputs, cut):
+    for number, expected in model.expect([s.sequence for s in task.sampled], outputs, task.fingerprint.long):
         if expected is None:
             continue
         agreements[number] = {
             name: compare(found[number][name], values.right, values.mistakes) for name, values in expected.items()
         }
-        right[number] = {name: values for name, values in expected.items() if is_pooled(name)}
+        right[number] = {name: values for name, values in expected.items() if Array.named(name).is_pooled}
     return Verified(
         tuple(agreements),
         _resembling(found, right),

@@ -74,6 +74,18 @@ def end_with_run(action: Callable[[], None]) -> None:
     when_any_ends(processes, action)
 
 
+def main_process_of_run() -> psutil.Process | None:
+    """The process of the run that this job belongs to, which would try it again.
+
+    None outside a run, and in a cluster job or a container: the Snakemake around its script does not decide that.
+    """
+    run = _run_of_this_job()
+    try:
+        return psutil.Process(run) if run and "--mode" not in psutil.Process(run).cmdline() else None
+    except psutil.Error:
+        return None
+
+
 def _run_of_this_job() -> int | None:
     """The process id of the run, None outside a run and in a container that cannot see it."""
     number, _, namespace = os.environ.get(_RUN, "").partition(" ")

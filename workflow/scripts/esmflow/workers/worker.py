@@ -165,7 +165,7 @@ class Worker:
         process, exit_code = self.process.pid or 0, self.process.exitcode
         name = signal.Signals(-exit_code).name if exit_code is not None and exit_code < 0 else None
         how = self._how(exit_code, name)
-        lines = last_lines(self._log_file, process, self._log_start, _LOG_LINES) if self._log_file else []
+        lines = last_lines(self._log_file, _LOG_LINES, process, self._log_start) if self._log_file else []
         self.exits.append(WorkerExit(time.time(), process, exit_code, name, how, in_hand, tuple(lines)))
         log.error("worker %d failed on %s: %s", self.device_id, ", ".join(in_hand) or "no file yet", how)
         if self.error:

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from esmflow.arrays import row_offsets
+from esmflow.arrays import Array
 from esmflow.files import atomic_path
 
 Entered = TypeVar("Entered")
@@ -22,31 +22,21 @@ Entered = TypeVar("Entered")
 class Description:
     """What the values of one output are: written into formats that can hold it.
 
-    array: the output's name, such as `mean_layer36` or `contacts`. kind, layer: its two parts; contacts and logits are
-    of the whole model and have no layer. precision: what was used; more than one if `auto` met different cards.
+    precision: what was used; more than one if `auto` met different cards.
     """
 
-    array: str
+    array: Array
     model: str
     precision: str
     fingerprint: str
     versions: Mapping[str, str]
 
-    @property
-    def kind(self) -> str:
-        return self.array.partition("_layer")[0]
-
-    @property
-    def layer(self) -> int | None:
-        layer = self.array.partition("_layer")[2]
-        return int(layer) if layer else None
-
     def attributes(self) -> dict[str, str | int]:
         """All of it, flat, as formats store it beside the vectors."""
         return {
             "model": self.model,
-            **({} if self.layer is None else {"layer": self.layer}),
-            "pooling": self.kind,
+            **({} if self.array.layer is None else {"layer": self.array.layer}),
+            "pooling": self.array.kind,
             "precision": self.precision,
             "fingerprint": self.fingerprint,
             **{f"version_{name}": version for name, version in self.versions.items()},
@@ -58,12 +48,12 @@ class Batch:
     """Embedded records that follow one another.
 
     records: sample, file, record, id, description and length of each, as in the manifest. arrays: for each output
-    `[N, D]` if it is pooled, else the records' rows end to end (see `engine.rows_per_sequence`). lengths: residues of
+    `[N, D]` if it is pooled, else the records' rows end to end (see `Array.rows`). lengths: residues of
     each that were embedded, `[N]`.
     """
 
     records: pa.Table
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[Array, np.ndarray]
     lengths: np.ndarray
 
     def __len__(self) -> int:
@@ -77,18 +67,18 @@ class Batch:
     def part(self, start: int, end: int) -> Batch:
         """The records from `start` to before `end`."""
         arrays = {}
-        for name, values in self.arrays.items():
-            offsets = row_offsets(name, self.lengths)
-            arrays[name] = values[offsets[start] : offsets[end]]
+        for array, values in self.arrays.items():
+            offsets = array.offsets(self.lengths)
+            arrays[array] = values[offsets[start] : offsets[end]]
         return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end])
 
-    def values(self, array: str) -> list[np.ndarray]:
+    def values(self, array: Array) -> list[np.ndarray]:
         """One output, record by record: `[D]`, `[residues, D]`, `[residues, 33]` or `[residues, residues]`."""
-        kind, values = array.partition("_layer")[0], self.arrays[array]
-        if kind in ("mean", "bos"):
+        values = self.arrays[array]
+        if array.is_pooled:
             return list(values)
-        parts = np.split(values, row_offsets(array, self.lengths)[1:-1])
-        return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if kind == "contacts" else parts
+        parts = np.split(values, array.offsets(self.lengths)[1:-1])
+        return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if array.kind == "contacts" else parts
 
 
 class EmbeddingWriter(ABC):
@@ -109,7 +99,7 @@ class EmbeddingWriter(ABC):
         self.opened = ExitStack()
 
     @property
-    def arrays(self) -> list[str]:
+    def arrays(self) -> list[Array]:
         """The outputs that it writes."""
         return [description.array for description in self.descriptions]
 

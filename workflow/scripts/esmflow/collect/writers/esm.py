@@ -42,10 +42,10 @@ class EsmWriter(EmbeddingWriter):
             for description, of_records in values:
                 # Saving a view would save everything that it is a view of.
                 tensor = torch.from_numpy(of_records[number].copy())
-                if description.layer is None:
-                    content[description.kind] = tensor
+                if description.array.layer is None:
+                    content[description.array.kind] = tensor
                 else:
-                    content.setdefault(_FIELDS[description.kind], {})[description.layer] = tensor
+                    content.setdefault(_FIELDS[description.array.kind], {})[description.array.layer] = tensor
             name = self._names.name(record["id"])
             self._repeated += name != safe_name(record["id"])
             torch.save(content, self._folder / f"{name}.pt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
-from esmflow.arrays import is_pooled, row_offsets
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 
 _CHUNK_BYTES = 1 << 20
@@ -23,8 +22,8 @@ class H5Writer(EmbeddingWriter):
         array = self.description.array
         append(self._file, "ids", batch.ids)
         append(self._file, "embeddings", batch.arrays[array])
-        if not is_pooled(array):
-            offsets = row_offsets(array, batch.lengths)
+        if not array.is_pooled:
+            offsets = array.offsets(batch.lengths)
             following = "offsets" in self._file
             append(self._file, "offsets", self._file["offsets"][-1] + offsets[1:] if following else offsets)
 

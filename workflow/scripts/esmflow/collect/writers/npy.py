@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from esmflow.arrays import is_pooled, rows_per_sequence
 from esmflow.collect.tables import utf8
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 from esmflow.files import write_json
@@ -32,11 +31,11 @@ class NpyWriter(EmbeddingWriter):
         text, widths = utf8(batch.records["id"].combine_chunks())
         self._ids.write(text)
         self._widths.append(widths)
-        self._rows.append(rows_per_sequence(self.description.array, batch.lengths))
+        self._rows.append(self.description.array.rows(batch.lengths))
 
     def finish(self) -> None:
         self._write_ids()
-        if not is_pooled(self.description.array):
+        if not self.description.array.is_pooled:
             with open(self.new_file("offsets.npy"), "wb") as handle:
                 np.save(handle, np.concatenate([np.zeros(1, np.int64), *self._rows]).cumsum())
         write_json(self.folder / "description.json", self.description.attributes())

@@ -14,7 +14,6 @@ from queue import Full, Queue
 
 import pyarrow as pa
 
-from esmflow.arrays import is_pooled, row_offsets
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 
 # Each of its threads holds vectors, and two are as fast as a disk. It looks at this once, when it is imported.
@@ -36,8 +35,8 @@ class ParquetWriter(EmbeddingWriter):
     def add(self, batch: Batch) -> None:
         values = batch.arrays[self.description.array]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), max(1, values.shape[1]))
-        if not is_pooled(self.description.array):
-            offsets = pa.array(row_offsets(self.description.array, batch.lengths), pa.int64())
+        if not self.description.array.is_pooled:
+            offsets = pa.array(self.description.array.offsets(batch.lengths), pa.int64())
             vectors = pa.LargeListArray.from_arrays(offsets, vectors)
         columns = [batch.records[name] for name in _COLUMNS]
         table = pa.table([*columns, vectors], names=[*_COLUMNS, "embedding"])

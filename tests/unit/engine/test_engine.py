@@ -6,12 +6,12 @@ import made_up
 import numpy as np
 import pytest
 
-from esmflow.arrays import INCLUDE, Outputs, row_offsets, rows_per_sequence
+from esmflow.arrays import INCLUDE, Outputs
 from esmflow.checkpoint.file import ModelDimensions
+from esmflow.engine import load_engine
 from esmflow.engine.engine import check_heads
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.engine.load import load_engine
-from esmflow.method import ARITHMETIC
+from esmflow.method import ARITHMETIC, LongSequences
 
 SEQUENCES = made_up.with_digests(["MKVLAAGIVG", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "UZBOXACDEF", "GG"])
 OUTPUTS = Outputs((0, 1, 2), INCLUDE)
@@ -27,7 +27,7 @@ def embed(engine, budget, **options):
     segment = extract_esm_features(SEQUENCES, engine, budget, **options).segment
     found = {}
     for name, values in segment.arrays.items():
-        offsets = row_offsets(name, segment.lengths)
+        offsets = segment.offsets(name)
         for i, digest in enumerate(segment.digests):
             found[digest.tobytes(), name] = values[offsets[i] : offsets[i + 1]]
     return found
@@ -51,7 +51,7 @@ def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_t
     engine = load_engine(name, str(checkpoint), outputs, "fp32", "cpu")
     told = []
     whole = embed(engine, 100)
-    found = embed(engine, 100, max_residues=20, window_overlap=5, on_progress=told.append)
+    found = embed(engine, 100, long=LongSequences(20, 5), on_progress=told.append)
     assert sum(told) == sum(len(sequence) for _, sequence in SEQUENCES)
     for digest, sequence in SEQUENCES:
         for array in outputs.names():
@@ -62,24 +62,14 @@ def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_t
 
 @pytest.mark.parametrize("name", list(ARITHMETIC))
 def test_per_residue_arrays_in_fp16_are_the_fp32_ones_rounded(checkpoint, name):
-    outputs = Outputs((2,), ("mean", "per_residue"))
-    full, half = (
-        embed(load_engine(name, str(checkpoint), outputs, "fp32", "cpu", per_residue=kind), 100)
-        for kind in ("fp32", "fp16")
-    )
+    outputs = [Outputs((2,), ("mean", "per_residue"), kind) for kind in ("fp32", "fp16")]
+    full, half = (embed(load_engine(name, str(checkpoint), each, "fp32", "cpu"), 100) for each in outputs)
     for (digest, array), values in half.items():
         if array.startswith("per_residue"):
             assert values.dtype == np.float16
             assert np.allclose(values, full[digest, array], rtol=1e-3, atol=1e-4)
         else:
             assert values.dtype == np.float32
-
-
-def test_rows_are_counted_by_what_an_array_holds():
-    lengths = np.array([3, 5])
-    counts = {name: rows_per_sequence(name, lengths).tolist() for name in ("mean_layer0", "logits", "contacts")}
-    assert counts == {"mean_layer0": [1, 1], "logits": [3, 5], "contacts": [9, 25]}
-    assert row_offsets("per_residue_layer1", lengths).tolist() == [0, 3, 8]
 
 
 def test_a_head_that_is_missing_is_an_error_with_a_remedy():

@@ -1,0 +1,47 @@
+"""Logs: of a job that is tried again every attempt, of several processes the last lines of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from esmflow.logs import last_lines
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
+
+
+def log_in_a_process(path, attempt, message):
+    code = (
+        "import logging, sys; from esmflow.logs import start_logging\n"
+        f"start_logging(sys.argv[1], {attempt!r}); logging.error(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), message], check=True, env={"PYTHONPATH": str(SCRIPTS)})
+
+
+def test_a_log_keeps_every_attempt_under_a_heading_and_a_new_run_starts_it_anew(tmp_path):
+    log = tmp_path / "logs" / "group-0.log"
+    log_in_a_process(log, 1, "of an earlier run")
+    log_in_a_process(log, 1, "the first crash")
+    log_in_a_process(log, 2, "the second try")
+    lines = log.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("=")] == ["===== attempt 1", "===== attempt 2"]
+    assert [line.rsplit(": ", 1)[-1] for line in lines[1::2]] == ["the first crash", "the second try"]
+
+
+def test_a_step_without_attempts_starts_its_log_anew_and_needs_no_heading(tmp_path):
+    for message in ("first", "second"):
+        log_in_a_process(tmp_path / "log", None, message)
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith("second")
+
+
+def test_the_last_lines_are_those_of_one_process_or_of_all_from_a_place_on(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        "before\n2026-01-01 10:00:00,000 INFO [7] a: mine\ntrace\n2026-01-01 10:00:00,001 INFO [8] a: other\n"
+    )
+    assert last_lines(log, 1) == ["2026-01-01 10:00:00,001 INFO [8] a: other"]
+    assert [line[-5:] for line in last_lines(log, 9, process=7)] == ["efore", " mine", "trace"]
+    assert [line[-5:] for line in last_lines(log, 9, process=7, start=7)] == [" mine", "trace"]
+    assert last_lines(tmp_path / "none", 3) == []
