@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
-from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
+from esmflow.inputs.streams import DAMAGE, first_bytes, is_fasta, suffix, text_chunks
 
 TAB, COMMA = b"\t", b","
 DELIMITERS = {".tsv": TAB, ".csv": COMMA}
@@ -171,6 +170,8 @@ def table_columns(path: str | os.PathLike[str]) -> list[str]:
 def check_columns(path: str | os.PathLike[str]) -> None:
     """Raises TableError unless the table has its columns. A file that cannot be read as a table is left to be read."""
     try:
+        from esmflow.inputs.kinds import kind_of
+
         head = first_bytes(path)
         if is_fasta(head) or kind_of(path, head):
             return

@@ -6,9 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, open_bytes, suffix
-
-_HEAD_BYTES = 4096
+from esmflow.inputs.streams import BYTE_ORDER_MARK, is_fasta, suffix
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,6 @@ class Kind:
     tables: tuple[str, ...] = ()
 
 
-def first_bytes(path: str | os.PathLike[str]) -> bytes:
-    """What a file begins with, decompressed as far as that can be done. Raises OSError if it may not be read."""
-    head = b""
-    open(path, "rb").close()
-    try:
-        with open_bytes(path) as stream:
-            while len(head) < _HEAD_BYTES and (more := stream.read1(_HEAD_BYTES)):
-                head += more
-    except DAMAGE:
-        pass
-    return head
-
-
 def kind_of(path: str | os.PathLike[str], head: bytes) -> Kind | None:
     """What a file of this name is that begins with these bytes; None for FASTA, tables and what is not known."""
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -48,11 +33,6 @@ def kind_of(path: str | os.PathLike[str], head: bytes) -> Kind | None:
     if kind is None and not is_fasta(head) and len(head) - len(head.translate(None, _CONTROLS)) > len(head) / 20:
         return _NO_TEXT
     return None if kind and suffix(path) in kind.tables else kind
-
-
-def is_fasta(head: bytes) -> bool:
-    """Whether text begins with a FASTA header."""
-    return head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b">")
 
 
 def _refused(name: str, begins: bytes, remedy: str) -> Kind:

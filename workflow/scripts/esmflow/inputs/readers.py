@@ -9,10 +9,10 @@ from functools import partial
 from esmflow.failures import Reason
 from esmflow.inputs.fasta import block_tasks
 from esmflow.inputs.ids import FIRST_WORD, renamed
-from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
+from esmflow.inputs.kinds import kind_of
 from esmflow.inputs.records import BlockTask, RecordBlock, file_row
 from esmflow.inputs.residues import ResiduePolicy
-from esmflow.inputs.streams import is_table
+from esmflow.inputs.streams import first_bytes, is_fasta, is_table
 from esmflow.inputs.tables import table_block_tasks
 
 

@@ -10,11 +10,14 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
 from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows
-from esmflow.inputs.kinds import first_bytes, is_fasta, kind_of
-from esmflow.inputs.streams import is_table, suffix, text_chunks, without_compression
+from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
+
+if TYPE_CHECKING:
+    from esmflow.inputs.kinds import Kind
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
@@ -76,10 +79,20 @@ def _is_input(path: str) -> bool:
     """Whether this is no sheet, but itself a file of proteins."""
     try:
         head = first_bytes(path)
-        kind = kind_of(path, head)
+        kind = _kind_of_no_sheet(path, head)
         return is_fasta(head) or bool(kind and kind.parser) or (is_table(path) and is_table_of_proteins(path))
     except (OSError, ValueError):
         return False
+
+
+def _kind_of_no_sheet(path: str, head: bytes) -> Kind | None:
+    """What a file is that was given as the sheet, if it does not look like one."""
+    if {b"sample", b"fasta"} <= set(head.partition(b"\n")[0].split()):
+        return None
+    # A dry run should load little.
+    from esmflow.inputs.kinds import kind_of
+
+    return kind_of(path, head)
 
 
 def _why_no_file(path: str) -> str:
@@ -98,7 +111,7 @@ def _why_no_file(path: str) -> str:
 
 def _read_sheet(path: str) -> list[InputFile]:
     try:
-        kind = kind_of(path, first_bytes(path))
+        kind = _kind_of_no_sheet(path, first_bytes(path))
         if kind is not None:
             raise InputError(
                 f"samples: {path} is not a text file in UTF-8, but {kind.name}; save it as tab-separated UTF-8 text"

@@ -20,6 +20,7 @@ _MAGIC_BYTES = 6
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _CHUNK_BYTES = 1 << 18
+_HEAD_BYTES = 4096
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
 _ARROW_CHUNK_BYTES = 8192
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -99,3 +100,21 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if held:
             yield b"\n"
+
+
+def first_bytes(path: str | os.PathLike[str]) -> bytes:
+    """What a file begins with, decompressed as far as that can be done. Raises OSError if it may not be read."""
+    head = b""
+    open(path, "rb").close()
+    try:
+        with open_bytes(path) as stream:
+            while len(head) < _HEAD_BYTES and (more := stream.read1(_HEAD_BYTES)):
+                head += more
+    except DAMAGE:
+        pass
+    return head
+
+
+def is_fasta(head: bytes) -> bool:
+    """Whether text begins with a FASTA header."""
+    return head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b">")
