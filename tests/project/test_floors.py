@@ -30,7 +30,17 @@ MAY_IMPORT = {
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
     "embed": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
     "collect": (*EVERYWHERE, "store", "plan", "inputs", "embed.run_record"),
-    "verify": (*EVERYWHERE, "store", "plan", "inputs", "checkpoint", "slots", "workers", "engine.fair_esm"),
+    "verify": (
+        *EVERYWHERE,
+        "store",
+        "plan",
+        "inputs",
+        "checkpoint",
+        "slots",
+        "workers",
+        "engine.fair_esm",
+        "engine.memory",
+    ),
     "report": (
         *(*EVERYWHERE, "store", "checkpoint.file", "plan", "collect", "verify", "embed.run_record", "embed.status"),
         *("slots.gpus", "step"),

@@ -97,6 +97,17 @@ def test_a_rejected_record_counts_under_error_too(small_run):
     assert "1 × empty_sequence" in ended.stdout
 
 
+def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empty(small_run):
+    run = small_run(0, groups=1)
+    run.succeed()
+    assert run.summary()["reasons"] == {"empty_file": 1}
+    (run.folder / "part0.faa").write_text(">a\nMKV123\n>b\n")
+    ended = run.run()
+    assert ended.returncode == 1
+    assert "nothing was embedded: none of 2 records; results/failures.tsv says why of each" in ended.stdout
+    assert "1 × invalid_residue" in ended.stdout
+
+
 def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
     run = small_run(200, groups=2, failures={"retries": 0})
     process = run.start(cores=1, gpus=1)
@@ -150,7 +161,9 @@ def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(sma
     fingerprint = json.loads((run.results / "plan" / "plan.json").read_text())["fingerprint"]
     for path in planned_segments(run, run.folder / "store" / fingerprint):
         path.mkdir(parents=True)
-    run.succeed()
+    ended = run.run()
+    assert ended.returncode == 1
+    assert "nothing was embedded: none of 12 records; results/failures.tsv says why of each" in ended.stdout
     summary = run.summary()
     assert sum(summary["reasons"].values()) == summary["failed"] == summary["records"] == 12
     failed = [shard["reason"] for shard in run.groups()[0]["shards_failed"]]

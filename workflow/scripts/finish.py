@@ -5,6 +5,7 @@ from pathlib import Path
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord
+from esmflow.failures import Reason
 from esmflow.files import atomic_path
 from esmflow.report.summary import Places, command_of, summary_lines
 from esmflow.step import StepError, logged_step
@@ -24,6 +25,9 @@ def main(snakemake) -> None:
     ends = []
     if certificate and not certificate.passed:
         ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
+    with_content = summary.records - summary.reasons.get(Reason.EMPTY_FILE, 0)
+    if with_content and not summary.embedded:
+        ends.append(f"nothing was embedded: none of {with_content} records; {inputs.failures} says why of each")
     without = summary.records - summary.embedded
     if snakemake.params.failure_policy == "error" and without:
         # A group without its run.json is one that Snakemake runs again; the shards that succeeded are in the store.

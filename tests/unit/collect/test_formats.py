@@ -25,9 +25,10 @@ from esmflow.collect import streaming
 from esmflow.collect.formats import FORMATS, check_formats
 from esmflow.collect.joining import CollectError
 from esmflow.collect.writers import parquet
-from esmflow.collect.writers.names import NameGiver, safe_name
+from esmflow.collect.writers.names import NameGiver
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
+from esmflow.files import read_json, safe_name
 from esmflow.inputs.residues import sequence_digest
 from esmflow.store.segments import Segment
 
@@ -232,6 +233,41 @@ def test_an_h5ad_of_ids_that_differ_has_them_as_names(tmp_path):
     assert data.obs_names.tolist() == data.obs["id"].tolist() == ["p0", "p1", "p2", "p3"]
     assert data.X.shape == (4, 8)
     data.file.close()
+
+
+def test_every_format_of_several_files_has_the_sample_beside_the_id(run, embeddings):
+    samples = [f"sample of {record.file}" for record in run.records]
+    folder = embeddings / f"mean_layer{LAYER}"
+    with h5py.File(folder / "embeddings.h5") as file:
+        assert file["samples"].asstr()[:][file["sample_numbers"][:]].tolist() == samples
+    names = read_json(folder / "samples.json")
+    assert [names[number] for number in np.load(folder / "sample_numbers.npy")] == samples
+    assert pq.read_table(folder / "embeddings.parquet")["sample"].to_pylist() == samples
+    assert anndata.read_h5ad(folder / "embeddings.h5ad").obs["sample"].tolist() == samples
+    pairs = sorted((record.id, f"sample of {record.file}") for record in run.records)
+    with h5py.File(folder / "per_protein.h5") as file:
+        assert sorted((d.attrs["original_id"], d.attrs["sample"]) for d in file.values()) == pairs
+        assert file.attrs["model_name"] == file.attrs["model"] == "made up"
+
+
+def test_files_that_share_a_stem_are_named_by_their_samples(tmp_path):
+    outputs, sequences = Outputs((6,), ("mean",)), proteins(5, 5, 9)
+    files = ["GCF_1/protein.faa", "GCF_1/protein.faa", "GCF_2/protein.faa", "GCF_2/protein.faa", "other.faa"]
+    records = [MadeUpRecord(file, f"p{i}", s) for i, (file, s) in enumerate(zip(files, sequences))]
+    made = CollectedRun(tmp_path, records, [random_segment(sequences, outputs)], outputs)
+    folder = made.collect(["pt", "esm", "h5"])
+    names = {
+        "sample of GCF_1%2Fprotein.faa": ["p0", "p1"],
+        "sample of GCF_2%2Fprotein.faa": ["p2", "p3"],
+        "other": ["p4"],
+    }
+    names = {name.replace(" ", "%20"): ids for name, ids in names.items()}
+    assert {path.name for path in (folder / "mean_layer6" / "pt").iterdir()} == {f"{name}_ESM.pt" for name in names}
+    assert {path.name for path in (folder / "esm").iterdir()} == set(names)
+    for name, ids in names.items():
+        path = folder / "mean_layer6" / "pt" / f"{name}_ESM.pt"
+        assert torch.load(path, weights_only=True)["proteins"] == ids
+        assert {path.stem for path in (folder / "esm" / name).glob("*.pt")} == set(ids)
 
 
 def test_an_npy_can_be_mapped(embeddings):

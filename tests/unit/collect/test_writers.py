@@ -1,6 +1,8 @@
 """Each format holds every vector it was given, under its id, in the order it came."""
 
+import json
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,7 +14,7 @@ from esmflow.arrays import Array
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, Description
-from esmflow.collect.writers.pt import pt_file_name
+from esmflow.inputs.sheet import fasta_stem
 
 WIDTH = 6
 IDS = ["a", "b", "a", "../../etc/passwd", "sp|P1|X", 'tab"quote', "naïve", "i" * 300, r"caf\xe9 \x00", "", "b"]
@@ -48,7 +50,7 @@ def batch(ids: list[str], arrays: dict[Array, np.ndarray], lengths: np.ndarray, 
 def write(folder, name: str, array: str, files: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -> None:
     with FORMATS[name].load_writer()(folder, [describe(array)]) as writer:
         for path, blocks in files.items():
-            writer.begin_file(path)
+            writer.begin_file(fasta_stem(path))
             for ids, vectors, lengths in blocks:
                 writer.add(batch(ids, {Array.named(array): vectors}, lengths, path))
         if not writer.by_file and not any(files.values()):
@@ -131,10 +133,16 @@ def test_what_was_mapped_from_a_segment_need_not_outlive_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("viruses/a.faa.gz", "a_ESM.pt"), ("a.b.fasta", "a.b_ESM.pt"), ("../x/plain", "plain_ESM.pt")],
+    [
+        ("viruses/a.faa.gz", "a_ESM.pt"),
+        ("a.b.fasta", "a.b_ESM.pt"),
+        ("../x/plain", "plain_ESM.pt"),
+        ("100%.fa", "100%_ESM.pt"),
+    ],
 )
-def test_a_pt_is_named_after_its_input(path, name):
-    assert pt_file_name(path) == name
+def test_a_pt_is_named_after_its_input(tmp_path, path, name):
+    write(tmp_path, "pt", "mean_layer6", {path: [(["p"], *make(1))]})
+    assert os.listdir(tmp_path / "pt") == [name]
 
 
 # h5
@@ -187,3 +195,58 @@ def test_an_h5_of_nothing_is_a_file_with_nothing_in_it(tmp_path, array):
     write(tmp_path, "h5", array, {"a.fasta": []})
     with h5py.File(tmp_path / "embeddings.h5") as file:
         assert len(file["embeddings"]) == len(file["ids"]) == 0
+
+
+def test_chunks_of_an_h5_fit_its_rows(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((40, 1280)).astype(np.float32)
+    ids = [f"protein{i}" for i in range(40)]
+    for name, file in (("h5", "embeddings.h5"), ("h5ad", "embeddings.h5ad")):
+        write(tmp_path, name, "mean_layer6", {"a.fasta": [(ids, vectors, np.full(40, 9))]})
+        assert vectors.nbytes < (tmp_path / file).stat().st_size < vectors.nbytes + 100_000
+    many = np.zeros((5000, 320), np.float32)
+    write(tmp_path / "many", "h5", "mean_layer6", {"a.fasta": [(ids * 125, many, np.ones(5000, int))]})
+    with h5py.File(tmp_path / "many" / "embeddings.h5") as file:
+        assert file["embeddings"].chunks == ((1 << 20) // 1280, 320)
+
+
+@pytest.mark.parametrize("name", ["h5", "h5ad", "h5_per_protein"])
+def test_an_hdf5_file_is_written_without_a_lock(tmp_path, name):
+    """There are file systems that have none: HDF5 fails there with errno 37, "No locks available"."""
+    with FORMATS[name].load_writer()(tmp_path, [describe("mean_layer6")]) as writer:
+        writer.add(batch(["p"], {Array("mean", 6): make(1)[0]}, np.ones(1, int)))
+        (part,) = tmp_path.glob(".*.part")
+        locked = [line.split()[5].split(":")[2] for line in Path("/proc/locks").read_text().splitlines()]
+        assert str(part.stat().st_ino) not in locked
+
+
+# npy
+
+
+def ids_of_npy(folder) -> list[str]:
+    ids = np.char.decode(np.load(folder / "ids.npy", mmap_mode="r"), "utf-8").tolist()
+    if (folder / "long_ids.jsonl").exists():
+        for line in (folder / "long_ids.jsonl").read_text(encoding="utf-8").splitlines():
+            ids[json.loads(line)["row"]] = json.loads(line)["id"]
+    return ids
+
+
+@pytest.mark.parametrize("longest", [90, 5000])
+def test_one_long_id_does_not_make_all_ids_wide(tmp_path, longest):
+    ids = [f"protein{i:06d}" for i in range(30_000)]
+    ids[12_345], ids[29_999] = "é" * (longest // 2), "x" * (longest - 10)
+    blocks = [(ids[start : start + 7_000], *make(len(ids[start : start + 7_000]))) for start in range(0, 30_000, 7_000)]
+    write(tmp_path, "npy", "mean_layer6", {"a.fasta": blocks})
+    stored = np.load(tmp_path / "ids.npy", mmap_mode="r")
+    assert stored.dtype.itemsize == min(longest, 100)
+    assert (tmp_path / "long_ids.jsonl").exists() == (longest > 100)
+    assert ids_of_npy(tmp_path) == ids
+    # Cut ids still tell records apart.
+    assert len(set(stored.tolist())) == 30_000
+    assert stored[12_345].decode().startswith("éééé")
+
+
+def test_ids_that_are_long_as_a_rule_are_kept_whole(tmp_path):
+    ids = [f"{'long' * 60}{i:06d}" for i in range(6_000)]
+    write(tmp_path, "npy", "mean_layer6", {"a.fasta": [(ids, *make(6_000))]})
+    assert np.load(tmp_path / "ids.npy").tolist() == [identifier.encode() for identifier in ids]
+    assert not (tmp_path / "long_ids.jsonl").exists()

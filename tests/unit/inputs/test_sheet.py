@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_up import write_fasta
 
-from esmflow.inputs.sheet import FASTA_SUFFIXES, InputError, InputFile, expand, read_samples
+from esmflow.inputs.sheet import FASTA_SUFFIXES, InputError, InputFile, expand, output_names, read_samples
 
 
 def text(path, content: str | bytes):
@@ -129,13 +129,33 @@ def test_a_sheet_with_braces_in_its_name_is_a_sheet_like_any_other(sheet):
     assert sheet_refusal(path) == "{run}.tsv: sample x is listed twice; give each its own name"
 
 
-def test_two_files_with_one_stem_are_refused_where_both_would_be_one_pt_file(sheet):
-    path = sheet("sample\tfasta\nx\ta.fasta\ny\tsub/a.faa.gz\n")
+def test_two_files_with_one_stem_are_named_by_their_samples(sheet):
+    path = sheet("sample\tfasta\nx\ta.fasta\ny/z\tsub/a.faa.gz\nother\tb.fasta\n")
+    files = read_samples(path, ("pt",))
+    assert output_names(files) == {"a.fasta": "x", "sub/a.faa.gz": "y%2Fz", "b.fasta": "b"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "places", "name"),
+    [
+        ("x\ta.fasta\na\tsub/a.faa.gz", "a.fasta and sub/a.faa.gz", "a"),
+        ("a\ta.fasta\nx\tsub/a.faa.gz", "sub/a.faa.gz and a.fasta", "a"),
+        ("b\ta.fasta\nx\tsub/a.faa.gz\ny\tb.fasta", "b.fasta and a.fasta", "b"),
+    ],
+)
+def test_two_files_of_one_name_are_refused_where_both_would_be_one_pt_file(sheet, lines, places, name):
+    path = sheet(f"sample\tfasta\n{lines}\n")
     assert sheet_refusal(path, ("pt",)) == (
-        "samples.tsv: two files would both be written under the name a: a.fasta and sub/a.faa.gz; rename one, "
-        "or leave pt out of formats"
+        f"samples.tsv: {places} would both be written under the name {name}; list each by itself, with a sample name "
+        "of its own, rename one, or leave pt out of formats"
     )
-    assert [file.path for file in read_samples(path)] == ["a.fasta", "sub/a.faa.gz"]
+    assert len(read_samples(path)) == lines.count("\n") + 1
+
+
+def test_files_that_one_glob_names_have_no_sample_names_of_their_own(sheet):
+    sheet("")
+    with pytest.raises(InputError, match=r"sub/a\.faa\.gz and a\.fasta would both be written under the name a;"):
+        read_samples("**/a.*", ("pt",))
 
 
 # Folders and globs

@@ -199,7 +199,7 @@ def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points(
     runs = [RunRecord(group=str(n), residues_per_second=1e3 + n, peak_memory_bytes=n << 20) for n in range(10_000)]
     svg = drawn(partial(speed_figure, runs))
     assert len(marks(svg)) <= 2 * MOST_BARS
-    assert "groups 0–83\n1,042 residues/s" in said(svg)
+    assert "group 0–83\n1,042 residues/s" in said(svg)
     pieces = [
         Piece(f"GPU {n % 100}", str(n), kind, 60.0 * (n // 100) + 20 * i, 60.0 * (n // 100) + 20 * i + 20, "work")
         for n in range(10_000)
@@ -208,7 +208,7 @@ def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points(
     few = drawable(pieces)
     assert len(few) <= MOST_PIECES
     assert len({piece.slot for piece in few}) == MOST_SLOTS
-    sample = [SampledRecord(f"{n % 9}.faa", f"sp|P{n:06}|{HOSTILE}", 50, "s", n) for n in range(20_000)]
+    sample = [SampledRecord(f"{n % 9}.faa", f"sp|A0A{n:07}|A0A{n:07}_HUMAN", 50, "s", n) for n in range(20_000)]
     mapped = EmbeddingMap("mean_layer6", np.random.default_rng(0).normal(size=(20_000, 2)), (0.5, 0.25))
     points = partial(map_figure, mapped, sample, [f"{n}.faa" for n in range(9)])
     figures = [points, partial(timeline_figure, few), partial(speed_figure, runs)]

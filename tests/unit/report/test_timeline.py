@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
-from esmflow.report.timeline import MOST_PIECES, kind_seconds, slot_name, slot_pieces
+from esmflow.report.timeline import MOST_PIECES, drawable, kind_seconds, slot_name, slot_pieces
 
 SLOT = LeasedSlot("0", "GPU-1", "NVIDIA H100", "cuda")
 
@@ -36,13 +37,18 @@ def test_every_second_of_a_lease_is_load_compute_write_or_idle():
     assert pieces[-1].ended == run.workers[0].released
 
 
-def test_many_shards_are_drawn_as_one_piece_each_lease():
+def test_of_many_shards_what_a_slot_did_most_is_drawn_and_every_second_is_counted():
     runs = [make_run(str(n), shards=MOST_PIECES // 4, start=1e5 * n) for n in range(4)]
     pieces = slot_pieces(runs)
-    assert len(pieces) <= 5 * len(runs)
-    assert f"{MOST_PIECES // 4:,} shards" in pieces[1].what
     total = sum(run.workers[0].released - run.workers[0].leased for run in runs)
     assert sum(kind_seconds(pieces).values()) == pytest.approx(total)
+    few = drawable(pieces)
+    assert len(few) <= MOST_PIECES < len(pieces)
+    assert {piece.group for piece in few} == set("0123")
+    kinds = Counter(piece.kind for piece in few)
+    assert kinds["compute"] > 0.9 * len(few)
+    # Of 11 seconds 8 are computing.
+    assert float(few[1].what.split("%")[0]) == pytest.approx(100 * 8 / 11, abs=4)
 
 
 def test_each_worker_of_a_job_has_its_own_shards():

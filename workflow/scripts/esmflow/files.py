@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from enum import Enum
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import quote
 
 T = TypeVar("T")
 
@@ -123,10 +125,54 @@ def _maker(kind: Any) -> Callable[[Any], Any]:
     return lambda value: value
 
 
+def stats_below(path: str | os.PathLike[str]) -> Iterator[os.stat_result]:
+    """What is known of a file, or of a folder and all that is in it; links are not followed. Nothing if not there."""
+    try:
+        status = os.lstat(path)
+        names = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+    except FileNotFoundError:
+        return
+    yield status
+    for name in names:
+        yield from stats_below(os.path.join(path, name))
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# Everything printable but the percent sign, which is the escape, and the slash; other characters stay as they are.
+_SAFE_IN_NAMES = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%/")
+# File systems allow 255 bytes, of which suffixes and numbers need some.
+_LONGEST_NAME = 200
+
+
+def safe_name(identifier: str) -> str:
+    """The id where it can be a name; else with `/`, `%`, a leading dot and control characters as `%2F` and so on.
+
+    `urllib.parse.unquote` gives the id back, unless it was longer than 200 bytes: then it is cut, and ends in `~` and a
+    digest of the whole. An empty id is `unnamed`.
+    """
+    if not identifier:
+        return "unnamed"
+    name = "".join(c if ord(c) > 127 and c.isprintable() else quote(c, safe=_SAFE_IN_NAMES) for c in identifier)
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    return shortened(name, _LONGEST_NAME, identifier)
+
+
+def shortened(text: str, longest: int, identifier: str | None = None) -> str:
+    """The text if it has no more than `longest` bytes; else as much of it as there is room for, `~` and a digest.
+
+    The digest is of `identifier`, or of the text itself.
+    """
+    encoded = text.encode("utf-8")
+    if len(encoded) <= longest:
+        return text
+    digest = hashlib.blake2b((text if identifier is None else identifier).encode(), digest_size=8).hexdigest()
+    return f"{encoded[: longest - 17].decode('utf-8', 'ignore')}~{digest}"
 
 
 def _umask() -> int:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esmflow.collect.formats import FORMATS
+from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
@@ -20,14 +19,19 @@ from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
+from esmflow.text import versions
 from esmflow.threads import one_ahead
 
-__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect", "versions"]
+__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect"]
 
 log = logging.getLogger(__name__)
+
+# What computes and writes numbers.
+_PACKAGES = ("torch", "fair-esm", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ def collect(
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision, method = _describe_precision(index), store.description
     descriptions = [
-        Description(array, model, precision, store.fingerprint, versions()) for array in method.outputs.arrays()
+        Description(array, model, precision, store.fingerprint, versions(*_PACKAGES))
+        for array in method.outputs.arrays()
     ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
+    called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
@@ -88,16 +94,10 @@ def collect(
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
             write_rows(joined.table)
-            for file, part in _by_file(joined):
-                vectors.add(file, part)
+            for file, part in _by_file(joined.table["file"]):
+                vectors.add(called.get(file, file), Joined(joined.table[part], joined.location[part]))
     tally.check(plan.records)
     return _summary(tally, plan, runs, formats, method.outputs.names())
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes and writes numbers."""
-    packages = ("torch", "fair-esm", "numpy", "h5py")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
@@ -126,13 +126,23 @@ def _describe_precision(index: SegmentIndex) -> str:
     return "+".join(used) or "none"
 
 
-def _by_file(joined: Joined) -> Iterator[tuple[str, Joined]]:
-    """A block cut where the input file changes."""
-    files = pc.run_end_encode(joined.table["file"].combine_chunks().cast("string"))
+def _by_file(files: pa.ChunkedArray) -> Iterator[tuple[str, slice]]:
+    """The parts of a block that are of one input file each."""
+    runs = pc.run_end_encode(files.combine_chunks().cast("string"))
     start = 0
-    for file, end in zip(files.values.to_pylist(), files.run_ends.to_pylist(), strict=True):
-        yield file, Joined(joined.table.slice(start, end - start), joined.location[start:end])
+    for file, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield file, slice(start, end)
         start = end
+
+
+def _name_outputs(records: str) -> dict[str, str]:
+    """By path, what is called after each input file, of all that there are records of."""
+    files = {}
+    for block in pq.ParquetFile(records).iter_batches(columns=["sample", "file"]):
+        table = pa.Table.from_batches([block])
+        for file, part in _by_file(table["file"]):
+            files[file] = InputFile(table["sample"][part.start].as_py(), file)
+    return output_names(list(files.values()))
 
 
 def _summary(
@@ -157,5 +167,5 @@ def _summary(
         groups_with_failures=tuple(run.group for run in runs if run.failed_sequences),
         formats=tuple(formats),
         arrays=tuple(arrays),
-        versions=versions(),
+        versions=versions(*_PACKAGES),
     )

@@ -23,7 +23,7 @@ class Format:
     kinds: what of `include` it can hold. writer: its class, as module and name. record_bytes: what comes with each
     record's values, about, besides its id. joins_outputs: one writer takes all
     outputs of a run; otherwise each output has a folder and a writer of its own. named_after_inputs: files are named
-    after the stems of the input files, so no two inputs may share one.
+    after the input files, see `inputs.sheet.output_names`.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("h5", INCLUDE, "h5:H5Writer", 48),
-        Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter", 400),
-        Format("npy", INCLUDE, "npy:NpyWriter", 24),
+        Format("h5", INCLUDE, "h5:H5Writer", 52),
+        Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter", 500),
+        Format("npy", INCLUDE, "npy:NpyWriter", 128),
         Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter", 24),
         Format("h5ad", POOLED, "h5ad:H5adWriter", 72),
         Format("pt", INCLUDE, "pt:PtWriter", 80, named_after_inputs=True),
@@ -64,7 +64,7 @@ FORMATS = {
 
 
 def named_after_inputs(formats: Sequence[str]) -> list[str]:
-    """Those of the formats that name their files after the input files' stems."""
+    """Those of the formats that name their files after the input files."""
     return [name for name in formats if FORMATS[name].named_after_inputs]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
-from esmflow.engine.contacts import ContactAttention
+from esmflow.engine.attention import ContactAttention
 from esmflow.engine.engine import check_heads, resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
+from esmflow.files import safe_name
 from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows
 from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
 
@@ -43,7 +44,7 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
     """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), of a glob, or just one.
 
     In a sheet too, `fasta` may be a folder or a glob, in the working directory, in the home of `~`, or in the sheet's
-    own folder. named_after_inputs: the formats of the run that name their files after the inputs' stems. Raises
+    own folder. named_after_inputs: the formats of the run that name their files after the inputs. Raises
     InputError for a sheet that is missing or malformed, for what is no file, a table without its columns, a sample or a
     file that is listed twice, and two files that would write one output.
     """
@@ -64,15 +65,38 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
             except TableError as error:
                 raise InputError(f"{samples}: fasta: {error}") from error
     if named_after_inputs:
-        by_stem: dict[str, str] = {}
-        for file in files:
-            other = by_stem.setdefault(fasta_stem(file.path), file.path)
-            if other != file.path:
-                raise InputError(
-                    f"{samples}: two files would both be written under the name {fasta_stem(file.path)}: {other} and "
-                    f"{file.path}; rename one, or leave {' and '.join(named_after_inputs)} out of formats"
-                )
+        try:
+            output_names(files)
+        except InputError as error:
+            formats = " and ".join(named_after_inputs)
+            raise InputError(f"{samples}: {error}, rename one, or leave {formats} out of formats") from error
     return files
+
+
+def output_names(files: Sequence[InputFile]) -> dict[str, str]:
+    """By the path of each input file, what is called after it: its stem, or its sample where several share that stem.
+
+    Raises InputError if two would have one name.
+    """
+    sharing: dict[str, list[InputFile]] = {}
+    for file in files:
+        sharing.setdefault(fasta_stem(file.path), []).append(file)
+    names: dict[str, str] = {}
+    taken = {stem: some[0].path for stem, some in sharing.items()}
+    for stem, some in sharing.items():
+        if len(some) == 1:
+            names[some[0].path] = stem
+            continue
+        for file in some:
+            name = names[file.path] = safe_name(file.sample)
+            if name in taken:
+                other = taken[name] if taken[name] != file.path else some[1].path
+                raise InputError(
+                    f"{other} and {file.path} would both be written under the name {name}; "
+                    "list each by itself, with a sample name of its own"
+                )
+            taken[name] = file.path
+    return names
 
 
 def _is_input(path: str) -> bool:

@@ -17,6 +17,7 @@ _NEEDLESS = re.compile(
 )
 _PLACES = re.compile(r' (?:d|transform|x2|y2)="[^"<>]*"')
 _CIRCLE = re.compile(r'<path ([^<>]*)transform="translate\(([-\d.]+),([-\d.]+)\)" d="M([\d.]+),0A[^"]*"')
+_MARGIN = 16
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
@@ -50,8 +51,12 @@ def on_paper(svg: str, style: str) -> str:
     """A drawing for programs that know neither the page's style nor variables: in the light colours, on their card."""
     # The style begins with the light colours.
     colours = dict(re.findall(r"(--[\w-]+):\s*(#\w+)", style[style.index("{") : style.index("}")]))
-    svg = re.sub(r"=\"var\((--\w+)\)\"", lambda name: f'="{colours[name[1]]}"', svg)
-    return re.sub(r"(<svg[^>]*>)", rf'\1<rect width="100%" height="100%" fill="{colours["--card"]}"/>', svg, count=1)
+    svg = re.sub(r'="var\((--\w+)\)"', lambda name: f'="{colours[name[1]]}"', svg)
+    width, height = (float(size) + 2 * _MARGIN for size in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    place = f'x="{-_MARGIN}" y="{-_MARGIN}" width="{width}" height="{height}"'
+    size = f'width="{width}" height="{height}" viewBox="{-_MARGIN} {-_MARGIN} {width} {height}"'
+    svg = re.sub(r'width="[\d.]+" height="[\d.]+" viewBox="[^"]*"', size, svg, count=1)
+    return re.sub(r"(<svg[^>]*>)", rf'\1<rect {place} fill="{colours["--card"]}"/>', svg, count=1)
 
 
 def message(text: str) -> str:

@@ -81,8 +81,8 @@ def flow_links(counts: ManifestCounts) -> dict[tuple[str, str], int]:
 
 
 def flow_figure(counts: ManifestCounts, width: int) -> Figure:
-    """Records from the input to what became of them. Places are pixels."""
-    height, gap, box = 300, 40, 14
+    """Records from the input to what became of them. Places are in pixels; names stand on the right of their boxes."""
+    height, gap, box, letters = 276, 40, 14, 76
     links = flow_links(counts)
     into, out = Counter[str](), Counter[str]()
     for (source, target), number in links.items():
@@ -90,24 +90,18 @@ def flow_figure(counts: ManifestCounts, width: int) -> Figure:
         into[target] += number
     sizes = {stage: max(into[stage], out[stage]) for stage in _STAGES if into[stage] or out[stage]}
     columns = [[stage for stage in sizes if _STAGES[stage][0] == column] for column in range(4)]
-    scale = min(
-        (height - 24 - gap * (len(column) - 1)) / sum(sizes[stage] for stage in column) for column in columns if column
-    )
+    scale = min((height - gap * (len(c) - 1)) / sum(sizes[stage] for stage in c) for c in columns if c)
+    lefts = {stage: (width - box - letters) * _STAGES[stage][0] / 3 for stage in sizes}
     tops: dict[str, float] = {}
     for column in columns:
-        sums = accumulate((scale * sizes[stage] + gap for stage in column), initial=0.0)
-        tops |= dict(zip(column, sums))
-    lefts = {stage: (width - box) * _STAGES[stage][0] / 3 for stage in sizes}
-    # On a phone the words of the last two columns would meet.
-    high = [stage for stage in columns[3] if width < NARROW and scale * sizes[stage] > 90]
-    raised = {stage: 32 if stage in high else 0 for stage in sizes}
-    boxes: list[dict[str, Any]] = [
+        tops |= zip(column, accumulate((scale * sizes[stage] + gap for stage in column), initial=0.0))
+    boxes = [
         {
             "x": lefts[stage],
             "x2": lefts[stage] + box,
             "y": top,
             "y2": top + max(scale * sizes[stage], 1.5),
-            "middle": top + scale * sizes[stage] / 2 - 13 - raised[stage],
+            "middle": top + scale * sizes[stage] / 2 - 13,
             "shade": colour(_STAGES[stage][1]),
             "label": f"{stage}\n{sizes[stage]:,}",
             "what": f"{stage}: {sizes[stage]:,}",
@@ -125,22 +119,17 @@ def flow_figure(counts: ManifestCounts, width: int) -> Figure:
             ribbons.append({"x": x, "y": y, "y2": end, "shade": colour(_STAGES[target][1]), "what": what})
         leave[source] += scale * number
         enter[target] += scale * number
-    place = {"y": alt.Y("y:Q", scale=None, axis=None), "y2": "y2", "color": alt.Color("shade:N", scale=None)}
-    x = alt.X("x:Q", scale=None, axis=None)
-    flows = _data(ribbons).mark_area(opacity=0.28).encode(x=x, detail="what:N", description="what:N", **place)
-    bars = _data(boxes).mark_rect().encode(x=x, x2="x2", description="what:N", **place)
-    # What ends a flow has its words on the left.
-    ends = [entry for entry in boxes if entry["x2"] >= width]
-    names = []
-    sides: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
-        ("x2", [entry for entry in boxes if entry not in ends], {"align": "left", "dx": 6}),
-        ("x", ends, {"align": "right", "dx": -6}),
-    ]
-    for side, entries, where in sides:
-        text = _data(entries).mark_text(lineBreak="\n", baseline="top", fontSize=12 if width > NARROW else 11, **where)
-        middle = alt.Y("middle:Q", scale=None, axis=None)
-        names.append(text.encode(x=alt.X(f"{side}:Q", scale=None, axis=None), y=middle, text="label:N"))
-    return styled(alt.layer(flows, bars, *names), width, height)
+    x, right, y, middle = (
+        channel(f"{field}:Q", scale=None, axis=None)
+        for channel, field in ((alt.X, "x"), (alt.X, "x2"), (alt.Y, "y"), (alt.Y, "middle"))
+    )
+    shade = alt.Color("shade:N", scale=None)
+    flows = _data(ribbons).mark_area(opacity=0.28).encode(x, y, shade, y2="y2", detail="what:N", description="what:N")
+    bars = _data(boxes).mark_rect().encode(x, y, shade, x2="x2", y2="y2", description="what:N")
+    names = (
+        _data(boxes).mark_text(lineBreak="\n", align="left", baseline="top", dx=6).encode(right, middle, text="label:N")
+    )
+    return styled(flows + bars + names, width, height + 16)
 
 
 def reasons_figure(counts: ManifestCounts, width: int) -> Figure:
@@ -176,32 +165,25 @@ def lengths_figure(counts: ManifestCounts, max_residues: int | None, width: int)
     shortest, longest = (int(present[0]), int(present[-1])) if len(present) else (1, 1)
     logarithmic = longest > 10 * shortest
     edges = _length_edges(shortest, longest, logarithmic).tolist()
-    rows = [
-        {
-            "low": low,
-            "high": high,
-            "records": int(number),
-            "kind": name,
-            "what": f"{low:,} residues" if high == low + 1 else f"{low:,}–{high - 1:,} residues",
-        }
-        for kind, (name, _) in _LENGTHS.items()
-        if kind in counts.lengths
-        for (low, high), number in zip(pairwise(edges), np.add.reduceat(counts.lengths[kind], edges)[:-1])
-    ]
-    for row in rows:
-        row["what"] += f": {row['records']:,} {row['kind']}"
+    rows = []
+    for order, (kind, (name, _)) in enumerate(_LENGTHS.items()):
+        numbers = np.add.reduceat(counts.lengths[kind], edges).tolist() if kind in counts.lengths else []
+        for (low, high), number in zip(pairwise(edges), numbers):
+            residues = f"{low:,}" if high == low + 1 else f"{low:,}–{high - 1:,}"
+            row = {"low": low, "high": high, "records": number, "kind": name, "order": order}
+            rows.append({**row, "what": f"{residues} residues: {number:,} {name}"})
     marks = [m * 10**power for power in range(6) for m in (1, 3) if edges[0] <= m * 10**power <= edges[-1]]
     scale = alt.Scale(type="log" if logarithmic else "linear", domain=[edges[0], edges[-1]], nice=False)
-    axis = _axis(title="residues", tickCount=6, **({"values": marks} if logarithmic else {}))
+    axis = alt.Axis(title="residues", tickCount=6, values=marks if logarithmic else alt.Undefined)
     bars = (
         _data(row for row in rows if row["records"])
         .mark_bar(stroke=colour("card"), strokeWidth=0.7)
         .encode(
             x=alt.X("low:Q", bin="binned", scale=scale, axis=axis),
             x2="high",
-            y=alt.Y("records:Q", stack="zero", axis=_axis(grid=True, title="records", tickMinStep=1)),
+            y=alt.Y("records:Q", stack="zero", axis=alt.Axis(grid=True, title="records", tickMinStep=1)),
             color=_legend("kind", {name: shade for _, (name, shade) in _LENGTHS.items()}, rows, width),
-            order=alt.Order("place:Q"),
+            order=alt.Order("order:Q"),
             description="what:N",
         )
     )
@@ -248,7 +230,7 @@ def timeline_figure(pieces: Sequence[Piece], width: int) -> Figure:
     ]
     span = ended - began
     form = "%H:%M:%S" if span < 600 else "%H:%M" if span < 86400 else "%d %b %H:%M" if span < 7 * 86400 else "%d %b"
-    time = _axis(grid=True, title=None, format=form, tickCount=max(2, width // 150))
+    time = alt.Axis(grid=True, title=None, format=form, tickCount=max(2, width // 150))
     y = alt.Y("slot:N", sort=None, title=None, axis=_names(width, slots), scale=alt.Scale(domain=slots))
     scale = alt.Scale(type="utc", domain=[_moment(began), _moment(ended)], nice=False)
     bars = (
@@ -274,29 +256,28 @@ def speed_figure(runs: Sequence[RunRecord], width: int) -> Figure:
     """
     ran = [run for run in runs if run.residues_per_second]
     share = -(-len(ran) // MOST_BARS)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(ran), share):
-        mine = ran[start : start + share]
-        speed = float(np.median([run.residues_per_second or 0 for run in mine]))
-        memory = max(run.peak_memory_bytes or 0 for run in mine) / GIB
-        name = mine[0].group if len(mine) == 1 else f"{mine[0].group}–{mine[-1].group}"
-        said = f"{'group' if len(mine) == 1 else 'groups'} {name}\n"
-        rows.append({"group": name, "speed": speed, "memory": memory})
-        rows[-1] |= {"speed said": f"{said}{_short(speed)} residues/s", "speed text": _short(speed)}
-        rows[-1] |= {"memory said": f"{said}{_short(memory)} GiB at most", "memory text": _short(memory)}
+    shared = [ran[start : start + share] for start in range(0, len(ran), share)]
+    names = [runs[0].group if len(runs) == 1 else f"{runs[0].group}–{runs[-1].group}" for runs in shared]
+    speeds = [float(np.median([run.residues_per_second or 0 for run in runs])) for runs in shared]
+    memory = [max(run.peak_memory_bytes or 0 for run in runs) / GIB for runs in shared]
     inside = width - 70
-    size = min(70, 0.65 * inside / len(rows))
+    every = -(-_LETTER * (len(names[-1]) + 1) * len(names) // inside)
+    below = alt.Axis(title="group", values=names[::every])
     plots = []
-    for field, title, shade, height in (("speed", "residues/s", "blue", 170), ("memory", "memory, GiB", "purple", 120)):
-        last = field == "memory"
-        step = -(-_LETTER * (len(rows[-1]["group"]) + 1) * len(rows) // inside)
-        shown = [row["group"] for row in rows[::step]]
-        x = alt.X("group:N", sort=None, axis=_axis(title="group", values=shown) if last else None)
-        y = alt.Y(f"{field}:Q", axis=_axis(grid=True, title=title, minExtent=45, maxExtent=45, tickCount=4))
-        bars = _data(rows).mark_bar(color=colour(shade), size=size).encode(x=x, y=y, description=f"{field} said:N")
-        text = bars.mark_text(dy=-8).encode(x=x, y=y, text=f"{field} text:N")
-        fits = inside / len(rows) > _LETTER * max(len(row[f"{field} text"]) for row in rows)
-        plots.append((bars + text if fits else bars).properties(width=inside, height=height))
+    for values, title, unit, shade, height, axis in (
+        (speeds, "residues/s", "residues/s", "blue", 170, None),
+        (memory, "memory, GiB", "GiB at most", "purple", 120, below),
+    ):
+        data = _data(
+            {"group": name, "value": value, "text": _short(value), "what": f"group {name}\n{_short(value)} {unit}"}
+            for name, value in zip(names, values)
+        )
+        x = alt.X("group:N", sort=None, axis=axis)
+        y = alt.Y("value:Q", axis=alt.Axis(grid=True, title=title, minExtent=45, maxExtent=45, tickCount=4))
+        bars = data.mark_bar(color=colour(shade), size=min(70, 0.65 * inside / len(names)))
+        fits = inside / len(names) > _LETTER * max(map(len, map(_short, values)))
+        texts = [data.mark_text(dy=-8).encode(x, y, text="text:N")] if fits else []
+        plots.append(alt.layer(bars.encode(x, y, description="what:N"), *texts).properties(width=inside, height=height))
     return styled(alt.vconcat(*plots, spacing=26), None, None)
 
 
@@ -323,11 +304,11 @@ def certificate_figure(certificate: Certificate, width: int) -> Figure:
     heights = [row["distance"] for row in rows] + [limit["at"] for limit in limits]
     low, high = math.floor(min(heights)), math.ceil(max(heights))
     words = {str(power): "10" + str(power).translate(_RAISED) for power in range(low, high + 1)}
-    axis = _axis(
+    axis = alt.Axis(
         grid=True, title="1 − cosine", values=list(map(int, words)), labelExpr=f"({json.dumps(words)})[datum.value]"
     )
     y = alt.Y("distance:Q", axis=axis, scale=alt.Scale(domain=[low, high], nice=False))
-    x = alt.X("length:Q", axis=_axis(title="residues", tickCount=width // 100))
+    x = alt.X("length:Q", axis=alt.Axis(title="residues", tickCount=width // 100))
     shades = {name: shade for name, shade in zip(names, PALETTE * len(names))}
     points = _data(rows).mark_circle(size=45, opacity=0.8)
     points = points.encode(x=x, y=y, color=_legend("output", shades, rows, width), description="what:N")
@@ -342,7 +323,8 @@ def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Seq
     large = {file for file, _ in sizes.most_common(len(PALETTE))}
     # In input order, so that colours do not change places from run to run.
     named = [file for file in files if file in large]
-    labels = {file: _short_path(file) for file in named}
+    names = Counter(map(_short_path, named))
+    labels = {file: _short_path(file) if names[_short_path(file)] == 1 else _short_path(file, 2) for file in named}
     shades = {"other files": "grey"} | dict(zip(labels.values(), PALETTE))
     thinned = 1 if width > NARROW else -(-len(sample) // MOST_POINTS_ON_A_PHONE)
     rows = [
@@ -357,14 +339,12 @@ def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Seq
     first, second = mapped.explained
     points = _data(rows).mark_circle(size=40 if len(rows) < 2000 else 14, opacity=0.75)
     x, y = (
-        getattr(alt, letter)(
-            f"{letter.lower()}:Q",
-            scale=alt.Scale(zero=False),
-            axis=_axis(title=title, grid=grid, tickCount=max(4, width // 130)),
+        channel(
+            field, scale=alt.Scale(zero=False), axis=alt.Axis(title=title, grid=grid, tickCount=max(4, width // 130))
         )
-        for letter, title, grid in (
-            ("X", f"first component, {first:.0%} of the variance", False),
-            ("Y", f"second component, {second:.0%}", True),
+        for channel, field, title, grid in (
+            (alt.X, "x:Q", f"first component, {first:.0%} of the variance", False),
+            (alt.Y, "y:Q", f"second component, {second:.0%}", True),
         )
     )
     points = points.encode(x=x, y=y, color=_legend("file", shades, rows, width), description="what:N")
@@ -386,9 +366,34 @@ def styled(chart: Figure, width: int | None, height: int | None) -> Figure:
         .configure(font="system-ui, sans-serif")
         .configure_view(stroke=None)
         .configure_text(color=colour("ink"), fontSize=12, aria=False)
-        .configure_axis(aria=False)
+        .configure_axis(
+            aria=False,
+            grid=False,
+            gridColor=colour("line"),
+            domainColor=colour("line"),
+            ticks=False,
+            title=None,
+            titleColor=colour("quiet"),
+            titleFontSize=13,
+            titleFontWeight="normal",
+            titlePadding=8,
+            labelColor=colour("quiet"),
+            labelFontSize=12,
+            labelPadding=6,
+            labelAngle=0,
+            labelFlush=False,
+        )
         .configure_axisQuantitative(format=",.4~f")
-        .configure_legend(aria=False)
+        .configure_legend(
+            aria=False,
+            title=None,
+            orient="top",
+            symbolType="circle",
+            labelColor=colour("ink"),
+            labelFontSize=12,
+            labelLimit=320,
+            columnPadding=30,
+        )
     )
 
 
@@ -396,50 +401,20 @@ def _data(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
     return alt.Chart(pl.DataFrame(list(rows)))
 
 
-def _axis(**more: Any) -> alt.Axis:
-    """An axis as all figures have it: no more lines than it takes."""
-    look = {
-        "grid": False,
-        "gridColor": colour("line"),
-        "domainColor": colour("line"),
-        "ticks": False,
-        "labelColor": colour("quiet"),
-        "labelFontSize": 12,
-        "labelPadding": 6,
-        "title": None,
-        "titleColor": colour("quiet"),
-        "titleFontSize": 13,
-        "titleFontWeight": "normal",
-        "titlePadding": 8,
-        "labelAngle": 0,
-        "labelFlush": False,
-    }
-    return alt.Axis(**{**look, **more})
-
-
 def _names(width: int, names: Iterable[str]) -> alt.Axis:
     """An axis of names, with room for them in any font."""
     most = 2 * width // 5
-    return _axis(labelLimit=most, minExtent=min(most, _LETTER * max(map(len, names)) + 6))
+    return alt.Axis(labelLimit=most, minExtent=min(most, _LETTER * max(map(len, names)) + 6))
 
 
 def _legend(field: str, shades: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int) -> alt.Color:
     """Colours of a field's values, with a legend above the plot if there are several. shades: in their order."""
     present = {row[field] for row in rows}
     names = [name for name in shades if name in present]
-    columns = max(1, width // (_LETTER * max(map(len, names)) + 44))
-    legend = alt.Legend(
-        title=None,
-        orient="top",
-        columns=min(columns, len(names)),
-        symbolType="circle",
-        labelColor=colour("ink"),
-        labelFontSize=12,
-        labelLimit=320,
-        columnPadding=30,
-    )
+    columns = min(len(names), max(1, width // (_LETTER * max(map(len, names)) + 44)))
+    legend = alt.Legend(columns=columns) if len(names) > 1 else None
     scale = alt.Scale(domain=names, range=[colour(shades[name]) for name in names])
-    return alt.Color(f"{field}:N", scale=scale, legend=legend if len(names) > 1 else None)
+    return alt.Color(f"{field}:N", scale=scale, legend=legend)
 
 
 def _moment(seconds: float) -> str:
@@ -455,9 +430,9 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _short_path(path: str, letters: int = 40) -> str:
+def _short_path(path: str, parts: int = 1, letters: int = 40) -> str:
     """The end of a path that fits a legend."""
-    name = path.rpartition("/")[2]
+    name = "/".join(path.split("/")[-parts:])
     return name if len(name) <= letters else f"…{name[-letters:]}"
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 
 # Each figure is drawn for a screen or a sheet of paper, and for a phone; the page's style shows one of them.
-WIDTHS = {"wide": 940, "narrow": 350}
+WIDTHS = {"wide": 840, "narrow": 350}
 
 _STATUS_COLOURS = {"embedded": "green", "rejected": "orange", "failed": "vermillion"}
 

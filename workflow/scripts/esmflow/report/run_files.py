@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import LeasedSlot, RunRecord
-from esmflow.files import from_json, read_json
+from esmflow.files import from_json, read_json, stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Store
@@ -85,7 +86,7 @@ class RunFiles:
             "converted checkpoint": Path(self.checkpoint),
             "manifest": Path(self.manifest),
         }
-        sizes = {name: sum(_sizes(path)) for name, path in places.items()}
+        sizes = {name: _size(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
 
 
@@ -94,16 +95,9 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
-def _sizes(path: Path) -> Iterator[int]:
-    if path.is_dir():
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _sizes(Path(entry.path))
-                elif entry.is_file():
-                    yield entry.stat().st_size
-    elif path.exists():
-        yield path.stat().st_size
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(found.st_size for found in stats_below(path.resolve()) if stat.S_ISREG(found.st_mode))
 
 
 def devices(files: RunFiles) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -95,11 +95,18 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
         f"Of {counts.computed + counts.reused + counts.failed:,} unique sequences {counts.computed:,} were computed, "
         f"{counts.reused:,} taken from the store, {counts.failed:,} failed."
     )
-    rows = [
-        (file, f"{c.total():,}", *(f"{c[status]:,}" for status in ("embedded", "rejected", "failed")))
-        for file, c in counts.files.items()
-    ]
-    table = _first_rows("By input file", ("file", "records", "embedded", "rejected", "failed"), rows, "the manifest")
+    table = _table(
+        "By input file",
+        {
+            "file": lambda entry: entry[0],
+            "records": lambda entry: f"{entry[1].total():,}",
+            "embedded": lambda entry: f"{entry[1]['embedded']:,}",
+            "rejected": lambda entry: f"{entry[1]['rejected']:,}",
+            "failed": lambda entry: f"{entry[1]['failed']:,}",
+        },
+        list(counts.files.items()),
+        "the manifest",
+    )
     return Section(note=note, figure=partial(flow_figure, counts), tables=[table])
 
 
@@ -145,20 +152,20 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
         return Section(note=f"No slot was leased: {files.why_nothing()}.")
     seconds = kind_seconds(pieces)
     shares = ", ".join(f"{percent(value / sum(seconds.values()))} {kind}" for kind, value in seconds.items())
-    rows = [
-        (
-            run.group,
-            slot_name(run.host, worker.slot),
-            worker.slot.name,
-            worker.slot.uuid or "",
-            clock(worker.leased),
-            duration(worker.released - worker.leased),
-        )
-        for run in files.runs
-        for worker in run.workers
-    ]
     slots = {piece.slot for piece in pieces}
-    table = _first_rows("Leases", ("group", "slot", "device", "uuid", "leased", "held for"), rows, RUN_JSON)
+    table = _table(
+        "Leases",
+        {
+            "group": lambda lease: lease[0].group,
+            "slot": lambda lease: slot_name(lease[0].host, lease[1].slot),
+            "device": lambda lease: lease[1].slot.name,
+            "uuid": lambda lease: lease[1].slot.uuid or "",
+            "leased": lambda lease: clock(lease[1].leased),
+            "held for": lambda lease: duration(lease[1].released - lease[1].leased),
+        },
+        [(run, worker) for run in files.runs for worker in run.workers],
+        RUN_JSON,
+    )
     note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
     if len(slots) > MOST_SLOTS:
         note += f" The figure has {MOST_SLOTS} of {len(slots):,} slots."
@@ -175,34 +182,23 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     cards = any(slot.device == "cuda" for _, slot in files.slots())
     note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
     note += "a card's memory at most." if cards else "memory at most."
-    columns = (
-        "group",
-        "sequences",
-        "residues",
-        "residues/s",
-        "GiB",
-        "model load, s",
-        "tokens per batch",
-        "written",
-        "reused",
+    table = _table(
+        "Groups",
+        {
+            "group": lambda run: run.group,
+            "sequences": lambda run: f"{run.sequences:,}",
+            "residues": lambda run: f"{run.residues:,}",
+            "residues/s": lambda run: f"{run.residues_per_second or 0:,.0f}",
+            "GiB": lambda run: f"{(run.peak_memory_bytes or 0) / GIB:.2f}",
+            "model load, s": lambda run: f"{run.model_load_seconds or 0:.1f}",
+            "tokens per batch": lambda run: f"{run.token_budget or 0:,}",
+            "written": lambda run: f"{len(run.segments_written):,}",
+            "reused": lambda run: f"{len(run.segments_reused):,}",
+        },
+        files.runs,
+        RUN_JSON,
     )
-    rows = [
-        (
-            run.group,
-            f"{run.sequences:,}",
-            f"{run.residues:,}",
-            f"{run.residues_per_second or 0:,.0f}",
-            f"{(run.peak_memory_bytes or 0) / GIB:.2f}",
-            f"{run.model_load_seconds or 0:.1f}",
-            f"{run.token_budget or 0:,}",
-            f"{len(run.segments_written):,}",
-            f"{len(run.segments_reused):,}",
-        )
-        for run in files.runs
-    ]
-    return Section(
-        note=note, figure=partial(speed_figure, ran), tables=[_first_rows("Groups", columns, rows, RUN_JSON)]
-    )
+    return Section(note=note, figure=partial(speed_figure, ran), tables=[table])
 
 
 def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -210,25 +206,23 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     found = files.certificate
     if found is None:
         return Section(note="Verification was off: no embedding was computed again.")
-    outputs = found.outputs
     verdict = "Passed" if found.passed else "NOT PASSED: do not use these embeddings"
     note = f"{verdict}. {plural(len(found.sequences), 'sequence')} computed again with {found.verified_with}."
-    columns = ("output", "sequences", "largest 1 − cosine", "median", "largest relative error")
-    rows = [
-        (
-            name,
-            o.sequences,
-            f"{1 - o.cosine_min:.1e}",
-            f"{1 - o.cosine_median:.1e}",
-            f"{o.relative_error_max:.1e}",
-        )
-        for name, o in outputs.items()
-    ]
-    tables = [Table("By output", columns, rows, folded=False)] if rows else []
+    tables = []
     if found.problems:
-        problems = [(problem,) for problem in found.problems]
-        tables.insert(0, _first_rows("Problems", ("problem",), problems, "certificate.json", folded=False))
-    return Section(note=note, figure=partial(certificate_figure, found) if rows else None, tables=tables)
+        problems = {"problem": lambda problem: problem}
+        tables.append(_table("Problems", problems, found.problems, "certificate.json", folded=False))
+    if found.outputs:
+        columns = {
+            "output": lambda entry: entry[0],
+            "sequences": lambda entry: entry[1].sequences,
+            "largest 1 − cosine": lambda entry: f"{1 - entry[1].cosine_min:.1e}",
+            "median": lambda entry: f"{1 - entry[1].cosine_median:.1e}",
+            "largest relative error": lambda entry: f"{entry[1].relative_error_max:.1e}",
+        }
+        outputs = list(found.outputs.items())
+        tables.append(_table("By output", columns, outputs, "certificate.json", folded=False))
+    return Section(note=note, figure=partial(certificate_figure, found) if found.outputs else None, tables=tables)
 
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -240,11 +234,9 @@ def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
         return Section(note=f"A map needs at least {FEWEST} embeddings.")
     mapped = embedding_map(files.store, counts.sample, array)
     embedded = files.summary.embedded
-    of_what = f"all {embedded:,}" if len(counts.sample) == embedded else f"{len(counts.sample):,} of {embedded:,}"
-    note = (
-        f"{of_what} embeddings of {array}, drawn at random." if "of" in of_what else f"{of_what} embeddings of {array}."
-    )
-    note = note[0].upper() + note[1:]
+    note = f"All {embedded:,} embeddings of {array}."
+    if len(counts.sample) < embedded:
+        note = f"{len(counts.sample):,} of {embedded:,} embeddings of {array}, drawn at random."
     return Section(note=note, figure=partial(map_figure, mapped, counts.sample, list(counts.files)))
 
 
@@ -256,12 +248,13 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
     return Section(note=note, figure=partial(disk_figure, sizes))
 
 
-def _first_rows(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], where: str, folded: bool = True
+def _table(
+    title: str, columns: Mapping[str, Callable[[Any], Any]], entries: Sequence[Any], where: str, folded: bool = True
 ) -> Table:
-    """A table of as many rows as a page can hold. where: the file that has them all."""
-    note = f"The first {MOST_ROWS} of {len(rows):,}; all are in {where}." if len(rows) > MOST_ROWS else ""
-    return Table(title, columns, rows[:MOST_ROWS], note, folded)
+    """A row for each of as many entries as a page can hold. columns: what they show; where: the file that has all."""
+    note = f"The first {MOST_ROWS} of {len(entries):,}; all are in {where}." if len(entries) > MOST_ROWS else ""
+    rows = [[cell(entry) for cell in columns.values()] for entry in entries[:MOST_ROWS]]
+    return Table(title, list(columns), rows, note, folded)
 
 
 SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.embed.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.text import percent
 
-# Beyond this many pieces a figure is neither quick nor readable: shards of one lease are then drawn as one.
-MOST_PIECES = 2000
+# Beyond these a figure is neither quick nor readable.
+MOST_PIECES = 3000
 MOST_SLOTS = 60
 
 LOAD, COMPUTE, WRITE, IDLE = "load", "compute", "write", "idle"
@@ -45,36 +45,14 @@ def slot_name(host: str, slot: LeasedSlot) -> str:
 
 def slot_pieces(runs: Iterable[RunRecord]) -> list[Piece]:
     """Cuts every lease into load (from the lease to the first shard), compute, write and idle, in order of time."""
-    leases = [(run, worker, _shards_of(run, worker)) for run in runs for worker in run.workers]
-    detailed = 3 * sum(len(shards) for _, _, shards in leases) <= MOST_PIECES
-    pieces: list[Piece] = []
-    for run, worker, shards in leases:
-        pieces += _lease_pieces(run, worker, shards if detailed else _merged(shards))
+    pieces = [piece for run in runs for worker in run.workers for piece in _lease_pieces(run, worker)]
     return sorted(pieces, key=lambda piece: (piece.started, piece.slot))
 
 
-def _shards_of(run: RunRecord, worker: WorkerRecord) -> list[ShardResult]:
-    """The shards that one worker of a job finished, in order of time."""
-    mine = [shard for shard in run.shards if len(run.workers) == 1 or shard.device == worker.device]
-    return sorted(mine, key=lambda shard: shard.started)
-
-
-def _merged(shards: list[ShardResult]) -> list[ShardResult]:
-    if not shards:
-        return []
-    whole = replace(
-        shards[0],
-        shard=f"{len(shards):,} shards",
-        sequences=sum(shard.sequences for shard in shards),
-        residues=sum(shard.residues for shard in shards),
-        ended=shards[-1].ended,
-        write_seconds=sum(shard.write_seconds for shard in shards),
-    )
-    return [whole]
-
-
-def _lease_pieces(run: RunRecord, worker: WorkerRecord, shards: list[ShardResult]) -> list[Piece]:
+def _lease_pieces(run: RunRecord, worker: WorkerRecord) -> list[Piece]:
     slot = slot_name(run.host, worker.slot)
+    mine = [shard for shard in run.shards if len(run.workers) == 1 or shard.device == worker.device]
+    shards = sorted(mine, key=lambda shard: shard.started)
 
     def piece(kind: str, started: float, ended: float, what: str) -> Piece:
         return Piece(slot, run.group, kind, started, ended, what)
@@ -88,9 +66,10 @@ def _lease_pieces(run: RunRecord, worker: WorkerRecord, shards: list[ShardResult
     for shard in shards:
         pieces.append(piece(IDLE, before, shard.started, "between shards"))
         computed = shard.ended - shard.write_seconds
-        work = f"{shard.shard.removesuffix('.fasta')}: {shard.sequences:,} sequences, {shard.residues:,} residues"
+        name = shard.shard.removesuffix(".fasta")
+        work = f"{name}: {shard.sequences:,} sequences, {shard.residues:,} residues"
         pieces.append(piece(COMPUTE, shard.started, computed, work))
-        pieces.append(piece(WRITE, computed, shard.ended, f"{shard.shard.removesuffix('.fasta')} to the store"))
+        pieces.append(piece(WRITE, computed, shard.ended, f"{name} to the store"))
         before = shard.ended
     pieces.append(piece(IDLE, before, worker.released, "the worker ends"))
     return [p for p in pieces if p.seconds > 0]
@@ -113,14 +92,13 @@ def drawable(pieces: Sequence[Piece]) -> list[Piece]:
     span = (ended - began) / (MOST_PIECES // len(slots))
     did: dict[tuple[str, int], dict[tuple[str, str], float]] = defaultdict(lambda: defaultdict(float))
     for piece in pieces:
-        for cell in range(int((piece.started - began) / span), math.ceil((piece.ended - began) / span)):
-            start = began + cell * span
-            did[piece.slot, cell][piece.kind, piece.group] += min(piece.ended, start + span) - max(piece.started, start)
+        first, last = (piece.started - began) / span, (piece.ended - began) / span
+        for cell in range(int(first), math.ceil(last)):
+            did[piece.slot, cell][piece.group, piece.kind] += min(last, cell + 1) - max(first, cell)
     drawn = []
-    for (slot, cell), seconds in did.items():
+    for (slot, cell), shares in did.items():
         if slot in slots:
-            (kind, group), start = max(seconds, key=lambda what: seconds[what]), began + cell * span
-            drawn.append(
-                Piece(slot, group, kind, start, start + span, f"{percent(seconds[kind, group] / span)} of this time")
-            )
+            group, kind = max(shares, key=lambda key: shares[key])
+            start, what = began + cell * span, f"{percent(shares[group, kind])} of this time"
+            drawn.append(Piece(slot, group, kind, start, start + span, what))
     return drawn

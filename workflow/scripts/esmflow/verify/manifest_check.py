@@ -18,7 +18,7 @@ from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import Store
 from esmflow.verify.read_back import Sampled
 
-_COLUMNS = ["file", "record", "id", "length", "digest", "precision", "segment", "row"]
+_COLUMNS = ["sample", "file", "record", "id", "length", "digest", "precision", "segment", "row"]
 _LISTED = 10
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from esmflow.arrays import Array
+from esmflow.files import safe_name
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
 from esmflow.store.gather import read_rows
@@ -25,6 +26,7 @@ class Sampled:
 
     digest: str
     sequence: str
+    sample: str
     file: str
     record: int
     id: str
@@ -67,7 +69,7 @@ class Embeddings:
 def _read_h5(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.ndarray]:
     import h5py
 
-    with h5py.File(folder / "embeddings.h5") as file:
+    with h5py.File(folder / "embeddings.h5", locking=False) as file:
         values = file["embeddings"]
         if array.is_pooled:
             return [values[record.position] for record in sampled]
@@ -80,8 +82,10 @@ def _read_pt(folder: Path, array: Array, sampled: Sequence[Sampled]) -> list[np.
 
     # One file at a time: a large one takes a while to open.
     found = {}
-    for file in sorted({record.file for record in sampled}):
-        data = torch.load(folder / "pt" / f"{fasta_stem(file)}_ESM.pt", weights_only=True, mmap=True)["data"]
+    for file, sample in sorted({(record.file, record.sample) for record in sampled}):
+        # Named by the sample where files share their stem.
+        path, by_sample = (folder / "pt" / f"{name}_ESM.pt" for name in (fasta_stem(file), safe_name(sample)))
+        data = torch.load(path if path.exists() else by_sample, weights_only=True, mmap=True)["data"]
         for record in sampled:
             if record.file == file:
                 found[record.digest] = data[record.position_in_file].numpy().copy()

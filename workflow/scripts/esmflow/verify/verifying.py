@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import logging
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from esmflow.plan.spot_check import length_bin
 from esmflow.slots.gpus import candidate_slots
 from esmflow.slots.leases import leased_slots
 from esmflow.store.segments import Store
+from esmflow.text import versions
 from esmflow.verify.agreement import LIMITS, Limits
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.manifest_check import ManifestCheck, check_manifest
@@ -119,7 +118,7 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
         engine=fingerprint.engine,
         verified_with="fair-esm's own ESM-2 module in fp32",
         device=verified.device,
-        versions=_versions(),
+        versions=versions("torch", "fair-esm", "numpy"),
         read_from=read_from,
         sample=settings.sample,
         seed=settings.seed,
@@ -170,11 +169,6 @@ def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
                 f"the sample could not be computed again: {error}. The embeddings are untouched; "
                 f"run again, or set verify.sample: 0 to go without a certificate. Log: {settings.log_file}"
             ) from error
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "fair-esm", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def draw_sample(residues: Mapping[bytes, int], sample: int, seed: int) -> list[bytes]:

@@ -81,6 +81,26 @@ class Batch:
         return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if array.kind == "contacts" else parts
 
 
+class Numbering:
+    """Numbers texts as they come, so that a name that many records share takes four bytes of each."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The text of each number."""
+        return list(self._numbers)
+
+    def encode(self, column: pa.ChunkedArray) -> np.ndarray:
+        """The numbers of a column of the manifest, a dictionary of texts: int32 `[N]`. New texts get new numbers."""
+        values = column.combine_chunks()
+        # A dictionary may hold names that no record of the batch has.
+        used, codes = np.unique(values.indices.to_numpy(), return_inverse=True)
+        names = values.dictionary.take(used).to_pylist()
+        return np.array([self._numbers.setdefault(each, len(self._numbers)) for each in names], np.int32)[codes]
+
+
 class EmbeddingWriter(ABC):
     """Writes outputs of one run in one format. Records come in input order, file by file.
 
@@ -127,8 +147,8 @@ class EmbeddingWriter(ABC):
     def open(self) -> None:  # noqa: B027
         """Opens what all records go to."""
 
-    def begin_file(self, path: str) -> None:  # noqa: B027
-        """The records that follow are of this input file."""
+    def begin_file(self, name: str) -> None:  # noqa: B027
+        """The records that follow are of another input file. name: of that file's own outputs, safe as a file name."""
 
     @abstractmethod
     def add(self, batch: Batch) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
-from esmflow.collect.writers.names import NameGiver, safe_name, warn_of_repeated_ids
-from esmflow.files import atomic_folder
-from esmflow.inputs.sheet import fasta_stem
+from esmflow.collect.writers.names import NameGiver, warn_of_repeated_ids
+from esmflow.files import atomic_folder, safe_name
 
 _FIELDS = {"per_residue": "representations", "mean": "mean_representations", "bos": "bos_representations"}
 
@@ -26,8 +25,8 @@ class EsmWriter(EmbeddingWriter):
         self._index = self.enter(ExitStack())
         self._repeated = 0
 
-    def begin_file(self, path: str) -> None:
-        self._folder = folder = self._all / fasta_stem(path)
+    def begin_file(self, name: str) -> None:
+        self._folder = folder = self._all / name
         folder.mkdir()
         self._names = NameGiver(lambda name: (folder / f"{name}.pt").exists())
         self._index.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import h5py
 import numpy as np
 
-from esmflow.collect.writers.base import Batch, EmbeddingWriter
+from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
 
 _CHUNK_BYTES = 1 << 20
 _FEWEST_ROWS = 16
@@ -15,17 +17,30 @@ class H5Writer(EmbeddingWriter):
     """Appends block by block, in bounded memory."""
 
     def open(self) -> None:
-        self._file = self.enter(h5py.File(self.new_file("embeddings.h5"), "w"))
+        self._file = new_h5(self, "embeddings.h5")
         self._file.attrs.update(self.description.attributes())
+        self._samples = Numbering()
 
     def add(self, batch: Batch) -> None:
         array = self.description.array
         append(self._file, "ids", batch.ids)
+        append(self._file, "sample_numbers", self._samples.encode(batch.records["sample"]))
         append(self._file, "embeddings", batch.arrays[array])
         if not array.is_pooled:
             offsets = array.offsets(batch.lengths)
             following = "offsets" in self._file
             append(self._file, "offsets", self._file["offsets"][-1] + offsets[1:] if following else offsets)
+
+    def finish(self) -> None:
+        self._file.create_dataset("samples", data=np.array(self._samples.names, h5py.string_dtype()))
+
+
+def new_h5(writer: EmbeddingWriter, name: str, **options: Any) -> h5py.File:
+    """A new HDF5 file of a writer's.
+
+    Without HDF5's own lock: nobody else knows the file's name, and there are file systems that have no locks.
+    """
+    return writer.enter(h5py.File(writer.new_file(name), "w", locking=False, **options))
 
 
 def append(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:

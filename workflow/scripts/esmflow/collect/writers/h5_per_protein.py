@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import h5py
-
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
+from esmflow.collect.writers.h5 import new_h5
 from esmflow.collect.writers.names import NameGiver, warn_of_repeated_ids
 
 
@@ -13,14 +12,17 @@ class H5PerProteinWriter(EmbeddingWriter):
 
     def open(self) -> None:
         # Groups of the latest version find a name among millions; the old ones hold each name in one list.
-        self._file = self.enter(h5py.File(self.new_file("per_protein.h5"), "w", libver=("v110", "v110")))
-        self._file.attrs.update(self.description.attributes())
+        self._file = new_h5(self, "per_protein.h5", libver=("v110", "v110"))
+        # ProtSpace asks for the model under this name.
+        self._file.attrs.update({**self.description.attributes(), "model_name": self.description.model})
         self._names = NameGiver(self._file.__contains__)
 
     def add(self, batch: Batch) -> None:
-        for identifier, values in zip(batch.ids, batch.values(self.description.array), strict=True):
+        samples = batch.records["sample"].to_pylist()
+        for identifier, sample, values in zip(batch.ids, samples, batch.values(self.description.array), strict=True):
             dataset = self._file.create_dataset(self._names.name(identifier), data=values)
             dataset.attrs["original_id"] = identifier
+            dataset.attrs["sample"] = sample
 
     def finish(self) -> None:
         warn_of_repeated_ids(

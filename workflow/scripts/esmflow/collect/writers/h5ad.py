@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from esmflow.collect.writers.base import Batch, EmbeddingWriter
-from esmflow.collect.writers.h5 import append
+from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
+from esmflow.collect.writers.h5 import append, new_h5
 from esmflow.collect.writers.names import warn_of_repeated_ids
 
 _INDEX = "_index"
@@ -25,10 +25,10 @@ class H5adWriter(EmbeddingWriter):
     """Appends block by block; of earlier records only an 8-byte hash of each id stays in memory."""
 
     def open(self) -> None:
-        self._file = self.enter(h5py.File(self.new_file("embeddings.h5ad"), "w"))
+        self._file = new_h5(self, "embeddings.h5ad")
         self._obs = self._file.create_group("obs")
         self._hashes: list[np.ndarray] = []
-        self._categories: dict[str, dict[str, int]] = {name: {} for name in _CATEGORIES}
+        self._categories = {name: Numbering() for name in _CATEGORIES}
 
     def add(self, batch: Batch) -> None:
         append(self._file, "X", batch.arrays[self.description.array])
@@ -36,22 +36,13 @@ class H5adWriter(EmbeddingWriter):
         self._hashes.append(_hashes(batch.ids))
         for name in _NUMBERS:
             append(self._obs, name, batch.records[name].to_numpy())
-        for name in _CATEGORIES:
-            append(self._obs, f"{name}/codes", self._encode(name, batch))
-
-    def _encode(self, name: str, batch: Batch) -> np.ndarray:
-        """Numbers of the batch's categories; new ones are added."""
-        column = batch.records[name].combine_chunks()
-        known = self._categories[name]
-        # A dictionary may hold names that no record of the batch has.
-        used, codes = np.unique(column.indices.to_numpy(), return_inverse=True)
-        names = column.dictionary.take(used).to_pylist()
-        return np.array([known.setdefault(each, len(known)) for each in names], np.int32)[codes]
+        for name, numbering in self._categories.items():
+            append(self._obs, f"{name}/codes", numbering.encode(batch.records[name]))
 
     def finish(self) -> None:
         repeated = self._name_records()
-        for name in _CATEGORIES:
-            anndata.io.write_elem(self._obs[name], "categories", np.array(list(self._categories[name]), dtype=object))
+        for name, numbering in self._categories.items():
+            anndata.io.write_elem(self._obs[name], "categories", np.array(numbering.names, dtype=object))
             _mark(self._obs[name]["codes"], "array")
             _mark(self._obs[name], "categorical", ordered=False)
         for dataset in (self._file["X"], *(self._obs[name] for name in _NUMBERS)):

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+
+from esmflow.files import safe_name
 
 log = logging.getLogger(__name__)
-
-# Everything printable but the percent sign, which is the escape, and the slash; other characters are kept as they are.
-_SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%/")
-# File systems allow 255 bytes, of which suffixes and numbers need some.
-_LONGEST = 200
-
-
-def safe_name(identifier: str) -> str:
-    """The id where it can be a name; else with `/`, `%`, a leading dot and control characters as `%2F` and so on.
-
-    `urllib.parse.unquote` gives the id back, unless it was longer than 200 bytes: then it is cut, and ends in `~` and a
-    digest of the whole. An empty id is `unnamed`.
-    """
-    if not identifier:
-        return "unnamed"
-    name = "".join(c if ord(c) > 127 and c.isprintable() else quote(c, safe=_SAFE) for c in identifier)
-    if name.startswith("."):
-        name = "%2E" + name[1:]
-    encoded = name.encode("utf-8")
-    if len(encoded) <= _LONGEST:
-        return name
-    digest = hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()
-    return f"{encoded[: _LONGEST - 17].decode('utf-8', 'ignore')}~{digest}"
 
 
 class NameGiver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 from esmflow.collect.writers.tensor_list import TensorListFile
-from esmflow.inputs.sheet import fasta_stem
 
 
 class PtWriter(EmbeddingWriter):
@@ -12,14 +11,9 @@ class PtWriter(EmbeddingWriter):
 
     by_file = True
 
-    def begin_file(self, path: str) -> None:
+    def begin_file(self, name: str) -> None:
         self.opened.close()
-        self._file = self.enter(TensorListFile(self.new_file(f"pt/{pt_file_name(path)}")))
+        self._file = self.enter(TensorListFile(self.new_file(f"pt/{name}_ESM.pt")))
 
     def add(self, batch: Batch) -> None:
         self._file.append(batch.ids, batch.values(self.description.array))
-
-
-def pt_file_name(path: str) -> str:
-    """`viruses/a.faa.gz` gives `a_ESM.pt`."""
-    return f"{fasta_stem(path)}_ESM.pt"
