@@ -124,7 +124,8 @@ def plan(files: list[str], folder: Path) -> dict:
         groups=[str(folder / "plan" / "shards" / f"group-{g}") for g in range(GROUPS)],
     )
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
-    params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
+    stems = [Path(file).stem for file in files]
+    params = SimpleNamespace(samples=stems, annotations=[()] * len(files), **config["params"])
     settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
     step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES))
     found = read_json(outputs.plan)

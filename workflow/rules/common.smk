@@ -53,6 +53,10 @@ def get_sample_names(wildcards):
     return [file.sample for file in INPUTS]
 
 
+def get_annotations(wildcards):
+    return [file.annotations for file in INPUTS]
+
+
 def get_reading(wildcards):
     """How records are read and named. None of it is in the fingerprint: a sequence is known by what is left of it."""
     return {"gaps": config["gaps"], "id": config["id"]}

@@ -15,6 +15,7 @@ rule plan:
     threads: 4
     params:
         samples=get_sample_names,
+        annotations=get_annotations,
         method=get_method(),
         max_residues=config["max_residues"],
         nucleotide_sequences=config["nucleotide_sequences"],

@@ -24,7 +24,7 @@ def main(snakemake) -> None:
     stamp = file_stamp(snakemake.input.checkpoint)
     check_unchanged(snakemake.input.checkpoint, model.digest, stamp=None)
     summary = plan(
-        [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],
+        [InputFile(*file) for file in zip(params.samples, snakemake.input.fasta, params.annotations, strict=True)],
         snakemake.output.records,
         snakemake.output.groups,
         cost_model=CostModel(model.dimensions, fingerprint.long),

@@ -365,6 +365,12 @@ def test_header_bytes_that_are_not_utf8_are_kept_as_escapes(read):
     assert (record.id, record.description, record.sequence) == (r"caf\xe9", r"M\xfcller", "MKV")
 
 
+def test_what_a_terminal_would_obey_is_kept_as_an_escape_and_what_a_spreadsheet_reads_as_it_is(read):
+    records = read(">a\x1b[31mred\x07 b\x9bc\x7f\nMKV\n>=cmd|'/c calc'!A1 +1 @x\nMKV\n")
+    assert (records[0].id, records[0].description) == (r"a\x1b[31mred\x07", r"b\x9bc\x7f")
+    assert (records[1].id, records[1].description) == ("=cmd|'/c", "calc'!A1 +1 @x")
+
+
 def test_a_nul_in_a_header_is_kept_as_an_escape(read):
     (record,) = read(b">a\0b\nMKV\n")
     assert record.id == r"a\x00b"

@@ -15,7 +15,7 @@ from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
-from esmflow.collect.tables import open_tables
+from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
@@ -84,11 +84,12 @@ def collect(
         for array in method.outputs.arrays()
     ]
     tally = Tally()
-    blocks = pq.ParquetFile(inputs.records).iter_batches()
+    records = pq.ParquetFile(inputs.records)
+    blocks, schema = records.iter_batches(), manifest_schema(records.schema_arrow)
     called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
-        open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
+        open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures, schema) as write_rows,
         VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):

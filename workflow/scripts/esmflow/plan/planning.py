@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from esmflow.inputs.ids import FIRST_WORD
-from esmflow.inputs.readers import input_tasks
+from esmflow.inputs.readers import annotation_names, input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
@@ -108,16 +108,16 @@ def plan(
         stored=stored,
         to_embed=summary.to_embed,
     )
-    with RecordTable(records_path) as table, dealer:
+    with RecordTable(records_path, annotation_names(inputs)) as table, dealer:
         tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy, id_rule))
         for file, block in run_in_order(tasks, _useful_processes(inputs, processes)):
             lengths = block.lengths[block.valid()]
-            table.add_block(file.sample, block)
+            table.add_block(file.sample, block, dict(file.annotations))
             _log_rejected(block, summary.rejected)
             summary.records += len(block)
             summary.rejected += len(block.reasons)
             summary.valid.add(lengths)
-            texts = block.ids.nbytes + block.descriptions.nbytes
+            texts = sum(column.nbytes for column in (block.ids, block.descriptions, *block.annotations.values()))
             summary.id_bytes += block.ids.nbytes
             summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
             group = group_of_file[file.path] if assignment == "round_robin" else None

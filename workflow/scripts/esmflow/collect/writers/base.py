@@ -47,9 +47,9 @@ class Description:
 class Batch:
     """Embedded records that follow one another.
 
-    records: sample, file, record, id, description and length of each, as in the manifest. arrays: for each output
-    `[N, D]` if it is pooled, else the records' rows end to end (see `Array.rows`). lengths: residues of
-    each that were embedded, `[N]`.
+    records: sample, file, record, id, description and length of each, as in the manifest, and annotations behind them.
+    arrays: for each output `[N, D]` if it is pooled, else the records' rows end to end (see `Array.rows`). lengths:
+    residues of each that were embedded, `[N]`.
     """
 
     records: pa.Table
