@@ -5,6 +5,7 @@ rule collect:
         model="<results>/model/model.json",
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
         failures=expand("<results>/embed/group-{group}/failures.tsv", group=GROUPS),
+        fasta=get_fasta_to_read_again,
     output:
         embeddings=directory("<results>/embeddings"),
         manifest="<results>/manifest.parquet",
@@ -22,6 +23,7 @@ rule collect:
         store=get_store(),
         formats=config["formats"],
         pooled_precision=config["pooled_precision"],
+        reading=get_reading,
         logs=get_logs_to_join(),
     script:
         "../scripts/collect.py"

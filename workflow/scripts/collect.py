@@ -20,6 +20,7 @@ def main(snakemake) -> None:
         params.formats,
         model=model.name,
         pooled_precision=params.pooled_precision,
+        gaps=params.reading["gaps"],
         threads=snakemake.threads,
     )
     summary.write(outputs.summary)

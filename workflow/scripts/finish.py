@@ -23,7 +23,7 @@ def main(snakemake) -> None:
     places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
     lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
     ends = []
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
     with_content = summary.records - summary.reasons.get(Reason.EMPTY_FILE, 0)
     if with_content and not summary.embedded:

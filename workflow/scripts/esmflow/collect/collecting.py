@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
@@ -62,11 +64,12 @@ def collect(
     *,
     model: str,
     pooled_precision: str = "fp32",
+    gaps: str = "reject",
     threads: int = 1,
 ) -> Summary:
     """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
 
-    pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written. gaps: as the inputs were read.
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
     """
@@ -87,10 +90,12 @@ def collect(
     records = pq.ParquetFile(inputs.records)
     blocks, schema = records.iter_batches(), manifest_schema(records.schema_arrow)
     called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
+    # What was planned was not rejected; besides that, they are read as planning read them.
+    sequences = InputSequences(ResiduePolicy(method.invalid_residues, "keep", gaps=gaps))
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures, schema) as write_rows,
-        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
+        VectorStream.open(index, writers, sequences, half=pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)

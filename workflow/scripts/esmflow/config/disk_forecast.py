@@ -58,7 +58,7 @@ def forecast(
     def written(form: Format) -> int:
         of_arrays = [size for array, size in records.items() if form.holds(array)]
         times = 1 if form.joins_outputs else len(of_arrays)
-        beside = valid.sequences * form.record_bytes + summary.id_bytes
+        beside = valid.sequences * form.record_bytes + summary.id_bytes + form.with_sequences * valid.residues
         return sum(of_arrays) + times * beside
 
     return DiskForecast(
