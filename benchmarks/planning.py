@@ -127,7 +127,8 @@ def plan(files: list[str], folder: Path) -> dict:
     stems = [Path(file).stem for file in files]
     params = SimpleNamespace(samples=stems, annotations=[()] * len(files), **config["params"])
     settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES))
+    job = SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES)
+    step.plan(step.plan_settings(job))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),
@@ -161,8 +162,8 @@ def write_job(folder: Path) -> None:
         **{key: config[key] for key in keys},
         "method": computing_method(config),
         "store": str(folder / "store"),
+        "plan_number": {"plan number": 0},
         "reading": {"gaps": config["gaps"], "id": config["id"]},
-        "basis": {"basis": 0},
     }
     write_json(
         folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}

@@ -8,14 +8,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from collected_run import CollectedRun, random_segment
 from made_up import write_fasta
+from stage_settings import plan_settings
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.tables import MANIFEST_SCHEMA
-from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import read_samples
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.plan.record_table import _TAKEN
 from esmflow.plan.run_plan import Plan
 
@@ -27,13 +27,8 @@ def collected(folder: Path, sheet: str) -> Path:
     """Plans what a sheet lists, and collects it with vectors made up."""
     (folder / "samples.tsv").write_text(sheet)
     run = CollectedRun(folder, [], [random_segment(SEQUENCES, OUTPUTS)], OUTPUTS)
-    summary = plan(
-        read_samples(str(folder / "samples.tsv")),
-        folder / "records.parquet",
-        [folder / "shards"],
-        cost_model=CostModel(ModelDimensions(6, 320, 20, True, True)),
-        policy=ResiduePolicy(),
-    )
+    inputs, cost_model = read_samples(str(folder / "samples.tsv")), CostModel(ModelDimensions(6, 320, 20, True, True))
+    summary = deal_inputs(plan_settings(folder, inputs, [folder / "shards"], cost_model), None)
     Plan(fingerprint=run.store.fingerprint, records=summary.records, groups=()).write(folder / "plan.json")
     return run.collect(["h5ad", "h5", "parquet"])
 

@@ -8,13 +8,14 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from stage_settings import plan_settings
 
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.inputs.records import printable
 from esmflow.inputs.residues import RESIDUE_TOKEN, ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.plan.shards import list_shards, read_shard
 
 ABOUT_THE_FILE = {"other_format", "unreadable_file", "empty_file"}
@@ -144,13 +145,9 @@ def test_no_header_of_a_mutated_file_is_lost(lines, tmp_path, seed):
     path = tmp_path / "a.fasta"
     path.write_bytes(text)
     policy = ResiduePolicy(rng.choice(["reject", "replace_with_x"]), gaps=rng.choice(["reject", "remove"]))
-    summary = plan(
-        [InputFile("a", str(path))],
-        tmp_path / "records.parquet",
-        [tmp_path / "shards"],
-        cost_model=CostModel(ModelDimensions(6, 320, 20, True, True)),
-        policy=policy,
-    )
+    cost_model = CostModel(ModelDimensions(6, 320, 20, True, True))
+    settings = plan_settings(tmp_path, [InputFile("a", str(path))], [tmp_path / "shards"], cost_model, policy=policy)
+    summary = deal_inputs(settings, None)
     rows = pq.read_table(tmp_path / "records.parquet").to_pylist()
     assert summary.records == len(rows) > 0
     assert all((row["reason"] is None) == (row["digest"] is not None) for row in rows)
