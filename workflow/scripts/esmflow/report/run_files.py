@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class RunFiles:
             "converted checkpoint": Path(self.checkpoint),
             "manifest": Path(self.manifest),
         }
-        sizes = {name: sum(_sizes(path)) for name, path in places.items()}
+        sizes = {name: _bytes_in(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
 
 
@@ -94,16 +94,10 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
-def _sizes(path: Path) -> Iterator[int]:
-    if path.is_dir():
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _sizes(Path(entry.path))
-                elif entry.is_file():
-                    yield entry.stat().st_size
-    elif path.exists():
-        yield path.stat().st_size
+def _bytes_in(path: Path) -> int:
+    """The size of a file, or of all files of a folder; 0 if there is none."""
+    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def devices(files: RunFiles) -> str:
