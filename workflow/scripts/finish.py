@@ -7,10 +7,9 @@ from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import Reason
 from esmflow.files import atomic_path
-from esmflow.report.summary import Places, command_of, summary_lines
+from esmflow.report.summary import Places, running_command, summary_lines
 from esmflow.step import StepError, logged_step
 from esmflow.verify.certificate import Certificate
-from esmflow.workers.lifetime import ancestors_running
 
 
 def main(snakemake) -> None:
@@ -18,9 +17,7 @@ def main(snakemake) -> None:
     summary = Summary.read(inputs.summary)
     certificate = Certificate.read(inputs.certificate[0]) if inputs.certificate else None
     report = inputs.report[0] if inputs.report else None
-    started_by = ancestors_running("snakemake")
-    command = command_of(started_by[-1].cmdline() if started_by else [])
-    places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command)
+    places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, running_command())
     lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
     ends = []
     if certificate and not certificate.passed:

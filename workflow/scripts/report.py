@@ -3,6 +3,7 @@
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.page import write_report
 from esmflow.report.run_files import RunFiles
+from esmflow.report.summary import running_command
 from esmflow.step import logged_step
 
 
@@ -18,6 +19,8 @@ def main(snakemake) -> None:
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        command=running_command(),
+        configuration=snakemake.config,
     )
     write_report(files, outputs.pop("page"), outputs)
 

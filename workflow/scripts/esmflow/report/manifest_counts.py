@@ -14,7 +14,17 @@ import pyarrow.parquet as pq
 LONGEST = 100_000
 _FAILED_COLUMNS = ("file", "record", "id", "detail")
 _SAMPLED_COLUMNS = ("file", "id", "length", "segment", "row")
-_COLUMNS = {*_FAILED_COLUMNS, *_SAMPLED_COLUMNS, "digest", "status", "reason", "truncated", "windowed", "precision"}
+_COLUMNS = {
+    "sample",
+    *_FAILED_COLUMNS,
+    *_SAMPLED_COLUMNS,
+    "digest",
+    "status",
+    "reason",
+    "truncated",
+    "windowed",
+    "precision",
+}
 _EMBEDDED = pl.col("status") == "embedded"
 _KINDS = {
     "whole": _EMBEDDED & ~pl.col("truncated") & ~pl.col("windowed"),
@@ -51,13 +61,14 @@ class SampledRecord:
 class ManifestCounts:
     """What became of the records.
 
-    files: for each input file, in input order, records by status. precisions, reasons: records by these; first: the
-    first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the
-    records of each length in residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
+    files, samples: for each input file and for each sample, in input order, records by status. precisions, reasons:
+    records by these; first: the first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`,
+    `failed`, `rejected`) the records of each length in residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
     computed, reused: sequences embedded by this run and taken from the store; failed: sequences, not records.
     """
 
     files: dict[str, Counter[str]] = field(default_factory=dict)
+    samples: dict[str, Counter[str]] = field(default_factory=dict)
     precisions: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, list[FailedRecord]] = field(default_factory=dict)
@@ -126,8 +137,9 @@ def count_manifest(
 
 
 def _count(counts: ManifestCounts, table: pl.DataFrame) -> None:
-    for file, status, number in table.group_by("file", "status", maintain_order=True).len().iter_rows():
-        counts.files.setdefault(file, Counter())[status] += number
+    for column, counters in (("file", counts.files), ("sample", counts.samples)):
+        for name, status, number in table.group_by(column, "status", maintain_order=True).len().iter_rows():
+            counters.setdefault(name, Counter())[status] += number
     for name, counter in (("precision", counts.precisions), ("reason", counts.reasons)):
         counter.update(dict(table[name].drop_nulls().value_counts().iter_rows()))
     for kind, mask in _KINDS.items():
