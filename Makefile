@@ -40,10 +40,11 @@ check: .venv/installed
 	$(BIN)/snakemake --lint
 
 # torch's own metadata pins the CUDA packages that belong to it; listing them would force them on machines without a GPU.
+# Triton stays, in the version that torch pins: its interpreter runs the GPU kernels in the tests, on machines without one.
 lock: .venv/installed
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-annotate --no-header --upgrade \
-	  | grep -vE '^(nvidia-(cu|nc|nv)|cuda-|triton)' > requirements.lock
+	  | grep -vE '^(nvidia-(cu|nc|nv)|cuda-)' > requirements.lock
 
 # Every file that scripts import or read: what a deployment from a git host fetches.
 library.files:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +52,17 @@ class CollectedRun:
                 n = len(record.sequence)
                 row = Record(record.file, position, record.id, record.description, record.sequence, n)
                 table.add(f"sample of {record.file}", row, sequence_digest(record.sequence))
+        for file in positions:
+            self._write_input(file, [record for record in records if record.file == file])
         Plan(fingerprint=fingerprint.digest(), records=len(records), groups=()).write(folder / "plan.json")
         RunRecord(group="0", segments_written=tuple(names), sequences=len(records)).write(folder / "run.json")
         (folder / "failures.tsv").write_text("digest\treason\tdetail\n")
+
+    def _write_input(self, file: str, records: Sequence[MadeUpRecord]) -> None:
+        """The input file itself, below the folder, for formats that read it again."""
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(f">{record.id} {record.description}\n{record.sequence}\n" for record in records).encode()
+        (self.folder / file).write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
 
     def collect(self, formats: Sequence[str], name: str = "results", **options: Any) -> Path:
         """Returns the folder of the embeddings."""
@@ -63,13 +73,14 @@ class CollectedRun:
             [str(self.folder / "failures.tsv")],
         )
         tables = (str(out / table) for table in ("manifest.parquet", "manifest.tsv", "failures.tsv"))
-        collect(
-            inputs,
-            CollectOutputs(str(out / "embeddings"), *tables),
-            self.store,
-            formats,
-            **{"model": "made up", **options},
-        )
+        with contextlib.chdir(self.folder):
+            collect(
+                inputs,
+                CollectOutputs(str(out / "embeddings"), *tables),
+                self.store,
+                formats,
+                **{"model": "made up", **options},
+            )
         return out / "embeddings"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from esmflow import files
 from esmflow.failures import Failure, Reason, one_line, read_failures, write_failures
-from esmflow.files import atomic_path, file_sha256, read_json, write_json
+from esmflow.files import atomic_folder, atomic_path, file_sha256, read_json, stats_below, write_json
 
 
 def test_the_target_appears_only_when_the_block_ends(tmp_path):
@@ -100,6 +100,80 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, letter):
     with atomic_path(tmp_path / name) as temporary:
         temporary.write_text("whole")
     assert os.listdir(tmp_path) == [name]
+
+
+def test_what_a_folder_takes_is_that_of_everything_in_it_and_no_link_is_followed(tmp_path):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "a").write_bytes(b"12345")
+    (tmp_path / "folder" / "inner" / "b").write_bytes(b"123")
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    found = list(stats_below(tmp_path / "folder"))
+    assert len(found) == 5
+    assert sum(each.st_size for each in found if stat.S_ISREG(each.st_mode)) == 8
+    assert [each.st_size for each in stats_below(tmp_path / "folder" / "a")] == [5]
+    assert list(stats_below(tmp_path / "none")) == []
+
+
+# A folder is there whole, or it is not there.
+
+
+def make_folder(target, content="whole"):
+    with atomic_folder(target) as temporary:
+        (temporary / "file").write_text(content)
+        assert temporary.parent == target.parent
+        assert not (target / "file").exists() or (target / "file").read_text() != content
+
+
+def test_a_folder_appears_only_when_the_block_ends_and_replaces_the_one_before(tmp_path):
+    target = tmp_path / "target"
+    make_folder(target, "old")
+    (target / "more").write_text("of the old one")
+    make_folder(target, "new")
+    assert os.listdir(target) == ["file"]
+    assert (target / "file").read_text() == "new"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_an_error_in_a_folder_leaves_nothing_behind_and_the_old_one_in_place(tmp_path):
+    target = tmp_path / "target"
+    make_folder(target, "old")
+    with pytest.raises(TypeError), atomic_folder(target) as temporary, open(temporary / "file", "w") as handle:
+        handle.writelines(["ha", None])
+    assert (target / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_a_killed_writer_of_a_folder_leaves_the_old_one_in_place(tmp_path):
+    target = tmp_path / "target"
+    make_folder(target, "old")
+    code = (
+        "import os, sys; from esmflow.files import atomic_folder\n"
+        "with atomic_folder(sys.argv[1]) as temporary:\n"
+        "    (temporary / 'file').write_text('ha'); os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(files.__file__).rsplit("/", 2)[0]}
+    ended = subprocess.run([sys.executable, "-c", code, str(target)], env=environment)
+    assert ended.returncode == -signal.SIGKILL
+    assert (target / "file").read_text() == "old"
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["target"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_a_folder_has_the_permissions_of_any_new_folder(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        make_folder(tmp_path / "ours")
+        (tmp_path / "plain").mkdir()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o777 & ~mask
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_in_folders_that_are_missing_and_with_a_long_name_is_made(tmp_path):
+    target = tmp_path / "a" / ("n" * 255)
+    make_folder(target)
+    assert os.listdir(target.parent) == [target.name]
 
 
 def test_a_digest_is_that_of_the_content(tmp_path):

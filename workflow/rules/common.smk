@@ -13,7 +13,7 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
-from esmflow.collect.formats import named_after_inputs
+from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -47,6 +47,12 @@ wildcard_constraints:
 
 def get_fasta_files():
     return [file.path for file in INPUTS]
+
+
+def get_fasta_to_read_again(wildcards):
+    """The inputs of collecting in formats that hold sequences beside their vectors."""
+    again = any(FORMATS[name].with_sequences for name in config["formats"])
+    return get_fasta_files() if again else []
 
 
 def get_local_checkpoint():

@@ -7,8 +7,8 @@ from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import Reason
 from esmflow.files import atomic_path
-from esmflow.report.summary import Places, running_command, summary_lines
-from esmflow.step import StepError, logged_step
+from esmflow.report.summary import Places, command_of, summary_lines
+from esmflow.step import StepError, logged_step, run_command_line
 from esmflow.verify.certificate import Certificate
 
 
@@ -17,10 +17,10 @@ def main(snakemake) -> None:
     summary = Summary.read(inputs.summary)
     certificate = Certificate.read(inputs.certificate[0]) if inputs.certificate else None
     report = inputs.report[0] if inputs.report else None
-    places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, running_command())
+    places = Places(inputs.embeddings, inputs.manifest, report, inputs.failures, command_of(run_command_line()))
     lines = summary_lines(summary, certificate, CheckpointInfo.read(inputs.model).name, places)
     ends = []
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({inputs.certificate[0]}):", *certificate.problem_lines()]
     with_content = summary.records - summary.reasons.get(Reason.EMPTY_FILE, 0)
     if with_content and not summary.embedded:

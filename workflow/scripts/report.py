@@ -3,8 +3,8 @@
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.page import write_report
 from esmflow.report.run_files import RunFiles
-from esmflow.report.summary import running_command
-from esmflow.step import logged_step
+from esmflow.report.summary import command_of
+from esmflow.step import logged_step, run_command_line
 
 
 def main(snakemake) -> None:
@@ -19,7 +19,7 @@ def main(snakemake) -> None:
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
-        command=running_command(),
+        command=command_of(run_command_line()),
         configuration=snakemake.config,
     )
     write_report(files, outputs.pop("page"), outputs)

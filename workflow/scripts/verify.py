@@ -9,13 +9,16 @@ from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
 def main(snakemake) -> None:
     inputs, params = snakemake.input, snakemake.params
     model = CheckpointInfo.read(inputs.model)
+    plan = Plan.read(inputs.plan)
     certificate = verify(
-        VerifiedRun(inputs.candidates, inputs.manifest, inputs.embeddings, params.formats, params.store),
+        VerifiedRun(
+            inputs.candidates, inputs.manifest, inputs.embeddings, params.formats, params.store, plan.held_segments
+        ),
         model,
         make_fingerprint(model, params.method),
         VerifySettings(
             checkpoint=inputs.checkpoint,
-            checkpoint_stamp=Plan.read(inputs.plan).checkpoint_stamp,
+            checkpoint_stamp=plan.checkpoint_stamp,
             sample=params.sample,
             seed=params.seed,
             min_cosine=None if params.min_cosine == "auto" else params.min_cosine,

@@ -13,7 +13,7 @@ from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_
 from esmflow.checkpoint import sources as checkpoint_sources
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointError
-from esmflow.checkpoint.sources import OFFICIAL_NAMES, find_checkpoint, is_path
+from esmflow.checkpoint.sources import OFFICIAL_MODELS, find_checkpoint, is_path
 
 NAME = "esm2_t6_8M_UR50D"
 
@@ -67,7 +67,7 @@ def test_without_a_given_folder_the_caches_are_looked_at(places):
     assert find_checkpoint(NAME, None, download=False) == places.torch_hub
 
 
-@pytest.mark.parametrize("name", OFFICIAL_NAMES)
+@pytest.mark.parametrize("name", OFFICIAL_MODELS)
 def test_every_official_name_is_found(places, name):
     path = places.put(places.torch_hub.with_name(f"{name}.pt"))
     assert find_checkpoint(name, None, download=False) == path
@@ -167,7 +167,7 @@ def test_an_official_name_is_no_path_until_there_is_a_folder_of_that_name(places
 def test_a_name_that_is_not_official_is_an_error_that_lists_those_that_are(places):
     with pytest.raises(CheckpointError) as error:
         find_checkpoint("esm1b_t33_650M_UR50S")
-    assert all(name in str(error.value) for name in OFFICIAL_NAMES)
+    assert all(name in str(error.value) for name in OFFICIAL_MODELS)
 
 
 # Offline

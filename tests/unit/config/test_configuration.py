@@ -7,7 +7,7 @@ import pytest
 import yaml
 from made_up import random_model, stored_tensors, write_hugging_face
 
-from esmflow.checkpoint.sources import OFFICIAL_NAMES
+from esmflow.checkpoint.sources import OFFICIAL_MODELS
 from esmflow.collect.formats import named_after_inputs
 from esmflow.config.configuration import ConfigurationError, number_of_layers, validated
 from esmflow.inputs.sheet import read_samples
@@ -129,7 +129,7 @@ def test_an_unknown_model_is_named_with_the_one_that_was_meant():
 def test_an_unknown_model_that_is_like_no_other_gets_the_list():
     message = refusal({"model": "prott5"})
     assert message.startswith("model: prott5 ")
-    assert all(name in message for name in OFFICIAL_NAMES)
+    assert all(name in message for name in OFFICIAL_MODELS)
 
 
 @pytest.mark.parametrize("path", ["models/none.pt", "none.pt", "./nothing"])
@@ -149,7 +149,7 @@ def test_the_outermost_layers_are_accepted(layer):
     assert validated({"layers": [layer]}, SCHEMA)["layers"] == [layer]
 
 
-@pytest.mark.parametrize(("name", "layers"), list(zip(OFFICIAL_NAMES, (6, 12, 30, 33, 36, 48))))
+@pytest.mark.parametrize(("name", "layers"), list(zip(OFFICIAL_MODELS, (6, 12, 30, 33, 36, 48))))
 def test_an_official_name_says_how_many_layers_it_has(name, layers):
     assert number_of_layers(name) == layers
     assert refusal({"model": name, "layers": [layers + 1]}).startswith(f"layers: {layers + 1} ")

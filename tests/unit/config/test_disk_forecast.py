@@ -15,7 +15,7 @@ from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config import disk_forecast
 from esmflow.config.configuration import validated
-from esmflow.config.disk_forecast import DiskError, check_disks, forecast, readable, sentence
+from esmflow.config.disk_forecast import DiskError, check_disks, forecast, sentence
 from esmflow.files import read_json, write_json
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
@@ -230,12 +230,6 @@ def convert(folder: Path) -> dict[str, str]:
     checkpoint = write_converted(folder / "checkpoint.safetensors", random_model())
     write_json(folder / "model.json", asdict(read_checkpoint_info(checkpoint)))
     return {"checkpoint": str(checkpoint), "model": str(folder / "model.json")}
-
-
-def test_bytes_are_readable():
-    assert [readable(n) for n in (0, 999, 1000, 12_345_678, 10**15, 10**18)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "1000.0 TB", "1000000.0 TB",
-    ]  # fmt: skip
 
 
 def test_a_format_is_forecast_for_what_it_holds_and_in_the_precision_that_it_is_written_in(tmp_path):

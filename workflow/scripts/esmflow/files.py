@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,18 @@ def _maker(kind: Any) -> Callable[[Any], Any]:
         make = _maker(arguments[0])
         return lambda value: None if value is None else make(value)
     return lambda value: value
+
+
+def stats_below(path: str | os.PathLike[str]) -> Iterator[os.stat_result]:
+    """What is known of a file, or of a folder and all that is in it; links are not followed. Nothing if not there."""
+    try:
+        status = os.lstat(path)
+        names = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+    except FileNotFoundError:
+        return
+    yield status
+    for name in names:
+        yield from stats_below(os.path.join(path, name))
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

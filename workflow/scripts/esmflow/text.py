@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import platform
 from collections.abc import Iterable
 
 
@@ -53,3 +55,8 @@ def span(started: float, ended: float) -> str:
 def clock(seconds: float) -> str:
     """A time, given in seconds since 1970, in the zone of this machine."""
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of installed packages."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

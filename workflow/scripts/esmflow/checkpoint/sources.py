@@ -8,18 +8,20 @@ import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.file import CheckpointError, ModelDimensions
 
 log = logging.getLogger(__name__)
 
-OFFICIAL_NAMES = (
-    "esm2_t6_8M_UR50D",
-    "esm2_t12_35M_UR50D",
-    "esm2_t30_150M_UR50D",
-    "esm2_t33_650M_UR50D",
-    "esm2_t36_3B_UR50D",
-    "esm2_t48_15B_UR50D",
-)
+OFFICIAL_MODELS = {
+    "esm2_t6_8M_UR50D": ModelDimensions(6, 320, 20, True, True),
+    "esm2_t12_35M_UR50D": ModelDimensions(12, 480, 20, True, True),
+    "esm2_t30_150M_UR50D": ModelDimensions(30, 640, 20, True, True),
+    "esm2_t33_650M_UR50D": ModelDimensions(33, 1280, 20, True, True),
+    "esm2_t36_3B_UR50D": ModelDimensions(36, 2560, 40, True, True),
+    "esm2_t48_15B_UR50D": ModelDimensions(48, 5120, 40, True, True),
+}
+"""The published checkpoints, from the smallest to the largest."""
+
 _WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 _REGRESSION_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{name}-contact-regression.pt"
 
@@ -62,8 +64,8 @@ def find_checkpoint(model: str, folder: str | None = None, download: bool = True
         if not path.exists():
             raise CheckpointError(f"model: {model} does not exist; give a .pt file, a Hugging Face folder or a name")
         return path
-    if model not in OFFICIAL_NAMES:
-        raise CheckpointError(f"model: {model} is not an ESM-2 name ({', '.join(OFFICIAL_NAMES)}) and not a path")
+    if model not in OFFICIAL_MODELS:
+        raise CheckpointError(f"model: {model} is not an ESM-2 name ({', '.join(OFFICIAL_MODELS)}) and not a path")
     places = _places(model, folder)
     for place in places:
         if place.path.exists():

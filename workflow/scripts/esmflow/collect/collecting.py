@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +13,27 @@ import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
+from esmflow.text import versions
 from esmflow.threads import one_ahead
 
-__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect", "versions"]
+__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect"]
 
 log = logging.getLogger(__name__)
+
+# What computes and writes numbers.
+_PACKAGES = ("torch", "fair-esm", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,18 @@ def collect(
     failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
     precision, method = _describe_precision(index), store.description
     descriptions = [
-        Description(array, model, precision, store.fingerprint, versions()) for array in method.outputs.arrays()
+        Description(array, model, precision, store.fingerprint, versions(*_PACKAGES))
+        for array in method.outputs.arrays()
     ]
     tally = Tally()
     blocks = pq.ParquetFile(inputs.records).iter_batches()
     called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
+    # What was planned was not rejected; besides that, they are read as planning read them.
+    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
     writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
     with (
         open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
-        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
+        VectorStream.open(index, writers, sequences, half=pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
@@ -95,12 +102,6 @@ def collect(
                 vectors.add(called.get(file, file), Joined(joined.table[part], joined.location[part]))
     tally.check(plan.records)
     return _summary(tally, plan, runs, formats, method.outputs.names())
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes and writes numbers."""
-    packages = ("torch", "fair-esm", "numpy", "h5py")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:
@@ -170,5 +171,5 @@ def _summary(
         groups_with_failures=tuple(run.group for run in runs if run.failed_sequences),
         formats=tuple(formats),
         arrays=tuple(arrays),
-        versions=versions(),
+        versions=versions(*_PACKAGES),
     )

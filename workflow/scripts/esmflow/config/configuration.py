@@ -14,7 +14,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
+from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -71,9 +71,9 @@ def _check_model(config: Mapping[str, Any]) -> None:
     if is_path(model):
         if not Path(model).expanduser().exists():
             raise ConfigurationError(f"model: {model} does not exist; give a .pt file, a Hugging Face folder or a name")
-    elif model not in OFFICIAL_NAMES:
-        close = difflib.get_close_matches(model, OFFICIAL_NAMES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(OFFICIAL_NAMES)}"
+    elif model not in OFFICIAL_MODELS:
+        close = difflib.get_close_matches(model, OFFICIAL_MODELS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(OFFICIAL_MODELS)}"
         raise ConfigurationError(f"model: {model} is not an ESM-2 model and not a path; {hint}")
     if config["long_sequences"] == "window":
         _check_windows(config)

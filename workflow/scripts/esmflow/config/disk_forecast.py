@@ -9,9 +9,11 @@ from pathlib import Path
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.formats import FORMATS, Format
 from esmflow.errors import EsmflowError
+from esmflow.files import stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.planning import PlanSummary
 from esmflow.plan.run_plan import DiskForecast
+from esmflow.text import bytes_in_words
 
 # What comes with each sequence's values in a segment: its digest and length.
 _SEGMENT_BYTES = 24
@@ -28,10 +30,10 @@ class DiskError(EsmflowError):
 
 def sentence(expected: DiskForecast) -> str:
     """What a run will write, for a person."""
-    formats = "".join(f", {name} {readable(size)}" for name, size in expected.formats.items())
+    formats = "".join(f", {name} {bytes_in_words(size)}" for name, size in expected.formats.items())
     return (
-        f"the run will write about {readable(expected.segments + expected.results)}: "
-        f"segments {readable(expected.segments)}{formats}, manifest {readable(expected.tables)}"
+        f"the run will write about {bytes_in_words(expected.segments + expected.results)}: "
+        f"segments {bytes_in_words(expected.segments)}{formats}, manifest {bytes_in_words(expected.tables)}"
     )
 
 
@@ -56,7 +58,7 @@ def forecast(
     def written(form: Format) -> int:
         of_arrays = [size for array, size in records.items() if form.holds(array)]
         times = 1 if form.joins_outputs else len(of_arrays)
-        beside = valid.sequences * form.record_bytes + summary.id_bytes
+        beside = valid.sequences * form.record_bytes + summary.id_bytes + form.with_sequences * valid.residues
         return sum(of_arrays) + times * beside
 
     return DiskForecast(
@@ -80,13 +82,13 @@ def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) 
     for device, on_it in disks.items():
         needed = int(_SPARE * sum(places[place] for place in on_it))
         there = os.statvfs(_existing(on_it[0]))
-        free = there.f_bavail * there.f_frsize + sum(_used(path, device) for path in replaced)
+        free = there.f_bavail * there.f_frsize + _used(replaced, device)
         if needed > free:
             where = " and ".join(on_it)
             raise DiskError(
-                f"{sentence(expected)}; {readable(needed)} of it to the disk of {where}, where {readable(free)} are "
-                "free. Make room there, put the store or the results on another disk (store, pathvars), write fewer "
-                "formats, or set disk_check: false if you know better"
+                f"{sentence(expected)}; {bytes_in_words(needed)} of it to the disk of {where}, where "
+                f"{bytes_in_words(free)} are free. Make room there, put the store or the results on another disk "
+                "(store, pathvars), write fewer formats, or set disk_check: false if you know better"
             )
 
 
@@ -98,17 +100,6 @@ def _existing(path: str) -> Path:
     return place
 
 
-def _used(path: Path, device: int) -> int:
-    """Bytes that a file or a folder takes on a disk."""
-    found = [path, *path.rglob("*")] if path.is_dir() else [path]
-    sizes = [entry.lstat() for entry in found if entry.is_symlink() or entry.exists()]
-    return sum(512 * size.st_blocks for size in sizes if size.st_dev == device)
-
-
-def readable(size: float) -> str:
-    """`12.3 GB`: a number of bytes in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+def _used(paths: Sequence[Path], device: int) -> int:
+    """Bytes that files and folders take on a disk."""
+    return sum(512 * found.st_blocks for path in paths for found in stats_below(path) if found.st_dev == device)

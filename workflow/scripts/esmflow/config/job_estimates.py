@@ -15,23 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
-from esmflow.checkpoint.sources import OFFICIAL_NAMES, is_path
+from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path
 from esmflow.files import read_json
+from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
 from esmflow.plan.cost import CostModel, Workload
 
 if TYPE_CHECKING:
     from esmflow.plan.run_plan import GroupPlan
-
-# Layers, width and heads of the official models, which a dry run has no checkpoint to read from.
-_OFFICIAL = {
-    "esm2_t6_8M_UR50D": (6, 320, 20),
-    "esm2_t12_35M_UR50D": (12, 480, 20),
-    "esm2_t30_150M_UR50D": (30, 640, 20),
-    "esm2_t33_650M_UR50D": (33, 1280, 20),
-    "esm2_t36_3B_UR50D": (36, 2560, 40),
-    "esm2_t48_15B_UR50D": (48, 5120, 40),
-}
 
 # Sustained speed under `device_tflops: auto`: of one CPU thread, of one GPU.
 _TFLOPS = {"cpu": 0.05, "cuda": 100.0}
@@ -41,7 +32,6 @@ _START_SECONDS = {"cpu": 2.0, "cuda": 10.0}
 _WEIGHTS_PER_SECOND = 250e6
 # Of FASTA as it comes, headers and line ends included: 0.65 to 0.9 plain, 1.2 to 1.7 compressed.
 _RESIDUES_PER_BYTE, _RESIDUES_PER_COMPRESSED_BYTE = 0.75, 1.4
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _RESIDUES_PER_SEQUENCE = 300
 _CPU_BATCH_TOKENS = 4096
 # MB: the job's own process and Snakemake's; a worker's interpreter and libraries, on a GPU with CUDA's host side.
@@ -160,10 +150,10 @@ def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensio
     if info.exists():
         return CheckpointInfo.read(info).dimensions
     if not is_path(model):
-        return _official(model)
+        return OFFICIAL_MODELS[model]
     path = Path(model).expanduser()
-    if path.stem in OFFICIAL_NAMES:
-        return _official(path.stem)
+    if path.stem in OFFICIAL_MODELS:
+        return OFFICIAL_MODELS[path.stem]
     try:
         found = read_json(path / "config.json")
         return ModelDimensions(
@@ -172,12 +162,8 @@ def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensio
     except (OSError, ValueError, KeyError):
         size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.bin"))
     # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
-    fitting = [name for name in _OFFICIAL if count_parameters(_official(name)) >= 0.9 * size / 4]
-    return _official(fitting[0] if fitting else "esm2_t48_15B_UR50D")
-
-
-def _official(name: str) -> ModelDimensions:
-    return ModelDimensions(*_OFFICIAL[name], True, True)
+    fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if count_parameters(dimensions) >= 0.9 * size / 4]
+    return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]
 
 
 def guess_work(
@@ -207,6 +193,6 @@ def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
 def _residues_in(paths: tuple[str, ...]) -> float:
     found = 0.0
     for path in paths:
-        compressed = Path(path).suffix.lower() in _COMPRESSED
+        compressed = Path(path).suffix.lower() in COMPRESSED_SUFFIXES
         found += os.path.getsize(path) * (_RESIDUES_PER_COMPRESSED_BYTE if compressed else _RESIDUES_PER_BYTE)
     return found

@@ -19,7 +19,7 @@ from esmflow.plan.dealing import Dealer
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.run_plan import GroupPlan
-from esmflow.plan.spot_check import Candidates
+from esmflow.plan.spot_check import Candidates, write_candidates
 from esmflow.store.lookup import StoredSequences
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def plan(
     The sequences that the store has already (`stored`) are not planned.
     `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
     far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
-    compute again, planned or stored. Raises OSError when an input does not exist or the disk is full.
+    compute again: some of all, and some of those that are planned. Raises OSError when an input does not exist or the
+    disk is full.
     """
     truncated_at = cost_model.long.truncated_at
     summary = PlanSummary(valid=Workload(truncated_at), to_embed=Workload(truncated_at))
@@ -121,7 +122,7 @@ def plan(
             candidates.offer_block(block.digests, block.residues, lengths)
             dealer.take(block.digests, block.residues, lengths, group)
     if candidates_path is not None:
-        candidates.write(Path(candidates_path))
+        write_candidates(Path(candidates_path), candidates, dealer.candidates)
     summary.duplicates, summary.held = dealer.duplicates, dealer.stored
     summary.held_segments, summary.groups = sorted(dealer.stored_segments), dealer.groups
     unique = sum(group.sequences for group in summary.groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import LeasedSlot, RunRecord
-from esmflow.files import from_json, read_json
+from esmflow.files import from_json, read_json, stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Store
@@ -98,7 +99,7 @@ class RunFiles:
             "converted checkpoint": Path(self.checkpoint),
             "manifest": Path(self.manifest),
         }
-        sizes = {name: _bytes_in(path) for name, path in places.items()}
+        sizes = {name: _size(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
 
 
@@ -107,10 +108,9 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
-def _bytes_in(path: Path) -> int:
-    """The size of a file, or of all files of a folder; 0 if there is none."""
-    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(found.st_size for found in stats_below(path.resolve()) if stat.S_ISREG(found.st_mode))
 
 
 def devices(files: RunFiles) -> str:

@@ -13,7 +13,6 @@ from esmflow.collect.summary import Summary
 from esmflow.embed.status import StatusError, read_status, trouble_lines
 from esmflow.failures import REMEDY, Reason
 from esmflow.verify.certificate import Certificate, Remedy
-from esmflow.workers.lifetime import ancestors_running
 
 _REASONS = 3
 
@@ -75,7 +74,7 @@ def _speed_line(summary: Summary, model: str) -> str:
 
 def _next_lines(summary: Summary, certificate: Certificate | None, places: Places) -> list[str]:
     """The next thing to do, one thing only."""
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         return [f"next       do not use these embeddings; {_remedy(certificate, places)}"]
     if summary.failed:
         return [f"next       try the failed records again: {places.command} --forcerun plan"]
@@ -117,12 +116,6 @@ def unfinished_lines(results: str, logs: str, command: str) -> list[str]:
         f"next       go on from here, finished shards are kept: {command}",
         "           If it says that the directory is locked, the last run was killed: once with --unlock first.",
     ]
-
-
-def running_command() -> str:
-    """The `snakemake …` command that this process runs under, as a person would type it."""
-    started_by = ancestors_running("snakemake")
-    return command_of(started_by[-1].cmdline() if started_by else [])
 
 
 def command_of(words: Sequence[str]) -> str:

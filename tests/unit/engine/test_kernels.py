@@ -1,0 +1,65 @@
+"""The GPU kernels, unmodified, in Triton's interpreter on a CPU: right in every case, and each planted fault shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[3]
+KERNELS = PROJECT / "workflow" / "scripts" / "esmflow" / "engine" / "kernels.py"
+TOLERANCE = 1e-4
+
+# What a careless change might do, as the text before and after, and the cases that must show it.
+FAULTS = {
+    "another epsilon": ("WIDTH + EPSILON)", "WIDTH + 0.1 * EPSILON)", "norm"),
+    "no offset": ("    values += tl.load(offset + column, mask=used, other=0.0)\n", "", "norm"),
+    "no mask for the width": ("tl.where(used, values - mean, 0.0)", "values - mean", "norm of 96"),
+    "rotated the other way": ("first * c - second * s", "first * c + second * s", "rotation"),
+    "one half without bias": (" + tl.load(bias + column + HALF)[None, :]", "", "rotation"),
+    "no mask for the last tokens": ("used = (token < tokens)[:, None]", "used = (token >= 0)[:, None]", "rotation"),
+    "no mask for the last keys": ('tl.where((row < keys_left)[None, :], scores, -float("inf"))', "scores", "attention"),
+    "a sum that is not rescaled": ("total * shrink +", "total +", "attention"),
+    "values that are not rescaled": ("mixed * shrink[:, None]", "mixed", "attention"),
+    "the last keys left out": ("if whole < length:", "if whole > length:", "attention"),
+    "a whole block left out": ("range(0, whole, KEYS)", "range(KEYS, whole, KEYS)", "attention"),
+}
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory) -> list[dict[str, float]]:
+    """By case: of the kernels as they are, then with each fault."""
+    if importlib.util.find_spec("triton") is None:
+        if (platform.system(), platform.machine()) == ("Linux", "x86_64") and "CI" in os.environ:
+            pytest.fail("triton is not installed, which the dev group names")
+        pytest.skip("needs triton, which is there for Linux on x86-64 only")
+    folder, source = tmp_path_factory.mktemp("faulty"), KERNELS.read_text()
+    copies = []
+    for number, (before, after, _) in enumerate(FAULTS.values()):
+        assert source.count(before) == 1
+        copies.append(folder / f"faulty_{number}.py")
+        copies[-1].write_text(source.replace(before, after))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT / "workflow" / "scripts")}
+    script = PROJECT / "tests" / "support" / "interpreted_kernels.py"
+    done = subprocess.run([sys.executable, script, *copies], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_kernels_are_right_at_every_head_size_in_short_and_long_packs_with_tails(errors):
+    assert len(errors[0]) == 4 + 2 * 8
+    assert max(errors[0].values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows_where_it_should(errors, fault):
+    found, (_, _, where) = errors[1 + list(FAULTS).index(fault)], FAULTS[fault]
+    shown = {case for case, error in found.items() if not error < TOLERANCE}
+    assert any(case.startswith(where) for case in shown)
+    assert all(case.startswith(where.split()[0]) for case in shown)
