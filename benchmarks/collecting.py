@@ -99,23 +99,29 @@ class MadeUp:
                 writer.write_table(pa.table(table).cast(RECORD_SCHEMA))
 
     def collect(self, form: str) -> None:
-        from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+        from esmflow.collect.collecting import CollectSettings, collect
 
-        folder = self.folder
+        folder, out = self.folder, self.outputs
         collect(
-            CollectInputs(
-                *map(str, (folder / "records.parquet", folder / "plan.json")),
-                [str(folder / "run.json")],
-                [str(folder / "failures.tsv")],
-            ),
-            CollectOutputs(
-                *(str(self.outputs / name) for name in ("embeddings", "manifest.parquet", "manifest.tsv", "failures"))
-            ),
-            self.store,
-            [] if form == "tables" else [form],
-            model="made up",
-            pooled_precision="fp16",
-            threads=THREADS,
+            CollectSettings(
+                records=str(folder / "records.parquet"),
+                plan=str(folder / "plan.json"),
+                runs=[str(folder / "run.json")],
+                failure_lists=[str(folder / "failures.tsv")],
+                embeddings=str(out / "embeddings"),
+                manifest=str(out / "manifest.parquet"),
+                manifest_tsv=str(out / "manifest.tsv"),
+                failures=str(out / "failures"),
+                summary=str(out / "summary.json"),
+                logs=[],
+                joined_log=str(out / "run.log"),
+                store=str(self.store.folder.parent),
+                fingerprint=self.store.description,
+                model="made up",
+                formats=[] if form == "tables" else [form],
+                pooled_precision="fp16",
+                threads=THREADS,
+            )
         )
 
     @property

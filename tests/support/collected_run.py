@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stage_settings import collect_settings
 
 from esmflow.arrays import Outputs
-from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.collect.collecting import collect
 from esmflow.embed.run_record import RunRecord
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import sequence_digest
@@ -67,20 +68,8 @@ class CollectedRun:
     def collect(self, formats: Sequence[str], name: str = "results", **options: Any) -> Path:
         """Returns the folder of the embeddings."""
         out = self.folder / name
-        inputs = CollectInputs(
-            *map(str, (self.folder / "records.parquet", self.folder / "plan.json")),
-            [str(self.folder / "run.json")],
-            [str(self.folder / "failures.tsv")],
-        )
-        tables = (str(out / table) for table in ("manifest.parquet", "manifest.tsv", "failures.tsv"))
         with contextlib.chdir(self.folder):
-            collect(
-                inputs,
-                CollectOutputs(str(out / "embeddings"), *tables),
-                self.store,
-                formats,
-                **{"model": "made up", **options},
-            )
+            collect(collect_settings(self.folder, out, self.store.description, formats=formats, **options))
         return out / "embeddings"
 
 

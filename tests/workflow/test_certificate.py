@@ -13,17 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from stage_settings import cpu_slots
 from workflow_run import WorkflowRun
 
-from esmflow.checkpoint.file import CheckpointInfo, file_stamp
-from esmflow.files import read_json
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.files import file_stamp, read_json
 from esmflow.method import Fingerprint
 from esmflow.store.segments import Segment, Store
 from esmflow.verify import verifying
 from esmflow.verify.agreement import Agreement
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.remembered import add_verified, read_verified
-from esmflow.verify.verifying import VerifiedRun, VerifyError, VerifySettings, verify
+from esmflow.verify.verifying import VerifyError, VerifySettings, verify
 from esmflow.verify.worker import Verified, recompute
 
 METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
@@ -74,30 +75,26 @@ class Copy:
 
     def verify(self, formats=("h5", "pt"), stored_segments=(), **settings):
         checkpoint = self.results / "model" / "checkpoint.safetensors"
-        places = (self.results / "plan" / "candidates.fasta", self.results / "manifest.parquet")
         common = {
+            "candidates": str(self.results / "plan" / "candidates.fasta"),
+            "manifest": str(self.results / "manifest.parquet"),
+            "embeddings": str(self.results / "embeddings"),
+            "formats": formats,
+            "store": str(self.results / "store"),
+            "stored_segments": stored_segments,
+            "model": self.model.name,
             "checkpoint": str(checkpoint),
             "checkpoint_stamp": file_stamp(checkpoint),
+            "fingerprint": self.fingerprint,
             "sample": 128,
             "seed": 0,
             "min_cosine": None,
             "max_relative_error": None,
-            "device": "cpu",
-            "cpu_slots": 1,
-            "lock_folder": str(self.results / "slots"),
-            "wait_seconds": 60.0,
+            "slots": cpu_slots(self.results),
             "threads": 1,
             "log_file": str(self.results / "verify.log"),
         }
-        return verify(
-            VerifiedRun(
-                *map(str, places),
-                *(str(self.results / "embeddings"), formats, str(self.results / "store"), stored_segments),
-            ),
-            self.model,
-            self.fingerprint,
-            VerifySettings(**{**common, **settings}),
-        )
+        return verify(VerifySettings(**{**common, **settings}))
 
     def swap_in_store(self) -> list[str]:
         """Swaps the mean vectors of two rows of a segment. Returns their digests."""

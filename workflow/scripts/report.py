@@ -7,9 +7,9 @@ from esmflow.report.summary import command_of
 from esmflow.step import logged_step, run_command_line
 
 
-def main(snakemake) -> None:
-    inputs, outputs = snakemake.input, dict(snakemake.output.items())
-    files = RunFiles.read(
+def report_files(snakemake) -> RunFiles:
+    inputs = snakemake.input
+    return RunFiles.read(
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
         checkpoint=inputs.checkpoint,
@@ -22,9 +22,9 @@ def main(snakemake) -> None:
         command=command_of(run_command_line()),
         configuration=snakemake.config,
     )
-    write_report(files, outputs.pop("page"), outputs)
 
 
 if __name__ == "__main__":
     with logged_step(snakemake.log[0]):
-        main(snakemake)
+        figures = dict(snakemake.output.items())
+        write_report(report_files(snakemake), figures.pop("page"), figures)

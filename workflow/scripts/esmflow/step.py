@@ -26,10 +26,6 @@ from esmflow.workers.lifetime import (
 log = logging.getLogger(__name__)
 
 
-class StepError(EsmflowError):
-    """A step that ends with a sentence for the user and exit status 1."""
-
-
 @contextmanager
 def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     """Logs to the job's file, see `start_logging`.
@@ -55,12 +51,6 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
-
-
-def tell(message: str) -> None:
-    """Logs something that the user should see on the terminal too, though it is no warning."""
-    log.info("%s", message)
-    print(f"esmflow: {message}", file=sys.stderr)
 
 
 def run_command_line() -> list[str]:

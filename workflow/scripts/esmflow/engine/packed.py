@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from esmflow.arrays import Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import ModelDimensions, check_heads, read_checkpoint_info
 from esmflow.engine.attention import ContactAttention
-from esmflow.engine.engine import check_heads, resolve_precision
+from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
 from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations

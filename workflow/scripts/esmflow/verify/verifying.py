@@ -9,13 +9,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
+from esmflow.checkpoint.file import check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard
 from esmflow.plan.spot_check import length_bin
 from esmflow.slots.gpus import candidate_slots
-from esmflow.slots.leases import leased_slots
+from esmflow.slots.leases import SlotSettings, leased_slots
 from esmflow.store.segments import Store
 from esmflow.text import versions
 from esmflow.verify.agreement import LIMITS, Limits
@@ -40,24 +40,31 @@ class VerifyError(EsmflowError):
     """The sample could not be computed again. The message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """How to verify.
+    """What to verify, and how.
 
+    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
+    stored_segments: what the store had before the run.
     sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
     suits the precision of each embedding. The rest is as for `EmbedSettings`.
     """
 
+    candidates: str
+    manifest: str
+    embeddings: str
+    formats: Sequence[str]
+    store: str
+    stored_segments: Collection[str]
+    model: str
     checkpoint: str
     checkpoint_stamp: tuple[int, ...] | None
+    fingerprint: Fingerprint
     sample: int
     seed: int
     min_cosine: float | None
     max_relative_error: float | None
-    device: str
-    cpu_slots: int
-    lock_folder: str
-    wait_seconds: float
+    slots: SlotSettings
     threads: int
     log_file: str
 
@@ -71,23 +78,7 @@ class VerifySettings:
         return limits
 
 
-@dataclass(frozen=True)
-class VerifiedRun:
-    """What to verify: the files of a run.
-
-    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
-    stored_segments: what the store had before the run.
-    """
-
-    candidates: str
-    manifest: str
-    embeddings: str
-    formats: Sequence[str]
-    store: str
-    stored_segments: Collection[str] = ()
-
-
-def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, settings: VerifySettings) -> Certificate:
+def verify(settings: VerifySettings) -> Certificate:
     """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
 
     What an earlier run verified, and the store still has, is not computed again. Also holds the sample's files against
@@ -95,16 +86,18 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
     VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
     """
     started = time.time()
-    store = Store(run.store, fingerprint)
-    candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates)
-    sampled = _draw(check, fingerprint, settings, run.stored_segments)
-    embeddings = Embeddings(run.embeddings, run.store, fingerprint, _read_from(run.formats, check.records))
+    fingerprint = settings.fingerprint
+    store = Store(settings.store, fingerprint)
+    candidates = dict(read_shard(settings.candidates))
+    check = check_manifest(settings.manifest, store, candidates)
+    sampled = _draw(check, settings)
+    read_from = _read_from(settings.formats, check.records)
+    embeddings = Embeddings(settings.embeddings, settings.store, fingerprint, read_from)
     try:
         numbers, differ = embeddings.compare_with_store(sampled)
     except (OSError, LookupError, ValueError, RuntimeError) as error:
         raise VerifyError(
-            f"{run.embeddings}: the {embeddings.read_from} files are not those that were written ({error}); "
+            f"{settings.embeddings}: the {read_from} files are not those that were written ({error}); "
             "write them again from the store: the same command with --forcerun collect"
         ) from error
     # What the files have instead of what was verified is looked at as well.
@@ -121,21 +114,21 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
         add_verified(store, numbers, computed)
     certificate = Certificate(
         **vars(verdict),
-        model=model.name,
-        checkpoint=model.digest,
+        model=settings.model,
+        checkpoint=fingerprint.checkpoint,
         fingerprint=fingerprint.digest(),
         engine=fingerprint.engine,
         verified_with="fair-esm's own ESM-2 module in fp32",
         device=verified.device,
         versions=versions("torch", "fair-esm", "numpy"),
-        read_from=embeddings.read_from,
+        read_from=read_from,
         sample=settings.sample,
         seed=settings.seed,
         limits={p: settings.limits(p) for p in sorted({record.precision for record in sampled})},
         records_checked=check.records,
         computed_again=len(computed),
         verified_before=len(before),
-        files_checked=0 if embeddings.read_from == "store" else len(sampled),
+        files_checked=0 if read_from == "store" else len(sampled),
         not_computed=len(new) - len(computed),
         model_load_seconds=verified.model_load_seconds,
         seconds=time.time() - started,
@@ -152,15 +145,13 @@ def _read_from(formats: Sequence[str], records: int) -> str:
     return readable[0] if readable else "store"
 
 
-def _draw(
-    check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings, stored_segments: Collection[str]
-) -> list[Sampled]:
+def _draw(check: ManifestCheck, settings: VerifySettings) -> list[Sampled]:
     """A sample of everything, and one of what is new, which is the same if everything is."""
-    residues = {digest: fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
+    residues = {digest: settings.fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
-    stored = frozenset(stored_segments)
+    stored = frozenset(settings.stored_segments)
     new = {digest: count for digest, count in short.items() if check.located[digest].segment not in stored}
     drawn = [*draw_sample(short, settings.sample, settings.seed), *draw_sample(new, settings.sample, settings.seed)]
     return [check.located[digest] for digest in dict.fromkeys(drawn)]
@@ -168,10 +159,10 @@ def _draw(
 
 def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
     with leased_slots(
-        candidate_slots(settings.device, settings.cpu_slots),
-        lock_folder=settings.lock_folder,
+        candidate_slots(settings.slots.device, settings.slots.cpu_slots),
+        lock_folder=settings.slots.lock_folder,
         purpose="the certificate",
-        wait_seconds=settings.wait_seconds,
+        wait_seconds=settings.slots.wait_seconds,
     ) as (lease,):
         try:
             return run_one(
