@@ -49,7 +49,7 @@ def process_esm_files_worker(
     budget; what is not about one shard is raised. Returns the shards processed and those failed.
     """
     slot = slots[device_id]
-    use_slot(slot)
+    file_subset.about(**use_slot(slot))
     import torch
 
     from esmflow.engine import load_engine
