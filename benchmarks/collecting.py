@@ -38,6 +38,8 @@ from esmflow.store.segments import Segment, Store
 ARRAY = "mean_layer6"
 # These make a file or a dataset for each record: minutes for each million.
 LARGEST = {"h5_per_protein": 1_000_000, "esm": 100_000}
+# Of records that are made up there are no input files to read sequences from.
+MEASURED = [name for name, form in FORMATS.items() if not form.with_sequences]
 # As planning deals them: residues that are dealt at once, and residues in a shard.
 WINDOW_RESIDUES, SHARD_RESIDUES, MEAN_LENGTH = 200_000_000, 1_000_000, 342
 RECORDS_PER_FILE = 1_000_000
@@ -97,23 +99,29 @@ class MadeUp:
                 writer.write_table(pa.table(table).cast(RECORD_SCHEMA))
 
     def collect(self, form: str) -> None:
-        from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+        from esmflow.collect.collecting import CollectSettings, collect
 
-        folder = self.folder
+        folder, out = self.folder, self.outputs
         collect(
-            CollectInputs(
-                *map(str, (folder / "records.parquet", folder / "plan.json")),
-                [str(folder / "run.json")],
-                [str(folder / "failures.tsv")],
-            ),
-            CollectOutputs(
-                *(str(self.outputs / name) for name in ("embeddings", "manifest.parquet", "manifest.tsv", "failures"))
-            ),
-            self.store,
-            [] if form == "tables" else [form],
-            model="made up",
-            pooled_precision="fp16",
-            threads=THREADS,
+            CollectSettings(
+                records=str(folder / "records.parquet"),
+                plan=str(folder / "plan.json"),
+                runs=[str(folder / "run.json")],
+                failure_lists=[str(folder / "failures.tsv")],
+                embeddings=str(out / "embeddings"),
+                manifest=str(out / "manifest.parquet"),
+                manifest_tsv=str(out / "manifest.tsv"),
+                failures=str(out / "failures"),
+                summary=str(out / "summary.json"),
+                logs=[],
+                joined_log=str(out / "run.log"),
+                store=str(self.store.folder.parent),
+                fingerprint=self.store.description,
+                model="made up",
+                formats=[] if form == "tables" else [form],
+                pooled_precision="fp16",
+                threads=THREADS,
+            )
         )
 
     @property
@@ -231,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--only", nargs="+", choices=FORMATS, default=[*FORMATS], metavar="FORMAT")
+    parser.add_argument("--only", nargs="+", choices=MEASURED, default=MEASURED, metavar="FORMAT")
     parser.add_argument("--folder", type=Path, help="where to work: on the disk that is to be measured")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--smoke", action="store_true", help="two thousand records: whether it runs, not how fast")

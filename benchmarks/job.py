@@ -52,12 +52,19 @@ def measure_job(
 
 def run_job(folder: Path, checkpoint: str, device: str) -> None:
     """What the workflow's embed step does for one group, and like it without torch in this process."""
-    from esmflow.checkpoint.file import file_stamp, read_checkpoint_info
-    from esmflow.embed.job import EmbedSettings, embed_group
+    from esmflow.checkpoint.file import read_checkpoint_info
+    from esmflow.embed.job import embed_group
+    from esmflow.embed.settings import EmbedSettings
+    from esmflow.files import file_stamp
     from esmflow.method import ARITHMETIC, Fingerprint
+    from esmflow.slots.leases import SlotSettings
 
     info = read_checkpoint_info(checkpoint)
     settings = EmbedSettings(
+        group="0",
+        shards=str(folder / "shards"),
+        run=str(folder / "run.json"),
+        failures=str(folder / "failures.tsv"),
         checkpoint=checkpoint,
         checkpoint_stamp=file_stamp(checkpoint),
         fingerprint=Fingerprint(
@@ -74,12 +81,9 @@ def run_job(folder: Path, checkpoint: str, device: str) -> None:
             invalid_residues="reject",
         ),
         store=str(folder / "store"),
-        batch_tokens=None,
-        gpus=1,
-        device=device,
-        cpu_slots=1,
-        lock_folder=str(folder / "slots"),
-        wait_seconds=60,
+        slots=SlotSettings(device, 1, str(folder / "slots"), 60.0),
+        workers=1,
+        token_budget=None,
         grace_seconds=0,
         hang_seconds=3600,
         threads=2,
@@ -88,7 +92,7 @@ def run_job(folder: Path, checkpoint: str, device: str) -> None:
         retry_failed=False,
         log_file=str(folder / "job.log"),
     )
-    embed_group("0", folder / "shards", folder / "run.json", folder / "failures.tsv", settings)
+    embed_group(settings)
 
 
 if __name__ == "__main__":

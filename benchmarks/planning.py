@@ -126,7 +126,8 @@ def plan(files: list[str], folder: Path) -> dict:
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
     settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
-    step.main(SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES))
+    job = SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES)
+    step.plan(step.plan_settings(job))
     found = read_json(outputs.plan)
     return {key: found[key] for key in ("records", "rejected", "duplicates")} | {
         "records.parquet, bytes": os.path.getsize(outputs.records),
@@ -160,7 +161,7 @@ def write_job(folder: Path) -> None:
         **{key: config[key] for key in keys},
         "method": computing_method(config),
         "store": str(folder / "store"),
-        "basis": {"basis": 0},
+        "plan_number": {"plan number": 0},
     }
     write_json(
         folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}

@@ -1,5 +1,6 @@
 """The packed engine on a GPU: against itself in fp32 on the CPU, and as a citizen of a card that others share."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,18 @@ def test_out_of_memory_is_raised_and_leaves_the_engine_usable(random_checkpoint)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert np.array_equal(before["mean_layer2"], after["mean_layer2"])
+
+
+def test_full_precision_takes_the_place_of_16_bits_and_leaves_nothing_behind(random_checkpoint):
+    engine = PackedEngine.load(random_checkpoint, Outputs((2,), ("mean",)), "bf16", "cuda")
+    before = embed(engine, ["MKV"])
+    in_16_bits = weakref.ref(engine.model.weights.layers[0].qkv)
+    with engine.at_full_precision() as exact:
+        embed(exact, ["MKV"])
+        in_32_bits = weakref.ref(exact.model.weights.layers[0].qkv)
+        assert in_16_bits() is None
+    assert in_32_bits() is None
+    assert np.array_equal(embed(engine, ["MKV"])["mean_layer2"], before["mean_layer2"])
 
 
 def test_the_automatic_budget_fits(random_checkpoint):

@@ -48,3 +48,13 @@ def test_the_planning_benchmark_measures_a_parse_and_a_plan_of_the_same_records(
     assert min(parsed["cpu_seconds"], planned["cpu_seconds"], planned["peak_memory_bytes"]) > 0
     # Everything that was made is deleted.
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_the_profile_compares_sums_in_16_bits_and_in_fp32_on_any_machine():
+    command = [sys.executable, str(BENCHMARK.with_name("profile_engine.py")), "smoke", "--sums", "--budget", "500"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.split(" | ") for line in run.stdout.splitlines()[2:]]
+    assert [(row[0].strip("| "), row[1]) for row in rows] == [
+        (precision, allowed) for precision in ("fp16", "bf16") for allowed in ("allowed", "not") * 2
+    ]
+    assert all(float(row[3]) > 0.999 and float(row[4].rstrip(" |")) > 0.999 for row in rows)

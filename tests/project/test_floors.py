@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "arrays": GROUND,
     "method": (*GROUND, "arrays"),
     "inputs": GROUND,
-    "checkpoint": GROUND,
+    "checkpoint": (*GROUND, "arrays"),
     "slots": GROUND,
     "workers": GROUND,
     "store": (*EVERYWHERE, "inputs.residues"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stage_settings import collect_settings
 
 from esmflow.arrays import Outputs
-from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.collect.collecting import collect
 from esmflow.embed.run_record import RunRecord
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import sequence_digest
@@ -50,26 +53,23 @@ class CollectedRun:
                 n = len(record.sequence)
                 row = Record(record.file, position, record.id, record.description, record.sequence, n)
                 table.add(f"sample of {record.file}", row, sequence_digest(record.sequence))
+        for file in positions:
+            self._write_input(file, [record for record in records if record.file == file])
         Plan(fingerprint=fingerprint.digest(), records=len(records), groups=()).write(folder / "plan.json")
         RunRecord(group="0", segments_written=tuple(names), sequences=len(records)).write(folder / "run.json")
         (folder / "failures.tsv").write_text("digest\treason\tdetail\n")
 
+    def _write_input(self, file: str, records: Sequence[MadeUpRecord]) -> None:
+        """The input file itself, below the folder, for formats that read it again."""
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(f">{record.id} {record.description}\n{record.sequence}\n" for record in records).encode()
+        (self.folder / file).write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
+
     def collect(self, formats: Sequence[str], name: str = "results", **options: Any) -> Path:
         """Returns the folder of the embeddings."""
         out = self.folder / name
-        inputs = CollectInputs(
-            *map(str, (self.folder / "records.parquet", self.folder / "plan.json")),
-            [str(self.folder / "run.json")],
-            [str(self.folder / "failures.tsv")],
-        )
-        tables = (str(out / table) for table in ("manifest.parquet", "manifest.tsv", "failures.tsv"))
-        collect(
-            inputs,
-            CollectOutputs(str(out / "embeddings"), *tables),
-            self.store,
-            formats,
-            **{"model": "made up", **options},
-        )
+        with contextlib.chdir(self.folder):
+            collect(collect_settings(self.folder, out, self.store.description, formats=formats, **options))
         return out / "embeddings"
 
 

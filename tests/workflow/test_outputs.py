@@ -88,3 +88,14 @@ def test_logits_of_a_checkpoint_without_a_head_are_refused_before_a_gpu_is_used(
     assert ended.returncode == 1
     assert "logits are asked for, but the checkpoint has no language model head" in ended.stdout
     assert not (run.results / "plan").exists()
+
+
+def test_scikit_bio_s_format_comes_with_the_sequences_of_every_input(small_run, short_proteins):
+    run = small_run(PROTEINS, files=2, groups=1, formats=["skbio"], verify={"sample": 0}, report=False)
+    run.succeed()
+    wanted = [sequence for number in (0, 1) for _, sequence in short_proteins[number:PROTEINS:2]]
+    with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.skbio.h5") as file:
+        ends = file["idptr"][:]
+        text = file["id"][:].tobytes().decode()
+        assert file["embedding"].shape == (PROTEINS, 320)
+    assert [text[start:end] for start, end in zip([0, *ends], ends)] == wanted

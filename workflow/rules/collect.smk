@@ -5,6 +5,7 @@ rule collect:
         model="<results>/model/model.json",
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
         failures=expand("<results>/embed/group-{group}/failures.tsv", group=GROUPS),
+        fasta=get_fasta_to_read_again,
     output:
         embeddings=directory("<results>/embeddings"),
         manifest="<results>/manifest.parquet",

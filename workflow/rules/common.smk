@@ -13,7 +13,7 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
-from esmflow.collect.formats import named_after_inputs
+from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -25,7 +25,7 @@ from esmflow.config.job_estimates import (
 from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
 from esmflow.method import computing_method
-from esmflow.plan.freshness import basis_number, input_stamps
+from esmflow.plan.freshness import input_stamps, plan_number
 from esmflow.workers.lifetime import note_run
 
 note_run()
@@ -49,6 +49,12 @@ def get_fasta_files():
     return [file.path for file in INPUTS]
 
 
+def get_fasta_to_read_again(wildcards):
+    """The inputs of collecting in formats that hold sequences beside their vectors."""
+    again = any(FORMATS[name].with_sequences for name in config["formats"])
+    return get_fasta_files() if again else []
+
+
 def get_local_checkpoint():
     """The files of the checkpoint as inputs, if the configuration names one by its path."""
     return files_of_checkpoint(config["model"])
@@ -68,15 +74,23 @@ def get_method():
     return computing_method(config)
 
 
-def get_basis(wildcards):
+def get_plan_number(wildcards):
     """What changes when what the plan counts on changes behind Snakemake's back.
 
     Snakemake compares the values of all parameters as one set, without their names: a bare number would hide among others.
     """
-    runs = [f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS]
-    return {
-        "basis": basis_number(f"{RESULTS}/plan/basis.json", get_fasta_files(), runs, get_store())
-    }
+    number = plan_number(
+        f"{RESULTS}/plan/plan.json", get_fasta_files(), get_run_records(), get_store()
+    )
+    return {"plan number": number}
+
+
+def get_run_records():
+    """What the jobs of the groups that have run wrote down."""
+    # Here and not above: nobody asks before there is a plan, and a first dry run does without.
+    from esmflow.embed.run_record import read_run_records
+
+    yield from read_run_records(f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS)
 
 
 def get_gpus_to_verify():

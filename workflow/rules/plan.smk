@@ -23,6 +23,6 @@ rule plan:
         gpus_per_job=config["gpus_per_job"],
         store=get_store(),
         groups={"groups": len(GROUPS)},
-        basis=get_basis,
+        plan_number=get_plan_number,
     script:
         "../scripts/plan.py"

@@ -1,31 +1,34 @@
 """Produces the embeddings in the formats asked for, the manifest, the failures, the summary and the joined log."""
 
-from pathlib import Path
-
 from esmflow.checkpoint.file import CheckpointInfo
-from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
-from esmflow.logs import join_logs
+from esmflow.collect.collecting import CollectSettings, collect
 from esmflow.step import logged_step, make_fingerprint
-from esmflow.store.segments import Store
 
 
-def main(snakemake) -> None:
+def collect_settings(snakemake) -> CollectSettings:
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     model = CheckpointInfo.read(inputs.model)
-    fingerprint = make_fingerprint(model, params.method)
-    summary = collect(
-        CollectInputs(inputs.records, inputs.plan, inputs.runs, inputs.failures),
-        CollectOutputs(outputs.embeddings, outputs.manifest, outputs.manifest_tsv, outputs.failures),
-        Store(params.store, fingerprint),
-        params.formats,
+    return CollectSettings(
+        records=inputs.records,
+        plan=inputs.plan,
+        runs=inputs.runs,
+        failure_lists=inputs.failures,
+        embeddings=outputs.embeddings,
+        manifest=outputs.manifest,
+        manifest_tsv=outputs.manifest_tsv,
+        failures=outputs.failures,
+        summary=outputs.summary,
+        logs=params.logs,
+        joined_log=outputs.joined_log,
+        store=params.store,
+        fingerprint=make_fingerprint(model, params.method),
         model=model.name,
+        formats=params.formats,
         pooled_precision=params.pooled_precision,
         threads=snakemake.threads,
     )
-    summary.write(outputs.summary)
-    join_logs([Path(path) for path in params.logs], outputs.joined_log)
 
 
 if __name__ == "__main__":
     with logged_step(snakemake.log[0]):
-        main(snakemake)
+        collect(collect_settings(snakemake))

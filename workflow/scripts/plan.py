@@ -1,32 +1,30 @@
-"""Produces the table of records and the shards of each group."""
+"""Produces the plan: the table of records, the shards of each group, and `plan.json`."""
 
-from pathlib import Path
-
-from esmflow.checkpoint.file import CheckpointInfo, check_unchanged, file_stamp
-from esmflow.config.disk_forecast import check_disks, forecast, sentence
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.collect.formats import FORMATS
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel
-from esmflow.plan.freshness import input_stamps, write_basis
 from esmflow.plan.planning import plan
-from esmflow.plan.run_plan import Plan
-from esmflow.step import logged_step, make_fingerprint, tell
-from esmflow.store.lookup import StoredSequences
-from esmflow.store.segments import Store
+from esmflow.plan.settings import PlanSettings
+from esmflow.step import logged_step, make_fingerprint
 
 
-def main(snakemake) -> None:
-    params = snakemake.params
-    model = CheckpointInfo.read(snakemake.input.model)
+def plan_settings(snakemake) -> PlanSettings:
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
+    model = CheckpointInfo.read(inputs.model)
     fingerprint = make_fingerprint(model, params.method)
-    stamps = input_stamps(snakemake.input.fasta)
-    # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
-    stamp = file_stamp(snakemake.input.checkpoint)
-    check_unchanged(snakemake.input.checkpoint, model.digest, stamp=None)
-    summary = plan(
-        [InputFile(*pair) for pair in zip(params.samples, snakemake.input.fasta, strict=True)],
-        snakemake.output.records,
-        snakemake.output.groups,
+    # From the configuration and not from params: other formats are no reason to plan again.
+    config = snakemake.config
+    return PlanSettings(
+        inputs=[InputFile(*pair) for pair in zip(params.samples, inputs.fasta, strict=True)],
+        records=outputs.records,
+        candidates=outputs.candidates,
+        plan=outputs.plan,
+        groups=outputs.groups,
+        checkpoint=inputs.checkpoint,
+        fingerprint=fingerprint,
+        store=params.store,
         cost_model=CostModel(model.dimensions, fingerprint.long),
         policy=ResiduePolicy(
             invalid=fingerprint.invalid_residues,
@@ -36,28 +34,14 @@ def main(snakemake) -> None:
         assignment=params.assignment,
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,
-        candidates_path=snakemake.output.candidates,
-        stored=StoredSequences(Store(params.store, fingerprint)),
         processes=snakemake.threads,
+        formats=[FORMATS[name] for name in config["formats"]],
+        pooled_precision=config["pooled_precision"],
+        disk_check=config["disk_check"],
+        number=params.plan_number["plan number"],
     )
-    # From the configuration and not from params: other formats are no reason to plan again.
-    config = snakemake.config
-    expected = forecast(
-        summary, fingerprint, model.dimensions, config["formats"], pooled_precision=config["pooled_precision"]
-    )
-    tell(sentence(expected))
-    if config["disk_check"]:
-        check_disks(expected, params.store, Path(snakemake.output.plan).parents[1])
-    Plan(
-        fingerprint=fingerprint.digest(),
-        checkpoint_stamp=stamp,
-        **{**vars(summary), "held_segments": tuple(summary.held_segments), "groups": tuple(summary.groups)},
-        disk_forecast=expected,
-    ).write(snakemake.output.plan)
-    basis = Path(snakemake.output.plan).with_name("basis.json")
-    write_basis(basis, params.basis["basis"], fingerprint.digest(), summary.held_segments, stamps)
 
 
 if __name__ == "__main__":
     with logged_step(snakemake.log[0]):
-        main(snakemake)
+        plan(plan_settings(snakemake))

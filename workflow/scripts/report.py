@@ -6,9 +6,9 @@ from esmflow.report.run_files import RunFiles
 from esmflow.step import logged_step
 
 
-def main(snakemake) -> None:
-    inputs, outputs = snakemake.input, dict(snakemake.output.items())
-    files = RunFiles.read(
+def report_files(snakemake) -> RunFiles:
+    inputs = snakemake.input
+    return RunFiles.read(
         manifest=inputs.manifest,
         embeddings=inputs.embeddings,
         checkpoint=inputs.checkpoint,
@@ -19,9 +19,9 @@ def main(snakemake) -> None:
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
     )
-    write_report(files, outputs.pop("page"), outputs)
 
 
 if __name__ == "__main__":
     with logged_step(snakemake.log[0]):
-        main(snakemake)
+        figures = dict(snakemake.output.items())
+        write_report(report_files(snakemake), figures.pop("page"), figures)

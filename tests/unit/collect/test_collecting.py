@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up import proteins, random_model, relative_error, write_converted
+from stage_settings import collect_settings, plan_settings
 
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.collect.collecting import CollectInputs, CollectOutputs, collect
+from esmflow.collect.collecting import collect
 from esmflow.collect.joining import CollectError
 from esmflow.collect.summary import Summary
 from esmflow.embed.run_record import RunRecord, ShardResult
@@ -28,13 +29,13 @@ from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Failure, Reason, write_failures
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.records import Record
-from esmflow.inputs.residues import ResiduePolicy, sequence_digest
+from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
 from esmflow.plan import planning
 from esmflow.plan import record_table as records
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.run_plan import Plan
 from esmflow.plan.shards import list_shards, read_shard, shard_name
@@ -104,28 +105,24 @@ class Run:
         self.plan_path, self.records_path = folder / "plan.json", folder / "records.parquet"
         self.run_paths = [folder / f"run-{g}.json" for g in range(groups)]
         self.failure_paths = [folder / f"failures-{g}.tsv" for g in range(groups)]
-        self.outputs = CollectOutputs(
-            *(str(folder / "out" / name) for name in ("embeddings", "manifest.parquet", "manifest.tsv", "failures.tsv"))
+        self.outputs = collect_settings(
+            folder,
+            folder / "out",
+            fingerprint,
+            runs=self.run_paths,
+            failure_lists=self.failure_paths,
+            store=str(self.store.folder.parent),
         )
 
     def plan(self) -> None:
-        summary = plan(
+        settings = plan_settings(
+            self.plan_path.parent,
             self.inputs,
-            self.records_path,
             self.shards,
-            cost_model=CostModel(DIMENSIONS, self.long),
-            policy=ResiduePolicy(),
+            CostModel(DIMENSIONS, self.long),
             shard_residues=200,
-            stored=StoredSequences(self.store),
         )
-        Plan(
-            fingerprint="f",
-            records=summary.records,
-            duplicates=summary.duplicates,
-            held=summary.held,
-            groups=(),
-            held_segments=tuple(summary.held_segments),
-        ).write(self.plan_path)
+        deal_inputs(settings, StoredSequences(self.store)).write(self.plan_path)
 
     def embed(self, fail: dict[str, Failure] | None = None) -> None:
         """`fail`: failures by sequence, instead of vectors."""
@@ -150,18 +147,7 @@ class Run:
             ).write(self.run_paths[group])
 
     def collect(self, formats=("pt", "h5")) -> Summary:
-        return collect(
-            CollectInputs(
-                str(self.records_path),
-                str(self.plan_path),
-                [*map(str, self.run_paths)],
-                [*map(str, self.failure_paths)],
-            ),
-            self.outputs,
-            self.store,
-            formats,
-            model="made up",
-        )
+        return collect(replace(self.outputs, formats=formats))
 
     def everything(self, **fail) -> Summary:
         self.plan()
@@ -356,7 +342,7 @@ def test_what_an_earlier_run_computed_is_collected_too(tmp_path, engine):
     Run(tmp_path / "first", engine, {"a.fasta": fasta(first)}, store).everything()
     run = Run(tmp_path / "second", engine, {"a.fasta": fasta(first[:5] + second)}, store)
     summary = run.everything()
-    assert Plan.read(run.plan_path).held == 5
+    assert Plan.read(run.plan_path).stored == 5
     assert (summary.records, summary.embedded, summary.computed_sequences) == (25, 25, 20)
     for vector, sequence in zip(run.pt("a")["data"], first[:5] + second):
         assert relative_error(vector.numpy(), run.vector(sequence)) < 1e-5

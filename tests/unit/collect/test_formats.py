@@ -236,7 +236,7 @@ def test_an_h5ad_of_ids_that_differ_has_them_as_names(tmp_path):
 
 
 def test_every_format_of_several_files_has_the_sample_beside_the_id(run, embeddings):
-    samples = [f"sample of {record.file}" for record in run.records]
+    samples = samples_of(run)
     folder = embeddings / f"mean_layer{LAYER}"
     with h5py.File(folder / "embeddings.h5") as file:
         assert file["samples"].asstr()[:][file["sample_numbers"][:]].tolist() == samples
@@ -248,6 +248,56 @@ def test_every_format_of_several_files_has_the_sample_beside_the_id(run, embeddi
     with h5py.File(folder / "per_protein.h5") as file:
         assert sorted((d.attrs["original_id"], d.attrs["sample"]) for d in file.values()) == pairs
         assert file.attrs["model_name"] == file.attrs["model"] == "made up"
+
+
+def read_as_scikit_bio_does(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Sequences and values: the steps of its reader for the format `embed`."""
+    with h5py.File(path) as file:
+        begin, first, found = 0, 0, []
+        for i, end in enumerate(file["idptr"]):
+            last = file["embedding_ptr"][i] if "embedding_ptr" in file else end
+            sequence = file["id"][begin:end].tobytes().decode("ascii")
+            found.append((sequence, file["embedding"][first if "embedding_ptr" in file else begin : last]))
+            begin, first = end, last
+        return found
+
+
+@pytest.mark.parametrize("kind", ["mean", "bos", "per_residue"])
+def test_scikit_bio_gets_every_sequence_with_its_values(run, embeddings, kind):
+    array = f"{kind}_layer{LAYER}"
+    found = read_as_scikit_bio_does(embeddings / array / "embeddings.skbio.h5")
+    assert [sequence for sequence, _ in found] == [record.sequence for record in run.records]
+    wanted = [value.reshape(-1, 8) for _, value in expected(run, array)]
+    assert all(np.array_equal(value, other) for (_, value), other in zip(found, wanted, strict=True))
+    with h5py.File(embeddings / array / "embeddings.skbio.h5") as file:
+        assert file["samples"].asstr()[:][file["sample_numbers"][:]].tolist() == samples_of(run)
+        assert [file.attrs[name] for name in ("format", "format-version", "dtype", "dim")] == [
+            "embedding",
+            "1.0",
+            "float32",
+            8,
+        ]
+
+
+def test_an_input_that_was_changed_after_planning_is_no_source_of_sequences(tmp_path):
+    outputs, sequences = Outputs((6,), ("mean",)), proteins(5, 5, 9)
+    made = CollectedRun(tmp_path, as_records(sequences), [random_segment(sequences, outputs)], outputs)
+    text = (tmp_path / "a.fasta").read_text()
+    (tmp_path / "a.fasta").write_text(text.replace(f"\n{sequences[3]}\n", "\nMKV\n"))
+    with pytest.raises(CollectError, match=r"a\.fasta, record 4 \(p3\): its sequence is not the one that was planned"):
+        made.collect(["skbio"])
+    (tmp_path / "a.fasta").write_text(text[: text.index(">p3")])
+    with pytest.raises(CollectError, match=r"a\.fasta, record 4 \(p3\)"):
+        made.collect(["skbio"])
+    (tmp_path / "a.fasta").unlink()
+    with pytest.raises(CollectError, match=r"a\.fasta cannot be read again"):
+        made.collect(["skbio"])
+    assert not list(tmp_path.rglob("*.skbio.h5"))
+    made.collect(["h5"])
+
+
+def samples_of(run: CollectedRun) -> list[str]:
+    return [f"sample of {record.file}" for record in run.records]
 
 
 def test_files_that_share_a_stem_are_named_by_their_samples(tmp_path):
@@ -284,7 +334,7 @@ def test_a_run_without_vectors_gives_files_that_open(tmp_path, name):
         assert len(pq.read_table(folder / "embeddings.parquet")) == 0
     elif name == "npy":
         assert len(np.load(folder / "embeddings.npy")) == len(np.load(folder / "ids.npy")) == 0
-    elif name.startswith("h5"):
+    elif name.startswith(("h5", "skbio")):
         with h5py.File(next(folder.iterdir())) as file:
             assert file.attrs["model"] == "made up"
 
@@ -489,7 +539,7 @@ def datasets(file: h5py.File) -> dict[str, str]:
     return {name: repr(item[()] if item.shape == () else item[:].tolist()) for name, item in found.items()}
 
 
-@pytest.mark.parametrize("name", [*COLUMNAR, "pt", "h5_per_protein"])
+@pytest.mark.parametrize("name", [*COLUMNAR, "skbio", "pt", "h5_per_protein"])
 def test_memory_does_not_grow_with_the_vectors(tmp_path, monkeypatch, name):
     monkeypatch.setattr(streaming, "_PIECE_BYTES", 1 << 20)
     monkeypatch.setattr(parquet, "_GROUP_BYTES", 1 << 20)

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 from made_up import proteins, random_model, with_digests, write_converted
+from stage_settings import cpu_slots, embed_settings
 from workflow_run import wait_until
 
-from esmflow.checkpoint.file import CheckpointError, file_stamp, read_checkpoint_info
-from esmflow.embed.job import EmbedError, EmbedSettings, embed_group
+from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
+from esmflow.embed.job import EmbedError, embed_group
 from esmflow.files import read_json
 from esmflow.method import ARITHMETIC, Fingerprint
 from esmflow.plan.shards import shard_name, write_shard
@@ -46,36 +47,27 @@ class Job:
             sequences = with_digests(proteins(20, 200, 300, seed=number))
             write_shard(folder / "shards" / f"shard-{number:05d}.fasta", sequences)
             self.names[f"shard-{number:05d}.fasta"] = shard_name(digest for digest, _ in sequences)
-        self.settings = EmbedSettings(
-            checkpoint=str(self.checkpoint),
-            checkpoint_stamp=file_stamp(self.checkpoint),
-            fingerprint=Fingerprint(
-                checkpoint=read_checkpoint_info(self.checkpoint).digest,
-                layers=(2,),
-                include=("per_residue",),
-                per_residue_precision="fp32",
-                engine="packed",
-                arithmetic=ARITHMETIC["packed"],
-                precision="fp32",
-                long_sequences="truncate",
-                max_residues=1022,
-                window_overlap=None,
-                invalid_residues="reject",
-            ),
-            store=str(folder / "store"),
-            batch_tokens=2000,
-            gpus=1,
-            device="cpu",
-            cpu_slots=2,
-            lock_folder=str(folder / "slots"),
-            wait_seconds=60,
+        fingerprint = Fingerprint(
+            checkpoint=read_checkpoint_info(self.checkpoint).digest,
+            layers=(2,),
+            include=("per_residue",),
+            per_residue_precision="fp32",
+            engine="packed",
+            arithmetic=ARITHMETIC["packed"],
+            precision="fp32",
+            long_sequences="truncate",
+            max_residues=1022,
+            window_overlap=None,
+            invalid_residues="reject",
+        )
+        self.settings = embed_settings(
+            folder,
+            self.checkpoint,
+            fingerprint,
+            slots=cpu_slots(folder, 2),
+            token_budget=2000,
             grace_seconds=10,
-            hang_seconds=600,
-            threads=1,
-            attempt=1,
             last_attempt=2,
-            retry_failed=False,
-            log_file=str(folder / "job.log"),
         )
 
     @property
@@ -84,8 +76,7 @@ class Job:
 
     def run(self, **changes) -> dict:
         """Runs the job here and returns its `run.json`."""
-        settings = replace(self.settings, **changes)
-        embed_group("0", self.folder / "shards", self.folder / "run.json", self.folder / "failures.tsv", settings)
+        embed_group(replace(self.settings, **changes))
         return read_json(self.folder / "run.json")
 
     def whole_segments(self) -> set[str]:
@@ -260,7 +251,7 @@ def test_a_damaged_segment_is_set_aside_and_its_shard_computed_again(job):
 def test_a_clock_that_jumps_neither_ends_nor_stalls_a_job(job, monkeypatch, seconds):
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + (seconds if job.store.names() else 0))
-    run = job.run(hang_seconds=60, wait_seconds=60)
+    run = job.run(hang_seconds=60)
     assert abs(run["ended"] - run["started"] - seconds) < 1000
     assert run["workers"][0]["exits"] == []
     assert job.whole_segments() == set(job.names.values())
@@ -269,8 +260,8 @@ def test_a_clock_that_jumps_neither_ends_nor_stalls_a_job(job, monkeypatch, seco
 def test_two_jobs_at_once_over_the_same_shards_and_one_store_both_finish(job):
     def run(number: int) -> None:
         folder = job.folder / f"run{number}"
-        settings = replace(job.settings, log_file=str(folder / "job.log"))
-        embed_group("0", job.folder / "shards", folder / "run.json", folder / "failures.tsv", settings)
+        places = {"run": folder / "run.json", "failures": folder / "failures.tsv", "log_file": folder / "job.log"}
+        embed_group(replace(job.settings, **{name: str(path) for name, path in places.items()}))
 
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=run, args=(number,)) for number in range(2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import worker_functions
 from made_up import proteins, random_model, with_digests, write_converted
+from stage_settings import embed_settings
 
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.embed.worker import process_esm_files_worker
@@ -43,8 +44,7 @@ def arguments(checkpoint, tmp_path):
         "toks_per_batch": 1000,
         "output_dir": str(tmp_path / "store"),
         "slots": candidate_slots("cpu", 2, {}),
-        "checkpoint": str(checkpoint),
-        "fingerprint": fingerprint,
+        "settings": embed_settings(tmp_path, checkpoint, fingerprint),
     }
 
 
@@ -61,7 +61,7 @@ def shards(tmp_path):
 
 
 def committed(arguments):
-    return set(Store(arguments["output_dir"], arguments["fingerprint"]).names())
+    return set(Store(arguments["output_dir"], arguments["settings"].fingerprint).names())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

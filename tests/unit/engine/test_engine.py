@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from esmflow.arrays import INCLUDE, Outputs
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.file import ModelDimensions, check_heads
 from esmflow.engine import load_engine
-from esmflow.engine.engine import check_heads
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.method import ARITHMETIC, LongSequences
 

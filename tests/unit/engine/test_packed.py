@@ -192,6 +192,14 @@ def test_a_representation_stays_as_it_was_handed_out(random_checkpoint, precisio
     assert not torch.equal(kept[0], kept[1])
 
 
+def test_matrix_products_may_not_add_up_in_16_bits(random_checkpoint):
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = True
+    PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), "bf16", "cpu")
+    assert not matmul.allow_fp16_reduced_precision_reduction
+    assert not matmul.allow_bf16_reduced_precision_reduction
+
+
 def broken_compiler(*_):
     raise RuntimeError("no working compiler\nand a long explanation")
 

@@ -1,11 +1,12 @@
 """A plan is made again when what it counts on changed without Snakemake seeing it, and only then."""
 
+import json
 import os
 
 import pytest
 
-from esmflow.files import write_json
-from esmflow.plan.freshness import basis_number, input_stamps, write_basis
+from esmflow.embed.run_record import RunRecord, read_run_records
+from esmflow.plan.freshness import PlanNote, input_stamps, note_path, plan_number
 
 HOUR = 3600 * 10**9
 
@@ -14,31 +15,32 @@ class Planned:
     """What a finished run leaves: a store of three segments, a plan that counts on one, a group that made two."""
 
     def __init__(self, folder):
-        self.path, self.store = folder / "basis.json", folder / "store"
+        self.plan, self.store = folder / "plan.json", folder / "store"
+        self.path = note_path(self.plan)
         self.inputs = [str(folder / name) for name in ("a.fasta", "b.fasta")]
         for path in self.inputs:
             with open(path, "w") as handle:
                 handle.write(">p\nMKV\n")
             os.utime(path, ns=(os.stat(path).st_mtime_ns - HOUR,) * 2)
         (self.store / "f").mkdir(parents=True)
-        for name in ("held", "written", "reused"):
+        for name in ("stored", "written", "reused"):
             self.segment(name).touch()
         self.runs = [folder / "run-0.json", folder / "run-1.json"]
         self.write_run("f")
         self.note(0)
 
     def write_run(self, fingerprint):
-        run = {"fingerprint": fingerprint, "segments_written": ["written"], "segments_reused": ["reused"]}
-        write_json(self.runs[0], run)
+        run = RunRecord(group="0", fingerprint=fingerprint, segments_written=("written",), segments_reused=("reused",))
+        run.write(self.runs[0])
 
     def note(self, number):
-        write_basis(self.path, number, "f", ["held"], input_stamps(self.inputs))
+        PlanNote(number, "f", ("stored",), input_stamps(self.inputs)).write(self.path)
 
     def segment(self, name):
         return self.store / "f" / f"{name}.safetensors"
 
     def number(self):
-        return basis_number(self.path, self.inputs, self.runs, str(self.store))
+        return plan_number(self.plan, self.inputs, read_run_records(self.runs), str(self.store))
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_before_the_first_plan_and_while_all_is_as_it_was_the_number_stays(plann
     assert planned.number() == 0
 
 
-@pytest.mark.parametrize("name", ["held", "written", "reused"])
+@pytest.mark.parametrize("name", ["stored", "written", "reused"])
 def test_a_segment_that_is_gone_makes_a_new_plan_and_the_new_plan_is_good(planned, name):
     planned.segment(name).unlink()
     assert planned.number() == 1
@@ -81,6 +83,10 @@ def test_a_group_that_ran_under_another_fingerprint_does_not_count(planned):
 def test_a_note_that_cannot_be_read_is_as_none(planned, text):
     planned.path.write_text(text)
     assert planned.number() == 0
+
+
+def test_the_note_is_read_as_it_always_was(planned):
+    assert list(json.loads(planned.path.read_text())) == ["number", "fingerprint", "held_segments", "inputs"]
 
 
 def test_an_input_replaced_by_an_older_one_makes_a_new_plan(planned):

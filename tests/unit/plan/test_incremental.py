@@ -7,15 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 from made_up import proteins, random_model, stored_tensors, write_fair_esm, write_fasta
+from stage_settings import embed_settings, plan_settings
 
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import ModelDimensions, file_stamp
-from esmflow.embed.job import EmbedSettings, embed_group
-from esmflow.inputs.residues import ResiduePolicy
+from esmflow.checkpoint.file import ModelDimensions
+from esmflow.embed.job import embed_group
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.planning import deal_inputs
 from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Store
 
@@ -43,42 +43,26 @@ class Project:
         """Plans and embeds. Returns the plan and each group's `run.json`."""
         self.write(files)
         shards = [self.folder / f"shards-{group}" for group in range(GROUPS)]
-        planned = plan(
-            self.inputs,
-            self.folder / "records.parquet",
-            shards,
-            cost_model=CostModel(ModelDimensions(2, 32, 2, True, True)),
-            policy=ResiduePolicy(),
-            shard_residues=300,
-            stored=StoredSequences(self.store),
+        settings = plan_settings(
+            self.folder, self.inputs, shards, CostModel(ModelDimensions(2, 32, 2, True, True)), shard_residues=300
         )
+        planned = deal_inputs(settings, StoredSequences(self.store))
         runs = []
         for group, folder in enumerate(shards):
-            path = self.folder / f"run-{group}.json"
-            embed_group(str(group), folder, path, self.folder / f"failures-{group}.tsv", self.settings())
+            path, failures = self.folder / f"run-{group}.json", self.folder / f"failures-{group}.tsv"
+            embed_group(
+                embed_settings(
+                    self.folder,
+                    self.checkpoint,
+                    self.fingerprint,
+                    group=str(group),
+                    shards=str(folder),
+                    run=str(path),
+                    failures=str(failures),
+                )
+            )
             runs.append(json.loads(path.read_text()))
         return planned, runs
-
-    def settings(self):
-        return EmbedSettings(
-            checkpoint=str(self.checkpoint),
-            checkpoint_stamp=file_stamp(self.checkpoint),
-            fingerprint=self.fingerprint,
-            store=str(self.folder / "store"),
-            batch_tokens=None,
-            gpus=1,
-            device="cpu",
-            cpu_slots=1,
-            lock_folder=str(self.folder / "slots"),
-            wait_seconds=60,
-            grace_seconds=1,
-            hang_seconds=600,
-            threads=1,
-            attempt=1,
-            last_attempt=1,
-            retry_failed=False,
-            log_file=str(self.folder / "log"),
-        )
 
     def digests(self):
         """Every row of every segment."""
@@ -95,7 +79,7 @@ def finished(tmp_path_factory):
     method = Fingerprint(info.digest, (2,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
     project = Project(folder, checkpoint, method)
     planned, runs = project.run(FILES)
-    assert (planned.records, planned.held) == (40, 0)
+    assert (planned.records, planned.stored) == (40, 0)
     assert sum(run["sequences"] for run in runs) == 40
     return project
 
@@ -120,7 +104,7 @@ def test_after_an_edit_only_sequences_never_seen_are_computed(finished, tmp_path
     before = {path: path.stat().st_mtime_ns for path in project.store.folder.glob("*.safetensors")}
     planned, runs = project.run(files)
     assert planned.records == sum(map(len, files.values()))
-    assert planned.held == planned.records - new
+    assert planned.stored == planned.records - new
     assert sum(run["sequences"] for run in runs) == new
     # A group with nothing new takes no slot and loads no model; what is new is spread over all groups.
     assert [bool(run["workers"]) for run in runs].count(True) == busy_groups

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stage_settings
 import torch
 from made_up import proteins, random_model, sample_proteins, stored_sequences, write_fasta
+from stage_settings import plan_settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from esmflow.checkpoint.file import ModelDimensions
@@ -21,7 +23,7 @@ from esmflow.inputs.sheet import InputFile
 from esmflow.method import LongSequences
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import assign_files_round_robin, plan
+from esmflow.plan.planning import assign_files_round_robin, deal_inputs
 from esmflow.plan.shards import ShardError, add_to_shard, list_shards, read_shard, write_shard
 
 ESM2_8M = ModelDimensions(6, 320, 20, True, True)
@@ -33,11 +35,12 @@ STRICT = ResiduePolicy()
 class Planned:
     """A plan on disk, read back."""
 
-    def __init__(self, folder, files, groups, cost_model=TRUNCATED_3B, policy=STRICT, **options):
+    def __init__(self, folder, files, groups, cost_model=TRUNCATED_3B, policy=STRICT, stored=None, **options):
         self.folders = [folder / f"group-{g}" for g in range(groups)]
         self.records_path = folder / "records.parquet"
         inputs = [InputFile(f"sample {n}", str(file)) for n, file in enumerate(files)]
-        self.summary = plan(inputs, self.records_path, self.folders, cost_model=cost_model, policy=policy, **options)
+        settings = plan_settings(folder, inputs, self.folders, cost_model, policy=policy, **options)
+        self.summary = deal_inputs(settings, stored)
         self.cost_model = cost_model
 
     @property
@@ -253,8 +256,8 @@ def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
     parts = {"segment old": old, "segment older": older, "segment of others": ["AAAA"], "segment without rows": []}
     planned = Planned(tmp_path, [sample], 2, stored=stored_sequences(tmp_path / "store", parts))
     assert sorted(itertools.chain(*planned.groups)) == everything[2::3]
-    assert planned.summary.held == len(old) + len(older)
-    assert planned.summary.held_segments == ["segment old", "segment older"]
+    assert planned.summary.stored == len(old) + len(older)
+    assert planned.summary.stored_segments == ("segment old", "segment older")
     assert planned.summary.duplicates == 2
     assert len(planned.records) == 500
 
@@ -262,7 +265,7 @@ def test_what_the_store_holds_is_not_planned_again(tmp_path, sample):
 def test_a_stored_sequence_that_comes_twice_is_stored_once_and_a_duplicate_once(tmp_path):
     file = write_fasta(tmp_path / "a.fasta", titled(["MKV", "MKV", "LAG"]))
     planned = Planned(tmp_path, [file], 1, stored=stored_sequences(tmp_path / "store", {"segment": ["MKV"]}))
-    assert (planned.summary.held, planned.summary.duplicates, planned.groups) == (1, 1, [["LAG"]])
+    assert (planned.summary.stored, planned.summary.duplicates, planned.groups) == (1, 1, [["LAG"]])
 
 
 def test_a_plan_does_not_depend_on_the_order_of_the_input(tmp_path, sample):
@@ -428,9 +431,10 @@ PLAN_AND_MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 from esmflow.plan import planning
+from esmflow.plan.cost import CostModel
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.method import LongSequences
-from esmflow.inputs.residues import ResiduePolicy
+from stage_settings import plan_settings
 
 def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
@@ -439,14 +443,14 @@ folder = Path(sys.argv[1])
 planning.WINDOW_RESIDUES = 2_000_000
 before = peak()
 started = time.process_time()
-summary = planning.plan(
+settings = plan_settings(
+    folder,
     [planning.InputFile("s", str(folder / "large.fasta"))],
-    folder / "records.parquet",
     [folder / f"group-{g}" for g in range(int(sys.argv[2]))],
-    cost_model=planning.CostModel(ModelDimensions(36, 2560, 40, True, True), LongSequences(1022)),
-    policy=ResiduePolicy(),
+    CostModel(ModelDimensions(36, 2560, 40, True, True), LongSequences(1022)),
     shard_residues=500_000,
 )
+summary = planning.deal_inputs(settings)
 residues = sum(group.residues for group in summary.groups)
 seconds = time.process_time() - started
 print(json.dumps({"residues": residues, "growth": (peak() - before) * 1024, "seconds": seconds}))
@@ -455,7 +459,8 @@ print(json.dumps({"residues": residues, "growth": (peak() - before) * 1024, "sec
 
 def plan_and_measure(folder, groups):
     command = [sys.executable, "-c", PLAN_AND_MEASURE, str(folder), str(groups)]
-    environment = {"PYTHONPATH": str(planning.__file__).rsplit("/", 3)[0]}
+    scripts, support = str(planning.__file__).rsplit("/", 3)[0], str(stage_settings.__file__).rpartition("/")[0]
+    environment = {"PYTHONPATH": f"{scripts}:{support}"}
     return json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
 
 

@@ -9,7 +9,7 @@ import pytest
 from made_up import proteins, with_digests
 
 from esmflow.plan.shards import read_shard
-from esmflow.plan.spot_check import Candidates, candidates_of_bin, length_bin
+from esmflow.plan.spot_check import Candidates, candidates_of_bin, length_bin, write_candidates
 from esmflow.verify.verifying import draw_sample
 
 
@@ -24,7 +24,7 @@ def chosen(sequences, path):
     candidates = Candidates()
     for digest, sequence in sequences:
         candidates.offer(digest, sequence)
-    candidates.write(path)
+    write_candidates(path, candidates)
     return list(read_shard(path))
 
 
@@ -44,8 +44,21 @@ def test_sequences_offered_as_a_block_or_twice_give_the_same_candidates(sequence
         digests = np.frombuffer(b"".join(digest for digest, _ in part), np.uint8).reshape(-1, 16)
         lengths = np.array([len(sequence) for _, sequence in part])
         candidates.offer_block(digests, "".join(sequence for _, sequence in part).encode(), lengths)
-    candidates.write(tmp_path / "b")
+    write_candidates(tmp_path / "b", candidates)
     assert list(read_shard(tmp_path / "b")) == one_by_one
+
+
+def test_some_rows_of_a_block_can_be_offered_and_candidates_be_written_together(sequences, tmp_path):
+    digests = np.frombuffer(b"".join(digest for digest, _ in sequences), np.uint8).reshape(-1, 16)
+    residues = "".join(sequence for _, sequence in sequences).encode()
+    lengths = np.array([len(sequence) for _, sequence in sequences])
+    few, all_of_them = Candidates(), Candidates()
+    rows = np.array([len(sequences) - 1, 5, 40])
+    few.offer_block(digests, bytearray(residues), lengths, rows)
+    all_of_them.offer_block(digests, residues, lengths)
+    assert sorted(few.sequences().items()) == sorted(sequences[row] for row in rows)
+    write_candidates(tmp_path / "a", all_of_them, few)
+    assert list(read_shard(tmp_path / "a")) == sorted(all_of_them.sequences().items() | few.sequences().items())
 
 
 def test_a_draw_takes_as_many_of_every_length_bin_as_it_can(sequences):
@@ -62,6 +75,13 @@ def test_a_draw_depends_on_the_seed_and_on_nothing_else(sequences):
     backwards = dict(reversed(residues.items()))
     assert draw_sample(residues, 8, seed=1) == draw_sample(backwards, 8, seed=1)
     assert draw_sample(residues, 8, seed=1) != draw_sample(residues, 8, seed=2)
+
+
+def test_most_of_a_draw_stays_where_sequences_are_added(sequences):
+    residues = {digest: len(sequence) for digest, sequence in sequences}
+    drawn = set(draw_sample(residues, 32, seed=0))
+    more = residues | {digest: len(sequence) for digest, sequence in with_digests(proteins(60, 20, 900, seed=9))}
+    assert 24 <= len(drawn & set(draw_sample(more, 32, seed=0))) < 32
 
 
 def test_a_draw_of_more_than_there_is_is_all_there_is():

@@ -35,7 +35,7 @@ SEQUENCE = VerifiedSequence(
     digest="", file="a.faa", record=1, id="p", length=10, precision="fp16", segment="", row=0, position=0, passed=True,
     outputs={},
 )  # fmt: skip
-PASSED = Certificate(passed=True, outputs={"mean_layer36": OUTPUT}, sequences=(SEQUENCE,) * 32)
+PASSED = Certificate(passed=True, computed_again=32, outputs={"mean_layer36": OUTPUT}, sequences=(SEQUENCE,) * 32)
 NOT_PASSED = replace(PASSED, passed=False, remedy=Remedy.RECOMPUTE, segments=("store/a b.safetensors",))
 
 
@@ -60,6 +60,14 @@ def test_the_certificate_is_one_line():
         "32 sequences computed again with fair-esm in fp32: lowest cosine 0.999210, largest relative error 4.0e-02"
     )
     assert "verified   no (verify.sample: 0)" in lines(certificate=None)
+    before = replace(PASSED, computed_again=0, verified_before=32)
+    assert "0 sequences computed again with fair-esm in fp32, 32 verified by an earlier run: lowest" in before.line()
+
+
+def test_a_certificate_over_nothing_is_neither_passed_nor_failed():
+    found = lines(certificate=Certificate(passed=None))
+    assert "verified   NOT VERIFIED: no embedding was computed again" in found
+    assert not [line for line in found if line.startswith("next")]
 
 
 def test_the_commonest_reasons_are_named_with_their_remedies_and_the_others_counted():

@@ -76,7 +76,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 class JsonFile:
-    """A dataclass that is the content of one JSON file: its fields are the keys, in their order."""
+    """A dataclass that is the content of one JSON file: its fields are the keys, in their order.
+
+    A field whose `metadata` has a `key` goes by that in the file: keys are a promise to users, names may get better.
+    """
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -85,7 +88,12 @@ class JsonFile:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, atomically."""
-        write_json(path, asdict(self))  # type: ignore[call-overload]
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the file, by its keys."""
+        content = asdict(self)  # type: ignore[call-overload]
+        return {field.metadata.get("key", field.name): content[field.name] for field in fields(self)}  # type: ignore[arg-type]
 
 
 def from_json(kind: type[T], content: Any) -> T:
@@ -95,16 +103,17 @@ def from_json(kind: type[T], content: Any) -> T:
     are read. Raises ValueError when a field without a default has no key, or a value cannot be what the field is.
     """
     try:
-        return kind(**{name: make(content[name]) for name, make in _makers(kind).items() if name in content})  # type: ignore[arg-type]
+        makers = _makers(kind)  # type: ignore[arg-type]
+        return kind(**{name: make(content[key]) for key, (name, make) in makers.items() if key in content})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"no {kind.__name__}: {error}") from error
 
 
 @cache
-def _makers(kind: Any) -> dict[str, Callable[[Any], Any]]:
-    """For each field of a dataclass what makes its value of JSON's."""
+def _makers(kind: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """For each key the field of a dataclass, and what makes its value of JSON's."""
     types = get_type_hints(kind)
-    return {field.name: _maker(types[field.name]) for field in fields(kind)}
+    return {field.metadata.get("key", field.name): (field.name, _maker(types[field.name])) for field in fields(kind)}
 
 
 def _maker(kind: Any) -> Callable[[Any], Any]:
@@ -123,6 +132,12 @@ def _maker(kind: Any) -> Callable[[Any], Any]:
         make = _maker(arguments[0])
         return lambda value: None if value is None else make(value)
     return lambda value: value
+
+
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def stats_below(path: str | os.PathLike[str]) -> Iterator[os.stat_result]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from esmflow.files import atomic_path
 from esmflow.text import clock
 
+log = logging.getLogger(__name__)
+
 _FORMAT = "%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s"
 _WRITER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \w+ +\[(\d+)\]")
 _TAIL_BYTES = 100_000
@@ -73,3 +75,9 @@ def join_logs(paths: Iterable[Path], target: str | os.PathLike[str]) -> None:
         for path in paths:
             if path.exists():
                 joined.write(f"===== {path} =====\n{path.read_text(encoding='utf-8', errors='replace')}\n")
+
+
+def tell(message: str) -> None:
+    """Logs something that the user should see on the terminal too, though it is no warning."""
+    log.info("%s", message)
+    print(f"esmflow: {message}", file=sys.stderr)

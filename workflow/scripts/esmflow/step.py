@@ -20,10 +20,6 @@ from esmflow.workers.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_wit
 log = logging.getLogger(__name__)
 
 
-class StepError(EsmflowError):
-    """A step that ends with a sentence for the user and exit status 1."""
-
-
 @contextmanager
 def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     """Logs to the job's file, see `start_logging`.
@@ -49,12 +45,6 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
-
-
-def tell(message: str) -> None:
-    """Logs something that the user should see on the terminal too, though it is no warning."""
-    log.info("%s", message)
-    print(f"esmflow: {message}", file=sys.stderr)
 
 
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:

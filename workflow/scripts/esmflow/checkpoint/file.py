@@ -11,13 +11,13 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
-from esmflow.files import JsonFile, atomic_path
+from esmflow.files import JsonFile, atomic_path, file_stamp
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,20 @@ class ModelDimensions:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
+
+
+def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
+    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
+    if "contacts" in include and not dimensions.has_contact_head:
+        raise ValueError(
+            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
+            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
+        )
+    if "logits" in include and not dimensions.has_lm_head:
+        raise ValueError(
+            "include: logits are asked for, but the checkpoint has no language model head; "
+            "use a checkpoint with one, or leave logits out"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,12 +110,6 @@ def read_checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         raise CheckpointError(f"{path}: not converted by this version of esmflow; delete it and run again")
     fields = json.loads(metadata["checkpoint"])
     return CheckpointInfo(**{**fields, "dimensions": ModelDimensions(**fields["dimensions"])})
-
-
-def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Size in bytes and time of the last change in nanoseconds: what tells that a file was not touched since."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(path: str | os.PathLike[str], digest: str, stamp: tuple[int, ...] | None) -> None:

@@ -13,20 +13,22 @@ import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Joined, Tally, join
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
+from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
+from esmflow.logs import join_logs
+from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
 from esmflow.text import versions
 from esmflow.threads import one_ahead
-
-__all__ = ["CollectError", "CollectInputs", "CollectOutputs", "collect"]
 
 log = logging.getLogger(__name__)
 
@@ -34,62 +36,64 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "fair-esm", "numpy", "h5py")
 
 
-@dataclass(frozen=True)
-class CollectInputs:
-    """What earlier steps left: the record table, the plan, and each group's summary and failure list."""
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to collect, and what to write.
+
+    records, plan, runs, failure_lists: what earlier steps left: the record table, the plan, and each group's `run.json`
+    and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
+    summary: files to write. logs: files to be joined to one, joined_log.
+    model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    """
 
     records: str
     plan: str
     runs: Sequence[str]
-    failures: Sequence[str]
-
-
-@dataclass(frozen=True)
-class CollectOutputs:
-    """What to write. `embeddings` is a folder with one folder for each output array."""
-
+    failure_lists: Sequence[str]
     embeddings: str
     manifest: str
     manifest_tsv: str
     failures: str
+    summary: str
+    logs: Sequence[str]
+    joined_log: str
+    store: str
+    fingerprint: Fingerprint
+    model: str
+    formats: Sequence[str]
+    pooled_precision: str
+    threads: int
 
 
-def collect(
-    inputs: CollectInputs,
-    outputs: CollectOutputs,
-    store: Store,
-    formats: Sequence[str],
-    *,
-    model: str,
-    pooled_precision: str = "fp32",
-    threads: int = 1,
-) -> Summary:
-    """Writes formats, manifest and failures in the order of the input. Returns the run's summary.
+def collect(settings: CollectSettings) -> Summary:
+    """Writes formats, manifest and failures in the order of the input, the run's summary, and its joined log.
 
-    pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
     Streams over the records; memory grows with the number of sequences by 28 bytes each, not with their vectors.
     Raises CollectError when a record is neither embedded nor accounted for, or has a value that fp16 cannot hold.
     """
-    runs = [RunRecord.read(path) for path in inputs.runs]
-    plan = Plan.read(inputs.plan)
-    names = {name for run in runs for name in (*run.segments_written, *run.segments_reused)}
+    store, method = Store(settings.store, settings.fingerprint), settings.fingerprint
+    runs = [RunRecord.read(path) for path in settings.runs]
+    plan = Plan.read(settings.plan)
+    names = {name for run in runs for name in run.segments}
     try:
-        index = SegmentIndex(store, sorted(names.union(plan.held_segments)), threads, check=True)
+        index = SegmentIndex(store, sorted(names.union(plan.stored_segments)), settings.threads, check=True)
     except SegmentError as error:
         raise CollectError(f"{error}. The same command again computes their sequences anew") from error
-    failures = {failure.digest: failure for path in inputs.failures for failure in read_failures(path)}
-    precision, method = _describe_precision(index), store.description
+    failures = {failure.digest: failure for path in settings.failure_lists for failure in read_failures(path)}
+    precision = _describe_precision(index)
     descriptions = [
-        Description(array, model, precision, store.fingerprint, versions(*_PACKAGES))
+        Description(array, settings.model, precision, store.fingerprint, versions(*_PACKAGES))
         for array in method.outputs.arrays()
     ]
     tally = Tally()
-    blocks = pq.ParquetFile(inputs.records).iter_batches()
-    called = _name_outputs(inputs.records) if named_after_inputs(formats) else {}
-    writers = _make_writers(formats, Path(outputs.embeddings), descriptions)
+    blocks = pq.ParquetFile(settings.records).iter_batches()
+    called = _name_outputs(settings.records) if named_after_inputs(settings.formats) else {}
+    # What was planned was not rejected; besides that, they are read as planning read them.
+    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
+    writers = _make_writers(settings.formats, Path(settings.embeddings), descriptions)
     with (
-        open_tables(outputs.manifest, outputs.manifest_tsv, outputs.failures) as write_rows,
-        VectorStream.open(index, writers, half=pooled_precision == "fp16") as vectors,
+        open_tables(settings.manifest, settings.manifest_tsv, settings.failures) as write_rows,
+        VectorStream.open(index, writers, sequences, half=settings.pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
             tally.count(joined.table)
@@ -97,7 +101,10 @@ def collect(
             for file, part in _by_file(joined.table["file"]):
                 vectors.add(called.get(file, file), Joined(joined.table[part], joined.location[part]))
     tally.check(plan.records)
-    return _summary(tally, plan, runs, formats, method.outputs.names())
+    summary = _summary(tally, plan, runs, settings.formats, method.outputs.names())
+    summary.write(settings.summary)
+    join_logs([Path(path) for path in settings.logs], settings.joined_log)
+    return summary
 
 
 def _make_writers(formats: Sequence[str], folder: Path, descriptions: Sequence[Description]) -> list[EmbeddingWriter]:

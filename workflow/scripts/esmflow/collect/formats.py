@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import INCLUDE, POOLED, Array
+from esmflow.arrays import INCLUDE, PER_LAYER, POOLED, Array
 
 if TYPE_CHECKING:
     from esmflow.collect.writers.base import EmbeddingWriter
@@ -23,7 +23,7 @@ class Format:
     kinds: what of `include` it can hold. writer: its class, as module and name. record_bytes: what comes with each
     record's values, about, besides its id. joins_outputs: one writer takes all
     outputs of a run; otherwise each output has a folder and a writer of its own. named_after_inputs: files are named
-    after the input files, see `inputs.sheet.output_names`.
+    after the input files, see `inputs.sheet.output_names`. with_sequences: it holds residues too.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Format:
     record_bytes: int
     joins_outputs: bool = False
     named_after_inputs: bool = False
+    with_sequences: bool = False
 
     def holds(self, array: Array) -> bool:
         """Whether it can hold this output."""
@@ -50,6 +51,7 @@ FORMATS = {
         Format("npy", INCLUDE, "npy:NpyWriter", 128),
         Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter", 24),
         Format("h5ad", POOLED, "h5ad:H5adWriter", 72),
+        Format("skbio", PER_LAYER, "skbio:SkbioWriter", 72, with_sequences=True),
         Format("pt", INCLUDE, "pt:PtWriter", 80, named_after_inputs=True),
         Format(
             "esm",

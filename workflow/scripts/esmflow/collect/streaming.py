@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from esmflow.arrays import Array
 from esmflow.collect.joining import CollectError, Joined
+from esmflow.collect.sequences import InputSequences
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 from esmflow.store.gather import Location, SegmentIndex
@@ -21,7 +22,7 @@ from esmflow.threads import Background
 # being gathered and one being written.
 _PIECE_BYTES = 96 << 20
 # What writers want to know of a record.
-_COLUMNS = ["sample", "file", "record", "id", "description", "length"]
+_COLUMNS = ["sample", "file", "record", "id", "description", "length", "digest"]
 _NO_RECORDS = MANIFEST_SCHEMA.empty_table().select(_COLUMNS)
 _NOWHERE = Location(*(np.empty(0, np.int32) for _ in range(3)))
 _HALF = np.dtype(np.float16)
@@ -46,10 +47,16 @@ class VectorStream:
     """
 
     def __init__(
-        self, index: SegmentIndex, writers: Sequence[EmbeddingWriter], half: bool, writing: Background
+        self,
+        index: SegmentIndex,
+        writers: Sequence[EmbeddingWriter],
+        sequences: InputSequences,
+        half: bool,
+        writing: Background,
     ) -> None:
         self._index = index
         self._writers = writers
+        self._sequences = sequences if any(writer.wants_sequences for writer in writers) else None
         self._half = half
         self._writing = writing
         self._waiting: list[_Run] = []
@@ -59,12 +66,14 @@ class VectorStream:
 
     @classmethod
     @contextmanager
-    def open(cls, index: SegmentIndex, writers: Sequence[EmbeddingWriter], half: bool = False) -> Iterator[Self]:
+    def open(
+        cls, index: SegmentIndex, writers: Sequence[EmbeddingWriter], sequences: InputSequences, half: bool
+    ) -> Iterator[Self]:
         """half: pooled vectors are rounded to fp16. The writers' files are complete after the block."""
         with ExitStack() as opened:
             for writer in writers:
                 opened.enter_context(writer)
-            stream = cls(index, writers, half, opened.enter_context(Background()))
+            stream = cls(index, writers, sequences, half, opened.enter_context(Background()))
             yield stream
             stream._flush()
             if not stream._written:
@@ -145,7 +154,8 @@ class VectorStream:
             arrays[array] = self._index.gather(location, array, to_half if rounds else None)
             if rounds:
                 _check_range(array, arrays[array], records)
-        return Batch(records, arrays, location.lengths)
+        sequences = self._sequences.of(records) if self._sequences else ()
+        return Batch(records, arrays, location.lengths, sequences)
 
 
 def to_half(values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from esmflow.checkpoint.file import check_unchanged
 from esmflow.embed.heartbeat import Heartbeat, State
 from esmflow.embed.progress import Progress
 from esmflow.embed.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.embed.settings import EmbedSettings
 from esmflow.embed.status import status_path
 from esmflow.embed.worker import process_esm_files_worker
 from esmflow.errors import EsmflowError
@@ -37,7 +38,7 @@ class EmbedError(EsmflowError):
     """The job must be tried again. The message says which shards failed and why."""
 
 
-def gpus_to_use(gpus_per_job: int, given: int) -> int:
+def workers_to_use(gpus_per_job: int, given: int) -> int:
     """How many GPUs a job may use: Snakemake clamps what a job asks for, silently, to what the run was given."""
     if given < gpus_per_job:
         log.warning("gpus_per_job is %d, but the run was given --resources gpu=%d: using that", gpus_per_job, given)
@@ -45,35 +46,23 @@ def gpus_to_use(gpus_per_job: int, given: int) -> int:
     return max(1, min(gpus_per_job, given))
 
 
-def embed_group(
-    group: str,
-    shard_folder: str | os.PathLike[str],
-    run_path: str | os.PathLike[str],
-    failures_path: str | os.PathLike[str],
-    settings: EmbedSettings,
-) -> None:
+def embed_group(settings: EmbedSettings) -> None:
     """Embeds every shard of a group that the store does not hold yet, and writes `run.json` and the failure list.
 
     A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
     left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
-    path = status_path(run_path, group)
-    with Heartbeat(path, group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
-        _embed_group(group, shard_folder, run_path, failures_path, settings, heartbeat)
+    path = status_path(settings.run, settings.group)
+    with Heartbeat(path, settings.group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
+        _embed_group(settings, heartbeat)
 
 
-def _embed_group(
-    group: str,
-    shard_folder: str | os.PathLike[str],
-    run_path: str | os.PathLike[str],
-    failures_path: str | os.PathLike[str],
-    settings: EmbedSettings,
-    heartbeat: Heartbeat,
-) -> None:
+def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
+    group = settings.group
     started = time.time()
     store = Store(settings.store, settings.fingerprint)
     store.create()
-    shards = {str(path): shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(shard_folder)}
+    shards = {str(path): shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(settings.shards)}
     reused = {path for path, name in shards.items() if _is_finished(store, name, Path(path), settings)}
     waiting = [path for path in shards if path not in reused]
     log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
@@ -83,7 +72,7 @@ def _embed_group(
     if waiting:
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)
-        work = _work_through(group, waiting, settings, heartbeat)
+        work = _work_through(waiting, settings, heartbeat)
     failed, results = work.failed, work.results
 
     if failed and settings.attempt < settings.last_attempt:
@@ -95,7 +84,7 @@ def _embed_group(
     finished = [*reused, *results]
     failures = [failure for path in finished for failure in store.read(shards[path]).failures]
     failures += [failure for file in failed for failure in _shard_failures(file)]
-    write_failures(failures_path, failures)
+    write_failures(settings.failures, failures)
     done = results.values()
     RunRecord(
         group=group,
@@ -122,7 +111,7 @@ def _embed_group(
         precisions=tuple(sorted({shard.precision for shard in done})),
         job_memory_bytes=_job_memory(done),
         shards=tuple(done),
-    ).write(run_path)
+    ).write(settings.run)
 
 
 @dataclass
@@ -135,23 +124,24 @@ class _Work:
     restarts: int = 0
 
 
-def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, heartbeat: Heartbeat) -> _Work:
+def _work_through(waiting: Sequence[str], settings: EmbedSettings, heartbeat: Heartbeat) -> _Work:
     """Leases a slot for each worker and lets them work. Raises Terminated, with the slots free, after SIGTERM."""
-    candidates = candidate_slots(settings.device, settings.cpu_slots)
-    check_enough(candidates, settings.gpus)
+    group = settings.group
+    candidates = candidate_slots(settings.slots.device, settings.slots.cpu_slots)
+    check_enough(candidates, settings.workers)
     # A worker without a shard would load the model for nothing.
-    count = min(settings.gpus, len(waiting))
+    workers = min(settings.workers, len(waiting))
     residues = _residues(waiting, settings.fingerprint)
     heartbeat.tell(State.QUEUED, residues=residues)
     with leased_slots(
         candidates,
-        count,
-        lock_folder=settings.lock_folder,
+        workers,
+        lock_folder=settings.slots.lock_folder,
         purpose=f"shard group {group}",
-        wait_seconds=settings.wait_seconds,
+        wait_seconds=settings.slots.wait_seconds,
     ) as leases:
         leased = time.time()
-        manager = BatchQueueManager(count, process_esm_files_worker)
+        manager = BatchQueueManager(workers, process_esm_files_worker)
         with (
             Progress(f"group {group}", residues) as progress,
             when_terminated(lambda: manager.stop(settings.grace_seconds)),
@@ -159,19 +149,16 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, h
             heartbeat.tell(State.LOADING, slots=tuple(lease.slot.token for lease in leases))
             heartbeat.observe(lambda: _observed(manager, progress))
             _, failed = manager.process_files(
-                [waiting[number::count] for number in range(count)],
+                [waiting[number::workers] for number in range(workers)],
                 inherited=[[lease.descriptor] for lease in leases],
                 log_file=settings.log_file,
                 hang_seconds=settings.hang_seconds,
                 on_progress=progress.advance,
                 on_tick=lambda: _tick(progress, leases),
-                toks_per_batch=settings.batch_tokens,
+                toks_per_batch=settings.token_budget,
                 output_dir=settings.store,
                 slots=[lease.slot for lease in leases],
-                checkpoint=settings.checkpoint,
-                fingerprint=settings.fingerprint,
-                threads=settings.threads,
-                attempt=settings.attempt,
+                settings=settings,
             )
         slots = [lease.slot for lease in leases]
     released = time.time()
@@ -181,11 +168,11 @@ def _work_through(group: str, waiting: Sequence[str], settings: EmbedSettings, h
             f"group {group}: asked to end (SIGTERM); {len(manager.results)} of {len(waiting)} shards were finished and "
             "are kept, the same command again does the rest"
         )
-    workers = tuple(
+    records = tuple(
         _worker_record(slot, leased, released, record)
         for slot, record in zip(slots, manager.worker_records(), strict=True)
     )
-    return _Work(manager.results, failed, workers, manager.restarts)
+    return _Work(manager.results, failed, records, manager.restarts)
 
 
 def _observed(manager: BatchQueueManager, progress: Progress) -> dict[str, Any]:
@@ -257,35 +244,3 @@ def _speed(shards: Iterable[ShardResult]) -> float:
         residues[shard.device] += shard.residues
         busy[shard.device] = busy.get(shard.device, 0.0) + shard.ended - shard.started
     return sum(residues[device] / seconds for device, seconds in busy.items() if seconds)
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """What an embed job needs to know besides its shards.
-
-    checkpoint_stamp: see `checkpoint.file.file_stamp`.
-    batch_tokens: tokens in a batch on the first attempt, None for the engine's own choice; halved at every attempt.
-    gpus: slots to lease at once, each with a worker of its own; threads: CPU threads of each.
-    grace_seconds: how long a shard in hand may take to end after SIGTERM. hang_seconds: after how long without progress
-    a worker is ended.
-    attempt, last_attempt: counted from 1. On the last attempt shards that fail are recorded instead of raised.
-    retry_failed: compute finished shards again if any of their sequences failed.
-    """
-
-    checkpoint: str
-    checkpoint_stamp: tuple[int, ...] | None
-    fingerprint: Fingerprint
-    store: str
-    batch_tokens: int | None
-    gpus: int
-    device: str
-    cpu_slots: int
-    lock_folder: str
-    wait_seconds: float
-    grace_seconds: float
-    hang_seconds: float
-    threads: int
-    attempt: int
-    last_attempt: int
-    retry_failed: bool
-    log_file: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from esmflow.files import JsonFile, write_json
+from esmflow.files import JsonFile
 from esmflow.workers.worker import WorkerExit
 
 
@@ -109,11 +111,23 @@ class RunRecord(JsonFile):
     job_memory_bytes: int | None = None
     shards: tuple[ShardResult, ...] = ()
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes `run.json`, atomically."""
-        content = asdict(self)
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Names of the segments that hold the group's sequences."""
+        return self.segments_written + self.segments_reused
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        content = super().as_json()
         for worker in content["workers"]:
             # It says so only when it has loaded one.
             if worker["model_load_seconds"] is None:
                 del worker["model_load_seconds"]
-        write_json(path, content)
+        return content
+
+
+def read_run_records(paths: Iterable[str]) -> Iterator[RunRecord]:
+    """Those of the groups that have run; a file that cannot be read is passed over."""
+    for path in paths:
+        with suppress(OSError, ValueError):
+            yield RunRecord.read(path)

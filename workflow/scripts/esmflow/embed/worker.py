@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.embed.run_record import ShardResult
+from esmflow.embed.settings import EmbedSettings
 from esmflow.failures import Reason
-from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard, shard_name
 from esmflow.slots.gpus import Slot, use_slot
 from esmflow.store.segments import Store
@@ -36,10 +36,7 @@ def process_esm_files_worker(
     output_dir: str,
     *,
     slots: Sequence[Slot],
-    checkpoint: str,
-    fingerprint: Fingerprint,
-    threads: int = 1,
-    attempt: int = 1,
+    settings: EmbedSettings,
 ) -> tuple[list[str], list[FailedFile]]:
     """A worker: embeds shard after shard on one slot with the model loaded once, committing each as a segment.
 
@@ -48,6 +45,7 @@ def process_esm_files_worker(
     A shard for which memory runs out, of the device or of the host, has failed and the worker goes on with half the
     budget; what is not about one shard is raised. Returns the shards processed and those failed.
     """
+    fingerprint = settings.fingerprint
     slot = slots[device_id]
     file_subset.about(**use_slot(slot))
     import torch
@@ -55,11 +53,11 @@ def process_esm_files_worker(
     from esmflow.engine import load_engine
     from esmflow.engine.memory import is_out_of_memory, release_memory
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(settings.threads)
     started = time.time()
     engine = load_engine(
         fingerprint.engine,
-        checkpoint,
+        settings.checkpoint,
         fingerprint.outputs,
         fingerprint.precision,
         slot.device,
@@ -68,7 +66,7 @@ def process_esm_files_worker(
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
     file_subset.about(model_load_seconds=load_seconds)
     worker = _Worker(device_id, slot, engine, Store(output_dir, fingerprint), load_seconds, file_subset.progress)
-    budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (attempt - 1))
+    budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (settings.attempt - 1))
     processed, failed = [], []
     for file in file_subset:
         try:

@@ -8,32 +8,17 @@ result). `esmflow.engine.extraction` drives them and deals with everything that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 log = logging.getLogger(__name__)
-
-
-def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
-    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
-    if "contacts" in include and not dimensions.has_contact_head:
-        raise ValueError(
-            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
-            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
-        )
-    if "logits" in include and not dimensions.has_lm_head:
-        raise ValueError(
-            "include: logits are asked for, but the checkpoint has no language model head; "
-            "use a checkpoint with one, or leave logits out"
-        )
 
 
 class Engine(Protocol):

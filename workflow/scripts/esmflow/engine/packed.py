@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from esmflow.arrays import Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import ModelDimensions, check_heads, read_checkpoint_info
 from esmflow.engine.attention import ContactAttention
-from esmflow.engine.engine import check_heads, resolve_precision
+from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
 from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
@@ -77,6 +77,7 @@ class PackedEngine:
         target = torch.device(device)
         resolved = resolve_precision(precision, target, _SIXTEEN_BITS)
         dtype = _DTYPE[resolved]
+        _sum_in_fp32()
         dimensions = read_checkpoint_info(checkpoint).dimensions
         check_heads(outputs.include, dimensions)
         read = partial(load_weights, checkpoint, dimensions, dtype, target)
@@ -192,6 +193,16 @@ class PackedEngine:
             done = torch.cuda.Event()
             done.record()
         return Launched(on_host, done)
+
+
+def _sum_in_fp32() -> None:
+    """Keeps matrix products from adding up in 16 bits what they split over a GPU, as PyTorch lets them by default.
+
+    It is products of few rows that are split: a sequence should not give less in a small pack than in a large one.
+    `benchmarks/profile_engine.py --sums` measures what that costs.
+    """
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def mean_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:

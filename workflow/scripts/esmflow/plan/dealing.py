@@ -15,6 +15,7 @@ from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.plan.cost import Workload
 from esmflow.plan.run_plan import GroupPlan
 from esmflow.plan.shards import add_to_shard, list_shards
+from esmflow.plan.spot_check import Candidates
 from esmflow.store.digests import DigestIndex, first_of_each, halves
 from esmflow.store.lookup import StoredSequences
 from esmflow.threads import Background
@@ -88,6 +89,8 @@ class Dealer:
         self.duplicates = 0
         self.stored = 0
         self.stored_segments: set[str] = set()
+        # Of what is dealt: among all candidates there might be none of a few new sequences.
+        self.candidates = Candidates()
         self._folders = folders
         self._cost = cost
         self._shard_residues = shard_residues
@@ -171,6 +174,7 @@ class Dealer:
         order = rows[first_of_each(window.digests[rows])]
         order = order[np.argsort(-window.lengths[order], kind="stable")]
         self._to_embed.add(window.lengths[order])
+        self.candidates.offer_block(window.digests, window.residues, window.lengths, order)
         costs = self._cost(window.lengths[order])
         groups = window.groups[order]
         if np.any(groups < 0):

@@ -9,74 +9,84 @@ longer true. Then the same command plans again, whatever happened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from esmflow.files import read_json, write_json
+from esmflow.files import JsonFile, file_stamp
 from esmflow.store import SEGMENT_SUFFIX
 
-Stamps = dict[str, list[int]]
 
+@dataclass(frozen=True)
+class PlanNote(JsonFile):
+    """What a plan counts on.
 
-def input_stamps(files: Iterable[str]) -> Stamps:
-    """Size and modification time (nanoseconds) of each file. To be taken before the files are read."""
-    stamps = {}
-    for file in files:
-        status = os.stat(file)
-        stamps[file] = [status.st_size, status.st_mtime_ns]
-    return stamps
-
-
-def write_basis(
-    path: str | os.PathLike[str], number: int, fingerprint: str, held: Sequence[str], inputs: Stamps
-) -> None:
-    """Notes what a plan is based on. The file must survive the plan's own outputs, so Snakemake does not know of it."""
-    write_json(path, {"number": number, "fingerprint": fingerprint, "held_segments": list(held), "inputs": inputs})
-
-
-def basis_number(
-    path: str | os.PathLike[str], inputs: Sequence[str], runs: Sequence[str | os.PathLike[str]], store: str
-) -> int:
-    """The number of the last plan's basis if it is still true, else one more. 0 if there was no plan.
-
-    runs: the groups' `run.json` files; those that are not there are passed over.
+    number: how many plans before it had to be made again. stored_segments: those that the store had. inputs: the
+    input files with their stamps, taken before they were read.
     """
+
+    number: int
+    fingerprint: str
+    stored_segments: tuple[str, ...] = field(metadata={"key": "held_segments"})
+    inputs: dict[str, tuple[int, ...]]
+
+
+class Run(Protocol):
+    """What counts of a `RunRecord`."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def segments(self) -> tuple[str, ...]: ...
+
+
+def input_stamps(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The stamp of each file."""
+    return {file: file_stamp(file) for file in files}
+
+
+def note_path(plan: str | os.PathLike[str]) -> Path:
+    """Where the note on a plan is. It must survive the plan's own outputs, so Snakemake does not know of it."""
+    return Path(plan).with_name("basis.json")
+
+
+def plan_number(plan: str | os.PathLike[str], inputs: Sequence[str], runs: Iterable[Run], store: str) -> int:
+    """The number of the last plan if what it counts on is still there, else one more. 0 if there was no plan.
+
+    runs: of the groups that have run; looked at only if there was a plan.
+    """
+    path = note_path(plan)
     try:
-        basis = read_json(path)
-        number = int(basis["number"])
-        changed = _lacks_a_segment(basis, runs, Path(store)) or _changed_unnoticed(basis["inputs"], inputs, path)
-    except (OSError, ValueError, KeyError, TypeError):
+        note = PlanNote.read(path)
+        outdated = _lacks_a_segment(note, runs, Path(store)) or _changed_unnoticed(note.inputs, inputs, path)
+    except (OSError, ValueError):
         return 0
-    return number + 1 if changed else number
+    return note.number + outdated
 
 
-def _lacks_a_segment(basis: dict[str, Any], runs: Sequence[str | os.PathLike[str]], store: Path) -> bool:
-    named = set(basis["held_segments"])
-    for path in runs:
-        try:
-            run = read_json(path)
-        except (OSError, ValueError):
-            continue
-        if run["fingerprint"] == basis["fingerprint"]:
-            named.update(run["segments_written"], run["segments_reused"])
+def _lacks_a_segment(note: PlanNote, runs: Iterable[Run], store: Path) -> bool:
+    named = set(note.stored_segments)
+    for run in runs:
+        if run.fingerprint == note.fingerprint:
+            named.update(run.segments)
     try:
-        there = set(os.listdir(store / basis["fingerprint"]))
+        there = set(os.listdir(store / note.fingerprint))
     except FileNotFoundError:
         there = set()
     return any(f"{name}{SEGMENT_SUFFIX}" not in there for name in named)
 
 
-def _changed_unnoticed(stamps: Stamps, inputs: Sequence[str], path: str | os.PathLike[str]) -> bool:
+def _changed_unnoticed(stamps: Mapping[str, tuple[int, ...]], inputs: Sequence[str], note: Path) -> bool:
     """Whether an input's content may have changed though its time is older than the plan. A touch is none of this."""
-    planned = os.stat(path).st_mtime_ns
+    planned = os.stat(note).st_mtime_ns
     for file in inputs:
         try:
-            status = os.stat(file)
+            now = size, time = file_stamp(file)
         except OSError:
             continue
-        now = [status.st_size, status.st_mtime_ns]
         before = stamps.get(file, now)
-        if now[0] != before[0] or (now != before and now[1] < planned):
+        if size != before[0] or (now != before and time < planned):
             return True
     return False

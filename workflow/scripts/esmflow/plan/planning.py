@@ -6,21 +6,27 @@ import itertools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from esmflow.checkpoint.file import check_unchanged
+from esmflow.files import file_stamp
 from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import RecordBlock
-from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.plan.cost import CostModel, Workload
+from esmflow.logs import tell
+from esmflow.plan.cost import Workload
 from esmflow.plan.dealing import Dealer
+from esmflow.plan.disk_forecast import check_disks, forecast, sentence
+from esmflow.plan.freshness import PlanNote, input_stamps, note_path
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
-from esmflow.plan.run_plan import GroupPlan
-from esmflow.plan.spot_check import Candidates
+from esmflow.plan.run_plan import Plan
+from esmflow.plan.settings import PlanSettings
+from esmflow.plan.spot_check import Candidates, write_candidates
 from esmflow.store.lookup import StoredSequences
+from esmflow.store.segments import Store
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +44,6 @@ BYTES_PER_PROCESS = 200_000_000
 File = TypeVar("File")
 
 
-@dataclass
-class PlanSummary:
-    """What planning found: counts of records and the groups' shares.
-
-    valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
-    all records' ids, and of all their texts: id, description, file and sample.
-    """
-
-    records: int = 0
-    rejected: int = 0
-    duplicates: int = 0
-    held: int = 0
-    held_segments: list[str] = field(default_factory=list)
-    groups: list[GroupPlan] = field(default_factory=list)
-    valid: Workload = field(default_factory=Workload)
-    to_embed: Workload = field(default_factory=Workload)
-    id_bytes: int = 0
-    text_bytes: int = 0
-
-
 def assign_files_round_robin(files: Sequence[File], groups: int) -> list[list[File]]:
     """Deals whole files to groups in order: `[a, b, c, d, e]` over 2 gives `[[a, c, e], [b, d]]`."""
     if groups < 1:
@@ -65,71 +51,86 @@ def assign_files_round_robin(files: Sequence[File], groups: int) -> list[list[Fi
     return [list(files[g::groups]) for g in range(groups)]
 
 
-def plan(
-    inputs: Sequence[InputFile],
-    records_path: str | os.PathLike[str],
-    group_folders: Sequence[str | os.PathLike[str]],
-    *,
-    cost_model: CostModel,
-    policy: ResiduePolicy,
-    assignment: str = "balanced",
-    shard_residues: int = 1_000_000,
-    workers: int = 1,
-    stored: StoredSequences | None = None,
-    candidates_path: str | os.PathLike[str] | None = None,
-    processes: int = 1,
-) -> PlanSummary:
+def plan(settings: PlanSettings) -> Plan:
+    """Plans a run: deals its inputs, forecasts what it will write, and writes `plan.json` and the note beside it.
+
+    Raises what `deal_inputs` does, CheckpointError when the checkpoint is not the converted one, and DiskError when the
+    disks have too little room.
+    """
+    inputs = input_stamps(file.path for file in settings.inputs)
+    # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
+    checkpoint_stamp = file_stamp(settings.checkpoint)
+    check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, stamp=None)
+    dealt = deal_inputs(settings, StoredSequences(Store(settings.store, settings.fingerprint)))
+    expected = forecast(
+        dealt, settings.fingerprint, settings.cost_model.dimensions, settings.formats, settings.pooled_precision
+    )
+    tell(sentence(expected))
+    if settings.disk_check:
+        check_disks(expected, settings.store, Path(settings.plan).parents[1])
+    planned = replace(dealt, checkpoint_stamp=checkpoint_stamp, disk_forecast=expected)
+    planned.write(settings.plan)
+    PlanNote(settings.number, planned.fingerprint, planned.stored_segments, inputs).write(note_path(settings.plan))
+    return planned
+
+
+def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -> Plan:
     """Reads every input once, streaming, and writes one row for each record and the shards of each group.
 
-    `workers` of one job share a group: it is cut into shards small enough to keep all of them busy to the end.
-    `processes` work at once where there is enough to read.
-    The sequences that the store has already (`stored`) are not planned.
-    `assignment` is `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so
-    far) or `round_robin` (whole files, in order). `candidates_path` is where the sequences go that the certificate may
-    compute again, planned or stored. Raises OSError when an input does not exist or the disk is full.
+    The sequences that the store holds already (`stored`) are not planned. The plan that is returned lacks only what has
+    to do with the checkpoint and the disks. Raises OSError when an input does not exist or the disk is full.
     """
-    truncated_at = cost_model.long.truncated_at
-    summary = PlanSummary(valid=Workload(truncated_at), to_embed=Workload(truncated_at))
+    truncated_at = settings.cost_model.long.truncated_at
+    valid, to_embed = Workload(truncated_at), Workload(truncated_at)
+    records = rejected = id_bytes = text_bytes = 0
     candidates = Candidates()
+    round_robin = settings.assignment == "round_robin"
     group_of_file = {
         file.path: group
-        for group, files in enumerate(assign_files_round_robin(inputs, len(group_folders)))
+        for group, files in enumerate(assign_files_round_robin(settings.inputs, len(settings.groups)))
         for file in files
     }
     dealer = Dealer(
-        [Path(folder) for folder in group_folders],
-        cost_model.cost,
-        shard_residues=shard_residues,
-        fewest_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1,
+        [Path(folder) for folder in settings.groups],
+        settings.cost_model.cost,
+        shard_residues=settings.shard_residues,
+        fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
         window_residues=WINDOW_RESIDUES,
         stored=stored,
-        to_embed=summary.to_embed,
+        to_embed=to_embed,
     )
-    with RecordTable(records_path) as table, dealer:
-        tasks = ((file, task) for file in inputs for task in input_tasks(file.path, policy))
-        for file, block in run_in_order(tasks, _useful_processes(inputs, processes)):
+    with RecordTable(settings.records) as table, dealer:
+        tasks = ((file, task) for file in settings.inputs for task in input_tasks(file.path, settings.policy))
+        for file, block in run_in_order(tasks, _useful_processes(settings.inputs, settings.processes)):
             lengths = block.lengths[block.valid()]
             table.add_block(file.sample, block)
-            _log_rejected(block, summary.rejected)
-            summary.records += len(block)
-            summary.rejected += len(block.reasons)
-            summary.valid.add(lengths)
-            texts = block.ids.nbytes + block.descriptions.nbytes
-            summary.id_bytes += block.ids.nbytes
-            summary.text_bytes += texts + len(block) * (len(file.path) + len(file.sample))
-            group = group_of_file[file.path] if assignment == "round_robin" else None
+            _log_rejected(block, rejected)
+            records += len(block)
+            rejected += len(block.reasons)
+            valid.add(lengths)
+            id_bytes += block.ids.nbytes
+            text_bytes += block.ids.nbytes + block.descriptions.nbytes
+            text_bytes += len(block) * (len(file.path) + len(file.sample))
             candidates.offer_block(block.digests, block.residues, lengths)
-            dealer.take(block.digests, block.residues, lengths, group)
-    if candidates_path is not None:
-        candidates.write(Path(candidates_path))
-    summary.duplicates, summary.held = dealer.duplicates, dealer.stored
-    summary.held_segments, summary.groups = sorted(dealer.stored_segments), dealer.groups
-    unique = sum(group.sequences for group in summary.groups)
+            dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)
+    write_candidates(Path(settings.candidates), candidates, dealer.candidates)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
-        *(summary.records, summary.rejected, summary.duplicates, summary.held, unique, len(summary.groups)),
+        *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences, len(dealer.groups)),
     )
-    return summary
+    return Plan(
+        fingerprint=settings.fingerprint.digest(),
+        records=records,
+        rejected=rejected,
+        duplicates=dealer.duplicates,
+        stored=dealer.stored,
+        stored_segments=tuple(sorted(dealer.stored_segments)),
+        groups=tuple(dealer.groups),
+        valid=valid,
+        to_embed=to_embed,
+        id_bytes=id_bytes,
+        text_bytes=text_bytes,
+    )
 
 
 def _useful_processes(inputs: Sequence[InputFile], processes: int) -> int:

@@ -37,7 +37,7 @@ class Plan(JsonFile):
     """The plan of a run.
 
     checkpoint_stamp: the converted checkpoint's size and time when it was read in full; see `check_unchanged`.
-    held, held_segments: sequences that the store had, and the segments that have them. groups: what each was dealt.
+    stored, stored_segments: sequences that the store had, and the segments that have them. groups: what each was dealt.
     valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
     all records' ids, and of all their texts: id, description, file and sample.
     """
@@ -47,8 +47,8 @@ class Plan(JsonFile):
     records: int
     rejected: int = 0
     duplicates: int = 0
-    held: int = 0
-    held_segments: tuple[str, ...] = ()
+    stored: int = field(default=0, metadata={"key": "held"})
+    stored_segments: tuple[str, ...] = field(default=(), metadata={"key": "held_segments"})
     groups: tuple[GroupPlan, ...]
     valid: Workload = field(default_factory=Workload)
     to_embed: Workload = field(default_factory=Workload)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,16 +59,26 @@ class Candidates:
             self._limits[bin_number] = kept[0][1]
             self._first_halves[bin_number] = int.from_bytes(kept[0][1][:8])
 
-    def offer_block(self, digests: np.ndarray, residues: bytes, lengths: np.ndarray) -> None:
-        """Takes many sequences into account, which lie end to end. digests: uint8 `[N, 16]`; lengths: `[N]`."""
+    def offer_block(
+        self, digests: np.ndarray, residues: Any, lengths: np.ndarray, rows: np.ndarray | slice = slice(None)
+    ) -> None:
+        """Takes many sequences into account, which lie end to end. digests: uint8 `[N, 16]`; lengths: `[N]`.
+
+        residues: bytes, or what has them. rows: the numbers of the sequences that are meant, if not all are.
+        """
         first_halves = np.ascontiguousarray(digests).view(">u8")[:, 0]
         # frexp's exponent of a whole number is its bit length.
         bins = np.frexp(lengths)[1]
         ends = np.cumsum(lengths)
-        for i in np.flatnonzero(first_halves <= self._first_halves[bins]):
-            self.offer(digests[i].tobytes(), residues[ends[i] - lengths[i] : ends[i]].decode("ascii"))
+        text = memoryview(residues)
+        for i in np.arange(len(lengths))[rows][(first_halves <= self._first_halves[bins])[rows]]:
+            self.offer(digests[i].tobytes(), str(text[ends[i] - lengths[i] : ends[i]], "ascii"))
 
-    def write(self, path: Path) -> None:
-        """Writes them as a FASTA file whose ids are digests."""
-        kept = sorted((digest, sequence) for entries in self._bins for _, digest, sequence in entries)
-        write_shard(path, kept)
+    def sequences(self) -> dict[bytes, str]:
+        """Those with the lowest digests, by digest."""
+        return {digest: sequence for entries in self._bins for _, digest, sequence in entries}
+
+
+def write_candidates(path: Path, *candidates: Candidates) -> None:
+    """Writes them as a FASTA file whose ids are digests, each once."""
+    write_shard(path, sorted({digest: s for each in candidates for digest, s in each.sequences().items()}.items()))

@@ -151,6 +151,7 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
     if files.certificate is None:
         numbers.append(("Certificate", "none", "verification was off"))
     else:
-        verdict = "passed" if files.certificate.passed else "not passed"
-        numbers.append(("Certificate", verdict, f"by {plural(len(files.certificate.sequences), 'sequence')}"))
+        numbers.append(
+            ("Certificate", files.certificate.verdict, f"by {plural(len(files.certificate.sequences), 'sequence')}")
+        )
     return numbers

@@ -206,8 +206,10 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     found = files.certificate
     if found is None:
         return Section(note="Verification was off: no embedding was computed again.")
-    verdict = "Passed" if found.passed else "NOT PASSED: do not use these embeddings"
-    note = f"{verdict}. {plural(len(found.sequences), 'sequence')} computed again with {found.verified_with}."
+    remarks = {True: "", False: ": do not use these embeddings", None: ": no sequence could be computed again"}
+    verdict = f"{found.verdict.capitalize() if found.passed else found.verdict.upper()}{remarks[found.passed]}"
+    note = f"{verdict}. {plural(found.computed_again, 'sequence')} computed again with {found.verified_with}"
+    note += f", {found.verified_before:,} verified by an earlier run." if found.verified_before else "."
     tables = []
     if found.problems:
         problems = {"problem": lambda problem: problem}

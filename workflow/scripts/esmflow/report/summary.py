@@ -74,7 +74,7 @@ def _speed_line(summary: Summary, model: str) -> str:
 
 def _next_lines(summary: Summary, certificate: Certificate | None, places: Places) -> list[str]:
     """The next thing to do, one thing only."""
-    if certificate and not certificate.passed:
+    if certificate and certificate.passed is False:
         return [f"next       do not use these embeddings; {_remedy(certificate, places)}"]
     if summary.failed:
         return [f"next       try the failed records again: {places.command} --forcerun plan"]

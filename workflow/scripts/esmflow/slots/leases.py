@@ -19,6 +19,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.failures import one_line
@@ -31,6 +32,20 @@ _POLL_SECONDS = 0.2
 _MODE_SECONDS = 0.05
 _HOLDER_BYTES = 4096
 _WAITING_LOG_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class SlotSettings:
+    """Which slots a job may lease, and how it waits for them.
+
+    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU. lock_folder: local to the
+    node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an error.
+    """
+
+    device: str
+    cpu_slots: int
+    lock_folder: str
+    wait_seconds: float
 
 
 class SlotLease:

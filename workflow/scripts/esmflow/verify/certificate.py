@@ -38,7 +38,7 @@ class VerifiedSequence:
 
     passed: None if it could not be computed again. outputs: by array. failing: the arrays that do not agree.
     differs_from_store: whether the files hold another embedding than the store. resembles: another record of the
-    sample, whose embedding this one is instead.
+    sample, whose embedding this one is instead. verified_before: whether `outputs` is what an earlier run found.
     """
 
     digest: str
@@ -55,6 +55,7 @@ class VerifiedSequence:
     failing: tuple[str, ...] = ()
     differs_from_store: bool = False
     resembles: str | None = None
+    verified_before: bool = False
 
     @property
     def name(self) -> str:
@@ -66,12 +67,16 @@ class VerifiedSequence:
 class Certificate(JsonFile):
     """The certificate of a run.
 
+    passed, verdict: None and `not verified` if no sequence could be computed again and nothing else is wrong.
     problems: sentences. remedy: what would mend them; segments: the files of the store to which it applies.
     read_from: the format that the sample was read back from, or `store`. sample, seed: as configured. limits: by
-    precision. not_computed: how many of the sample do not fit into memory. outputs: by array.
+    precision. computed_again, verified_before, files_checked: how many sequences were computed by this run, how many by
+    an earlier one with the numbers that the store still has, and for how many the files were held against the store.
+    not_computed: how many of the sample do not fit into memory. outputs: by array.
     """
 
-    passed: bool
+    passed: bool | None
+    verdict: str = ""
     problems: tuple[str, ...] = ()
     remedy: Remedy | None = None
     segments: tuple[str, ...] = ()
@@ -87,23 +92,29 @@ class Certificate(JsonFile):
     seed: int = 0
     limits: dict[str, Limits] = field(default_factory=dict)
     records_checked: int = 0
+    computed_again: int = 0
+    verified_before: int = 0
+    files_checked: int = 0
     not_computed: int = 0
     model_load_seconds: float = 0.0
     seconds: float = 0.0
     outputs: dict[str, OutputAgreement] = field(default_factory=dict)
     sequences: tuple[VerifiedSequence, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verdict", {True: "passed", False: "not passed", None: "not verified"}[self.passed])
+
     def line(self) -> str:
         """The certificate in one line."""
-        verdict = "" if self.passed else "NOT PASSED: "
+        verdict = "" if self.passed else f"{self.verdict.upper()}: "
         if not self.outputs:
             return f"{verdict}no embedding was computed again"
+        counts = [f"{self.computed_again} sequences computed again with fair-esm in fp32"]
+        if self.verified_before:
+            counts += [f"{self.verified_before} verified by an earlier run"]
         cosine = min(output.cosine_min for output in self.outputs.values())
         error = max(output.relative_error_max for output in self.outputs.values())
-        return (
-            f"{verdict}{len(self.sequences)} sequences computed again with fair-esm in fp32: "
-            f"lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
-        )
+        return f"{verdict}{', '.join(counts)}: lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
 
     def problem_lines(self) -> list[str]:
         """What is wrong with the embeddings, the first few things."""

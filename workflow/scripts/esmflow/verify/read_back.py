@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,26 @@ class Embeddings:
         """The arrays of records by name: `[D]`, or the record's rows (see `Array.rows`)."""
         by_name = {array.name: self._read_array(sampled, array) for array in arrays}
         return [{name: values[i] for name, values in by_name.items()} for i in range(len(sampled))]
+
+    def compare_with_store(self, sampled: Sequence[Sampled]) -> tuple[dict[str, str], frozenset[str]]:
+        """Digests of the numbers that the store has, by sequence, and the sequences for which the files have others.
+
+        Pooled arrays may be rounded to fp16 in the files.
+        """
+        hashers = [hashlib.blake2b(digest_size=8) for _ in sampled]
+        differing = set()
+        stored = replace(self, read_from="store")
+        # One array after the other, so that few of them are in memory.
+        for array in self.fingerprint.outputs.arrays():
+            expected = stored._read_array(sampled, array)
+            found = self._read_array(sampled, array) if self.read_from in READERS else expected
+            for record, hasher, right, values in zip(sampled, hashers, expected, found, strict=True):
+                hasher.update(right.tobytes())
+                rounded = array.is_pooled and values.dtype == np.float16
+                if not np.array_equal((right.astype(np.float16) if rounded else right).ravel(), values.ravel()):
+                    differing.add(record.digest)
+        numbers = {record.digest: hasher.hexdigest() for record, hasher in zip(sampled, hashers, strict=True)}
+        return numbers, frozenset(differing)
 
     def _read_array(self, sampled: Sequence[Sampled], array: Array) -> list[np.ndarray]:
         if self.read_from in READERS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,7 +18,7 @@ from esmflow.verify.worker import Verified
 class Verdict:
     """The part of the certificate that says what was found; see `Certificate`."""
 
-    passed: bool
+    passed: bool | None
     problems: tuple[str, ...]
     remedy: Remedy | None
     segments: tuple[str, ...]
@@ -36,24 +36,27 @@ def judge(
 ) -> Verdict:
     """Says what is wrong with a sample, `limits_of` being the limits for a precision."""
     problems = [_misplaced(check)] if check.misplaced else []
-    sequences = tuple(_sequence(number, sampled, verified, limits_of) for number in range(len(sampled)))
+    names = {record.digest: record.name for record in sampled}
+    sequences = tuple(_sequence(record, verified, limits_of(record.precision), names) for record in sampled)
     failing = [sequence for sequence in sequences if sequence.passed is False]
     problems += [_sentence(sequence, limits_of(sequence.precision)) for sequence in failing]
     outputs: dict[str, OutputAgreement] = {}
     common = []
     for name in arrays:
-        found = [(s, a[name]) for s, a in zip(sampled, verified.agreements, strict=True) if a and name in a]
+        found = [sequence for sequence in sequences if name in sequence.outputs]
         if not found:
             continue
-        agreements = [agreement for _, agreement in found]
+        agreements = [sequence.outputs[name] for sequence in found]
         outputs[name] = _figures(agreements)
         # Of several precisions the loosest, since this is about all sequences together.
-        loosest = max((limits_of(record.precision) for record, _ in found), key=lambda limits: limits.scale)
+        loosest = max((limits_of(sequence.precision) for sequence in found), key=lambda limits: limits.scale)
         if fault := common_fault(agreements, loosest):
             common.append(f"{name}: {fault}")
     segments = sorted({str(store.path(s.segment)) for s in failing if not s.differs_from_store})
+    # Nothing wrong was found where nothing was looked at: that is no pass.
+    passed = None if not (problems or common or outputs) else not (problems or common)
     return Verdict(
-        passed=not problems and not common,
+        passed=passed,
         problems=(*common, *problems),
         remedy=_remedy(bool(common), bool(segments), bool(problems)),
         segments=tuple(segments),
@@ -77,14 +80,11 @@ def _misplaced(check: ManifestCheck) -> str:
     )
 
 
-def _sequence(
-    number: int, sampled: Sequence[Sampled], verified: Verified, limits_of: Callable[[str], Limits]
-) -> VerifiedSequence:
-    """What the certificate says of one sequence."""
-    record, agreements = sampled[number], verified.agreements[number]
-    limits, differs = limits_of(record.precision), number in verified.differ
+def _sequence(record: Sampled, verified: Verified, limits: Limits, names: Mapping[str, str]) -> VerifiedSequence:
+    """What the certificate says of one sequence. names: of all that were sampled, by digest."""
+    agreements, differs = verified.agreements.get(record.digest), record.digest in verified.differ
     failing = tuple(name for name, agreement in (agreements or {}).items() if not limits.allow(agreement))
-    other = verified.resembles.get(number) if failing else None
+    other = verified.resembles.get(record.digest) if failing else None
     return VerifiedSequence(
         digest=record.digest,
         file=record.file,
@@ -99,7 +99,8 @@ def _sequence(
         outputs=agreements or {},
         failing=failing,
         differs_from_store=differs,
-        resembles=None if other is None else sampled[other].name,
+        resembles=None if other is None else names[other],
+        verified_before=record.digest in verified.before,
     )
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from esmflow.checkpoint.file import CheckpointInfo, check_unchanged
+from esmflow.checkpoint.file import check_unchanged
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard
 from esmflow.plan.spot_check import length_bin
 from esmflow.slots.gpus import candidate_slots
-from esmflow.slots.leases import leased_slots
+from esmflow.slots.leases import SlotSettings, leased_slots
 from esmflow.store.segments import Store
 from esmflow.text import versions
 from esmflow.verify.agreement import LIMITS, Limits
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.manifest_check import ManifestCheck, check_manifest
 from esmflow.verify.read_back import READERS, Embeddings, Sampled
+from esmflow.verify.remembered import add_verified, read_verified
 from esmflow.verify.verdict import judge
-from esmflow.verify.worker import NOTHING_VERIFIED, Verified, VerifyTask, verify_sequences
+from esmflow.verify.worker import Verified, VerifyTask, verify_sequences
 from esmflow.workers.manager import WorkerError, run_one
 
 log = logging.getLogger(__name__)
@@ -40,24 +40,31 @@ class VerifyError(EsmflowError):
     """The sample could not be computed again. The message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """How to verify.
+    """What to verify, and how.
 
+    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
+    stored_segments: what the store had before the run.
     sample: sequences to compute again. seed: another one draws others. min_cosine, max_relative_error: None for what
     suits the precision of each embedding. The rest is as for `EmbedSettings`.
     """
 
+    candidates: str
+    manifest: str
+    embeddings: str
+    formats: Sequence[str]
+    store: str
+    stored_segments: Collection[str]
+    model: str
     checkpoint: str
     checkpoint_stamp: tuple[int, ...] | None
+    fingerprint: Fingerprint
     sample: int
     seed: int
     min_cosine: float | None
     max_relative_error: float | None
-    device: str
-    cpu_slots: int
-    lock_folder: str
-    wait_seconds: float
+    slots: SlotSettings
     threads: int
     log_file: str
 
@@ -71,49 +78,44 @@ class VerifySettings:
         return limits
 
 
-@dataclass(frozen=True)
-class VerifiedRun:
-    """What to verify: the files of a run.
-
-    candidates: sequences to draw from, written while planning. formats: those that were written, in order.
-    """
-
-    candidates: str
-    manifest: str
-    embeddings: str
-    formats: Sequence[str]
-    store: str
-
-
-def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, settings: VerifySettings) -> Certificate:
+def verify(settings: VerifySettings) -> Certificate:
     """Draws a sample of a run's embeddings, computes it again on a slot of its own, and returns the certificate.
 
-    Also checks the manifest against the store, for every record. A certificate that was not passed is returned like
-    any other. Raises VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
+    What an earlier run verified, and the store still has, is not computed again. Also holds the sample's files against
+    the store, and the manifest, for every record. A certificate that was not passed is returned like any other. Raises
+    VerifyError when the sample cannot be computed again, SlotError when no slot can be had.
     """
     started = time.time()
-    store = Store(run.store, fingerprint)
-    candidates = dict(read_shard(run.candidates))
-    check = check_manifest(run.manifest, store, candidates)
-    sampled = _draw(check, fingerprint, settings)
-    read_from = _read_from(run.formats, check.records)
-    verified = NOTHING_VERIFIED
-    if sampled:
+    fingerprint = settings.fingerprint
+    store = Store(settings.store, fingerprint)
+    candidates = dict(read_shard(settings.candidates))
+    check = check_manifest(settings.manifest, store, candidates)
+    sampled = _draw(check, settings)
+    read_from = _read_from(settings.formats, check.records)
+    embeddings = Embeddings(settings.embeddings, settings.store, fingerprint, read_from)
+    try:
+        numbers, differ = embeddings.compare_with_store(sampled)
+    except (OSError, LookupError, ValueError, RuntimeError) as error:
+        raise VerifyError(
+            f"{settings.embeddings}: the {read_from} files are not those that were written ({error}); "
+            "write them again from the store: the same command with --forcerun collect"
+        ) from error
+    # What the files have instead of what was verified is looked at as well.
+    before = {digest: found for digest, found in read_verified(store, numbers).items() if digest not in differ}
+    verified = Verified()
+    if new := tuple(record for record in sampled if record.digest not in before):
         # Before a slot is taken, which a job that cannot work should not keep from others.
         check_unchanged(settings.checkpoint, fingerprint.checkpoint, settings.checkpoint_stamp)
-        task = VerifyTask(
-            settings.checkpoint,
-            fingerprint,
-            tuple(sampled),
-            Embeddings(run.embeddings, run.store, fingerprint, read_from),
-            settings.threads,
-        )
-        verified = _compute(task, settings)
+        verified = _compute(VerifyTask(settings.checkpoint, fingerprint, new, embeddings, settings.threads), settings)
+    computed = {digest: found for digest, found in verified.agreements.items() if found}
+    verified = replace(verified, agreements={**before, **computed}, before=frozenset(before), differ=differ)
     verdict = judge(sampled, verified, check, fingerprint.outputs.names(), settings.limits, store)
+    if verdict.passed and computed:
+        add_verified(store, numbers, computed)
     certificate = Certificate(
         **vars(verdict),
-        model=model.name,
-        checkpoint=model.digest,
+        model=settings.model,
+        checkpoint=fingerprint.checkpoint,
         fingerprint=fingerprint.digest(),
         engine=fingerprint.engine,
         verified_with="fair-esm's own ESM-2 module in fp32",
@@ -124,7 +126,10 @@ def verify(run: VerifiedRun, model: CheckpointInfo, fingerprint: Fingerprint, se
         seed=settings.seed,
         limits={p: settings.limits(p) for p in sorted({record.precision for record in sampled})},
         records_checked=check.records,
-        not_computed=sum(agreements is None for agreements in verified.agreements),
+        computed_again=len(computed),
+        verified_before=len(before),
+        files_checked=0 if read_from == "store" else len(sampled),
+        not_computed=len(new) - len(computed),
         model_load_seconds=verified.model_load_seconds,
         seconds=time.time() - started,
     )
@@ -140,20 +145,24 @@ def _read_from(formats: Sequence[str], records: int) -> str:
     return readable[0] if readable else "store"
 
 
-def _draw(check: ManifestCheck, fingerprint: Fingerprint, settings: VerifySettings) -> list[Sampled]:
-    residues = {digest: fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
+def _draw(check: ManifestCheck, settings: VerifySettings) -> list[Sampled]:
+    """A sample of everything, and one of what is new, which is the same if everything is."""
+    residues = {digest: settings.fingerprint.long.embedded(s.length) for digest, s in check.located.items()}
     short = {digest: count for digest, count in residues.items() if count <= LONGEST}
     if len(short) < len(residues):
         log.info("%d candidates of more than %d residues are left out", len(residues) - len(short), LONGEST)
-    return [check.located[digest] for digest in draw_sample(short, settings.sample, settings.seed)]
+    stored = frozenset(settings.stored_segments)
+    new = {digest: count for digest, count in short.items() if check.located[digest].segment not in stored}
+    drawn = [*draw_sample(short, settings.sample, settings.seed), *draw_sample(new, settings.sample, settings.seed)]
+    return [check.located[digest] for digest in dict.fromkeys(drawn)]
 
 
 def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
     with leased_slots(
-        candidate_slots(settings.device, settings.cpu_slots),
-        lock_folder=settings.lock_folder,
+        candidate_slots(settings.slots.device, settings.slots.cpu_slots),
+        lock_folder=settings.slots.lock_folder,
         purpose="the certificate",
-        wait_seconds=settings.wait_seconds,
+        wait_seconds=settings.slots.wait_seconds,
     ) as (lease,):
         try:
             return run_one(
@@ -174,12 +183,16 @@ def _compute(task: VerifyTask, settings: VerifySettings) -> Verified:
 def draw_sample(residues: Mapping[bytes, int], sample: int, seed: int) -> list[bytes]:
     """Draws `sample` of the sequences, given by digest with their residues, from every length bin the same number.
 
-    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw.
+    Bins that have fewer leave their share to the others. The same sequences, sample and seed give the same draw, and
+    where sequences are added most of a draw stays.
     """
-    random = np.random.default_rng(seed)
+
+    def shuffled(digest: bytes) -> bytes:
+        return hashlib.blake2b(digest, digest_size=8, key=str(seed).encode()).digest()
+
     bins: dict[int, list[bytes]] = {}
-    for digest in sorted(residues):
+    for digest in sorted(residues, key=shuffled):
         bins.setdefault(length_bin(residues[digest]), []).append(digest)
-    shuffled = [[bins[number][i] for i in random.permutation(len(bins[number]))] for number in sorted(bins)]
-    drawn = [digest for turn in itertools.zip_longest(*shuffled) for digest in turn if digest is not None]
+    turns = itertools.zip_longest(*(bins[number] for number in sorted(bins)))
+    drawn = [digest for turn in turns for digest in turn if digest is not None]
     return drawn[:sample]

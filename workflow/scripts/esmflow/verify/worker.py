@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,21 +38,20 @@ class VerifyTask:
 
 @dataclass(frozen=True)
 class Verified:
-    """What came of it, for the sampled sequences by number.
+    """What came of it, by digest.
 
-    agreements: by output; None for a sequence that does not fit into memory here. resembles: another sampled sequence
-    whose vector is nearer than its own. differ: those whose files hold something else than the store.
+    agreements: by output; None for a sequence that does not fit into memory here. resembles: another sequence of the
+    sample whose vector is nearer than its own. before: those that an earlier run verified; their agreements are what it
+    found. differ: those whose files hold something else than the store.
     """
 
-    agreements: tuple[dict[str, Agreement] | None, ...]
-    resembles: dict[int, int]
-    differ: frozenset[int]
-    device: str
-    model_load_seconds: float
-    seconds: float
-
-
-NOTHING_VERIFIED = Verified((), {}, frozenset(), "none", 0.0, 0.0)
+    agreements: Mapping[str, dict[str, Agreement] | None] = field(default_factory=dict)
+    resembles: Mapping[str, str] = field(default_factory=dict)
+    before: frozenset[str] = frozenset()
+    differ: frozenset[str] = frozenset()
+    device: str = "none"
+    model_load_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 def verify_sequences(slot: Slot, task: VerifyTask) -> Verified:
@@ -74,21 +73,20 @@ def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
     log.info("fair-esm's model loaded on %s in %.1f seconds, in fp32", device_name, loaded - started)
     outputs = task.fingerprint.outputs
     found = task.embeddings.read(task.sampled, outputs.arrays())
-    stored = replace(task.embeddings, read_from="store").read(task.sampled, outputs.arrays())
-    agreements: list[dict[str, Agreement] | None] = [None] * len(task.sampled)
+    agreements: dict[str, dict[str, Agreement] | None] = {record.digest: None for record in task.sampled}
     right: dict[int, Mapping[str, Expected]] = {}
     for number, expected in model.expect([s.sequence for s in task.sampled], outputs, task.fingerprint.long):
         if expected is None:
             continue
-        agreements[number] = {
+        agreements[task.sampled[number].digest] = {
             name: compare(found[number][name], values.right, values.mistakes) for name, values in expected.items()
         }
         right[number] = {name: values for name, values in expected.items() if Array.named(name).is_pooled}
+    resembling = _resembling(found, right).items()
     return Verified(
-        tuple(agreements),
-        _resembling(found, right),
-        _differing(found, stored),
-        device_name,
+        agreements,
+        {task.sampled[number].digest: task.sampled[other].digest for number, other in resembling},
+        device=device_name,
         model_load_seconds=loaded - started,
         seconds=time.time() - started,
     )
@@ -111,11 +109,3 @@ def _resembling(
             if nearest != own:
                 resembles[number] = numbers[nearest]
     return resembles
-
-
-def _differing(found: Sequence[Mapping[str, np.ndarray]], stored: Sequence[Mapping[str, np.ndarray]]) -> frozenset[int]:
-    return frozenset(
-        number
-        for number, (in_files, in_store) in enumerate(zip(found, stored, strict=True))
-        if not all(np.array_equal(in_files[name].ravel(), in_store[name].ravel()) for name in in_store)
-    )

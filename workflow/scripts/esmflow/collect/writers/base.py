@@ -47,14 +47,15 @@ class Description:
 class Batch:
     """Embedded records that follow one another.
 
-    records: sample, file, record, id, description and length of each, as in the manifest. arrays: for each output
-    `[N, D]` if it is pooled, else the records' rows end to end (see `Array.rows`). lengths: residues of
-    each that were embedded, `[N]`.
+    records: sample, file, record, id, description, length and digest of each, as in the manifest. arrays: for each
+    output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`). lengths: residues of each that
+    were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants them.
     """
 
     records: pa.Table
     arrays: Mapping[Array, np.ndarray]
     lengths: np.ndarray
+    sequences: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,7 +71,7 @@ class Batch:
         for array, values in self.arrays.items():
             offsets = array.offsets(self.lengths)
             arrays[array] = values[offsets[start] : offsets[end]]
-        return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end])
+        return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end], self.sequences[start:end])
 
     def values(self, array: Array) -> list[np.ndarray]:
         """One output, record by record: `[D]`, `[residues, D]`, `[residues, 33]` or `[residues, residues]`."""
@@ -110,6 +111,9 @@ class EmbeddingWriter(ABC):
 
     by_file = False
     """Whether it wants to be told where an input file begins; otherwise a batch may hold records of several."""
+
+    wants_sequences = False
+    """Whether it writes residues too: then the input files are read once more."""
 
     def __init__(self, folder: Path, descriptions: Sequence[Description]) -> None:
         """descriptions: of the outputs it writes; one, unless its format joins them."""

@@ -9,19 +9,19 @@ import numpy as np
 import plan as plan_step
 import pytest
 from made_up import proteins, random_model, stored_sequences, write_converted, write_fasta
+from stage_settings import plan_settings
 
 from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
-from esmflow.config import disk_forecast
 from esmflow.config.configuration import validated
-from esmflow.config.disk_forecast import DiskError, check_disks, forecast, sentence
 from esmflow.files import read_json, write_json
-from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint, LongSequences, computing_method
+from esmflow.plan import disk_forecast
 from esmflow.plan.cost import CostModel
-from esmflow.plan.planning import plan
+from esmflow.plan.disk_forecast import DiskError, check_disks, sentence
+from esmflow.plan.planning import deal_inputs, plan
 from esmflow.plan.run_plan import DiskForecast
 from esmflow.plan.shards import list_shards, read_shard
 from esmflow.store.segments import Segment, Store
@@ -42,15 +42,12 @@ def make_fingerprint(include, layers=(6,), **changes):
 
 def make_plan(folder, sequences, stored=None, long=TRUNCATED):
     file = write_fasta(folder / "a.fasta", [(f"protein_{i} of something", s) for i, s in enumerate(sequences)])
-    summary = plan(
-        [InputFile("a", str(file))],
-        folder / "records.parquet",
-        [folder / "group-0"],
-        cost_model=CostModel(DIMENSIONS, long),
-        policy=ResiduePolicy(),
-        stored=stored,
-    )
-    return summary
+    settings = plan_settings(folder, [InputFile("a", str(file))], [folder / "group-0"], CostModel(DIMENSIONS, long))
+    return deal_inputs(settings, stored)
+
+
+def forecast(planned, fingerprint, dimensions, formats, **options):
+    return disk_forecast.forecast(planned, fingerprint, dimensions, [FORMATS[name] for name in formats], **options)
 
 
 @pytest.mark.parametrize(
@@ -197,13 +194,12 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
     params = {
         "method": computing_method(config), "max_residues": 1022, "nucleotide_sequences": "reject",
         "assignment": "balanced", "shard_residues": 1000, "gpus_per_job": 1,
-        "store": str(tmp_path / "store"), "samples": ["a"], "basis": {"basis": 0},
+        "store": str(tmp_path / "store"), "samples": ["a"], "plan_number": {"plan number": 0},
     }  # fmt: skip
     outputs = {
         "records": "records.parquet",
         "plan": "plan/plan.json",
         "candidates": "candidates.fasta",
-        "basis": "plan/basis.json",
     }
     job = SimpleNamespace(
         input=SimpleNamespace(fasta=[str(file)], **model),
@@ -217,10 +213,10 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
     monkeypatch.setattr(disk_forecast.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
     if check:
         with pytest.raises(DiskError, match=r"where 4\.1 kB are free"):
-            plan_step.main(job)
+            plan(plan_step.plan_settings(job))
         assert not (tmp_path / "plan" / "plan.json").exists()
     else:
-        plan_step.main(job)
+        plan(plan_step.plan_settings(job))
         assert read_json(tmp_path / "plan" / "plan.json")["disk_forecast"]["segments"] == 50 * (4 * 32 + 24)
     assert "esmflow: the run will write about" in capsys.readouterr().err
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.collect.formats import FORMATS, Format
 from esmflow.errors import EsmflowError
 from esmflow.files import stats_below
 from esmflow.method import Fingerprint
-from esmflow.plan.planning import PlanSummary
-from esmflow.plan.run_plan import DiskForecast
+from esmflow.plan.run_plan import DiskForecast, Plan
 from esmflow.text import bytes_in_words
 
 # What comes with each sequence's values in a segment: its digest and length.
@@ -28,6 +28,24 @@ class DiskError(EsmflowError):
     """A disk that cannot hold what the run will write. The message says how much is missing, and what to do."""
 
 
+class WrittenFormat(Protocol):
+    """What counts of an output format, which `collect.formats` has."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def record_bytes(self) -> int: ...
+
+    @property
+    def with_sequences(self) -> bool: ...
+
+    @property
+    def joins_outputs(self) -> bool: ...
+
+    def holds(self, array: Array, /) -> bool: ...
+
+
 def sentence(expected: DiskForecast) -> str:
     """What a run will write, for a person."""
     formats = "".join(f", {name} {bytes_in_words(size)}" for name, size in expected.formats.items())
@@ -38,14 +56,14 @@ def sentence(expected: DiskForecast) -> str:
 
 
 def forecast(
-    summary: PlanSummary,
+    plan: Plan,
     fingerprint: Fingerprint,
     dimensions: ModelDimensions,
-    formats: Sequence[str],
+    formats: Sequence[WrittenFormat],
     pooled_precision: str = "fp32",
 ) -> DiskForecast:
     """What the run will write at most; what the store holds already is not part of it."""
-    to_embed, valid = summary.to_embed, summary.valid
+    to_embed, valid = plan.to_embed, plan.valid
     row_bytes = {
         array: fingerprint.outputs.row_bytes(array, dimensions.hidden) for array in fingerprint.outputs.arrays()
     }
@@ -55,17 +73,17 @@ def forecast(
         for array, size in row_bytes.items()
     }
 
-    def written(form: Format) -> int:
+    def written(form: WrittenFormat) -> int:
         of_arrays = [size for array, size in records.items() if form.holds(array)]
         times = 1 if form.joins_outputs else len(of_arrays)
-        beside = valid.sequences * form.record_bytes + summary.id_bytes
+        beside = valid.sequences * form.record_bytes + plan.id_bytes + form.with_sequences * valid.residues
         return sum(of_arrays) + times * beside
 
     return DiskForecast(
         segments + to_embed.sequences * _SEGMENT_BYTES,
-        {name: written(FORMATS[name]) for name in formats},
+        {form.name: written(form) for form in formats},
         # Once as Parquet, which packs texts, and once as TSV.
-        summary.records * _TABLE_BYTES + 2 * summary.text_bytes,
+        plan.records * _TABLE_BYTES + 2 * plan.text_bytes,
     )
 
 

@@ -1,0 +1,46 @@
+"""What the plan step needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esmflow.inputs.residues import ResiduePolicy
+from esmflow.inputs.sheet import InputFile
+from esmflow.method import Fingerprint
+from esmflow.plan.cost import CostModel
+from esmflow.plan.disk_forecast import WrittenFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What to plan, and how.
+
+    records, candidates, plan: files to write: the record table, the sequences that the certificate may compute again
+    (some of all, and some of those that are planned), and `plan.json`. groups: a folder to write for each shard group.
+    assignment: `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so far)
+    or `round_robin` (whole files, in order). shard_residues: in one shard at most, unless one sequence has more.
+    workers: of one job, which share a group: it is cut into shards small enough to keep all of them busy to the end.
+    processes: how many work at once where there is enough to read.
+    formats, pooled_precision: what the run will write. disk_check: whether the disks must have room for it.
+    number: see `plan_number`.
+    """
+
+    inputs: Sequence[InputFile]
+    records: str
+    candidates: str
+    plan: str
+    groups: Sequence[str]
+    checkpoint: str
+    fingerprint: Fingerprint
+    store: str
+    cost_model: CostModel
+    policy: ResiduePolicy
+    assignment: str
+    shard_residues: int
+    workers: int
+    processes: int
+    formats: Sequence[WrittenFormat]
+    pooled_precision: str
+    disk_check: bool
+    number: int
