@@ -96,10 +96,13 @@ class Numbering:
     def encode(self, column: pa.ChunkedArray) -> np.ndarray:
         """The numbers of a column of the manifest, a dictionary of texts: int32 `[N]`. New texts get new numbers."""
         values = column.combine_chunks()
-        # A dictionary may hold names that no record of the batch has.
-        used, codes = np.unique(values.indices.to_numpy(), return_inverse=True)
+        indices = values.indices.to_numpy()
+        # A dictionary may hold names that no record of the batch has. Counting finds the others sooner than sorting.
+        used = np.flatnonzero(np.bincount(indices))
+        numbers = np.zeros(len(values.dictionary), np.int32)
         names = values.dictionary.take(used).to_pylist()
-        return np.array([self._numbers.setdefault(each, len(self._numbers)) for each in names], np.int32)[codes]
+        numbers[used] = [self._numbers.setdefault(each, len(self._numbers)) for each in names]
+        return numbers[indices]
 
 
 class EmbeddingWriter(ABC):
