@@ -355,6 +355,8 @@ def test_the_report_reads_what_the_run_wrote(rules, folder):
     assert (found.summary.records, found.certificate.sample, found.model) == (2, 5, MODEL)
     assert (found.manifest, found.embeddings) == ("results/manifest.parquet", "results/embeddings")
     assert (found.results, found.checkpoint) == ("results", "results/model/checkpoint.safetensors")
+    assert found.configuration == with_defaults(CONFIG, SCHEMA)
+    assert found.command
 
 
 def test_windows_and_what_is_automatic(folder, monkeypatch):

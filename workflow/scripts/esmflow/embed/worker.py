@@ -47,7 +47,7 @@ def process_esm_files_worker(
     """
     fingerprint = settings.fingerprint
     slot = slots[device_id]
-    use_slot(slot)
+    file_subset.about(**use_slot(slot))
     import torch
 
     from esmflow.engine import load_engine
