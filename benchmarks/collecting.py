@@ -120,6 +120,7 @@ class MadeUp:
                 model="made up",
                 formats=[] if form == "tables" else [form],
                 pooled_precision="fp16",
+                gaps="reject",
                 threads=THREADS,
             )
         )

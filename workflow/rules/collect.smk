@@ -23,6 +23,7 @@ rule collect:
         store=get_store(),
         formats=config["formats"],
         pooled_precision=config["pooled_precision"],
+        reading=get_reading,
         logs=get_logs_to_join(),
     script:
         "../scripts/collect.py"

@@ -2,7 +2,6 @@ import sys
 from pathlib import Path
 
 import psutil
-from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
 if not SCRIPTS.is_dir():
@@ -34,7 +33,7 @@ try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
     INPUTS = read_samples(config["samples"], named_after_inputs(config["formats"]))
 except EsmflowError as error:
-    raise WorkflowError(str(error))
+    raise SystemExit(f"esmflow: {error}")
 
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")
@@ -45,8 +44,22 @@ wildcard_constraints:
     group="[0-9]{1,5}",
 
 
-def get_fasta_files():
+# Functions, since Snakemake looks for wildcards in what is written out: names may have braces in them.
+def get_fasta_files(wildcards=None):
     return [file.path for file in INPUTS]
+
+
+def get_sample_names(wildcards):
+    return [file.sample for file in INPUTS]
+
+
+def get_annotations(wildcards):
+    return [file.annotations for file in INPUTS]
+
+
+def get_reading(wildcards):
+    """How records are read and named. None of it is in the fingerprint: a sequence is known by what is left of it."""
+    return {"gaps": config["gaps"], "id": config["id"]}
 
 
 def get_fasta_to_read_again(wildcards):

@@ -25,6 +25,7 @@ def collect_settings(snakemake) -> CollectSettings:
         model=model.name,
         formats=params.formats,
         pooled_precision=params.pooled_precision,
+        gaps=params.reading["gaps"],
         threads=snakemake.threads,
     )
 

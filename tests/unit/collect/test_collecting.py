@@ -568,7 +568,7 @@ def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
         "43: 36 embedded, 7 rejected, 0 failed",
         "2 share the embedding of an equal sequence",
         f"{summary.truncated} truncated",
-        "2 × invalid_residue: correct the sequence, or set invalid_residues: replace_with_x",
+        "2 × invalid_residue: correct the sequence, or for J and stops inside set invalid_residues: replace_with_x",
         "residues/s",
         "embeddings/",
         "mean_layer0, per_residue_layer0",

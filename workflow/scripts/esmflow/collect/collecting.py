@@ -16,7 +16,7 @@ from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Jo
 from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
-from esmflow.collect.tables import open_tables
+from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
@@ -44,6 +44,7 @@ class CollectSettings:
     and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
     summary: files to write. logs: files to be joined to one, joined_log.
     model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    gaps: what was done with them when the inputs were read.
     """
 
     records: str
@@ -62,6 +63,7 @@ class CollectSettings:
     model: str
     formats: Sequence[str]
     pooled_precision: str
+    gaps: str
     threads: int
 
 
@@ -86,13 +88,14 @@ def collect(settings: CollectSettings) -> Summary:
         for array in method.outputs.arrays()
     ]
     tally = Tally()
-    blocks = pq.ParquetFile(settings.records).iter_batches()
+    records = pq.ParquetFile(settings.records)
+    blocks, schema = records.iter_batches(), manifest_schema(records.schema_arrow)
     called = _name_outputs(settings.records) if named_after_inputs(settings.formats) else {}
     # What was planned was not rejected; besides that, they are read as planning read them.
-    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
+    sequences = InputSequences(ResiduePolicy(method.invalid_residues, "keep", gaps=settings.gaps))
     writers = _make_writers(settings.formats, Path(settings.embeddings), descriptions)
     with (
-        open_tables(settings.manifest, settings.manifest_tsv, settings.failures) as write_rows,
+        open_tables(settings.manifest, settings.manifest_tsv, settings.failures, schema) as write_rows,
         VectorStream.open(index, writers, sequences, half=settings.pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):

@@ -47,9 +47,10 @@ class Description:
 class Batch:
     """Embedded records that follow one another.
 
-    records: sample, file, record, id, description, length and digest of each, as in the manifest. arrays: for each
-    output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`). lengths: residues of each that
-    were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants them.
+    records: sample, file, record, id, description, length and digest of each, as in the manifest, and annotations
+    behind them. arrays: for each output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`).
+    lengths: residues of each that were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants
+    them.
     """
 
     records: pa.Table
