@@ -115,11 +115,14 @@ class MadeUp:
                 summary=str(out / "summary.json"),
                 logs=[],
                 joined_log=str(out / "run.log"),
+                note=str(out / "embeddings.json"),
+                note_number=0,
                 store=str(self.store.folder.parent),
                 fingerprint=self.store.description,
                 model="made up",
                 formats=[] if form == "tables" else [form],
                 pooled_precision="fp16",
+                gaps="reject",
                 threads=THREADS,
             )
         )

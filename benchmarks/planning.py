@@ -124,7 +124,8 @@ def plan(files: list[str], folder: Path) -> dict:
         groups=[str(folder / "plan" / "shards" / f"group-{g}") for g in range(GROUPS)],
     )
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
-    params = SimpleNamespace(samples=[Path(file).stem for file in files], **config["params"])
+    stems = [Path(file).stem for file in files]
+    params = SimpleNamespace(samples=stems, annotations=[()] * len(files), **config["params"])
     settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
     job = SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES)
     step.plan(step.plan_settings(job))
@@ -162,6 +163,7 @@ def write_job(folder: Path) -> None:
         "method": computing_method(config),
         "store": str(folder / "store"),
         "plan_number": {"plan number": 0},
+        "reading": {"gaps": config["gaps"], "id": config["id"]},
     }
     write_json(
         folder / "job.json", {"model": str(folder / "model.json"), "checkpoint": str(checkpoint), "params": params}

@@ -50,6 +50,7 @@ def test_every_job_ran_on_a_gpu_of_the_driver_and_none_shared_it(run):
         (worker,) = group["workers"]
         assert worker["slot"]["uuid"] in uuids
         assert worker["slot"]["visible_devices"] == worker["slot"]["uuid"]
+        assert worker["visible_devices"] == worker["seen_uuid"] == worker["slot"]["uuid"]
         assert group["precisions"] == ["fp16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"]
         assert 0 < group["peak_memory_bytes"] < torch.cuda.get_device_properties(0).total_memory
         held.append((worker["slot"]["uuid"], worker["leased"], worker["released"]))

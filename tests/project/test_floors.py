@@ -49,7 +49,7 @@ MAY_IMPORT = {
 }
 # Rooms whose use costs seconds or must wait for CUDA_VISIBLE_DEVICES: imported inside functions only, or for types.
 INSIDE_FUNCTIONS = {("embed", "engine"), ("verify", "engine")}
-TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embed", "verify")
+TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embed", "slots", "verify")
 TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py")
 
 

@@ -63,6 +63,7 @@ def plan_settings(
         store=str(folder / "store"),
         cost_model=cost_model,
         policy=ResiduePolicy(),
+        id_rule="first_word",
         assignment="balanced",
         shard_residues=1_000_000,
         workers=1,
@@ -89,11 +90,14 @@ def collect_settings(folder: Path, out: Path, fingerprint: Fingerprint, **change
         summary=str(out / "summary.json"),
         logs=[],
         joined_log=str(out / "run.log"),
+        note=str(out / "embeddings.json"),
+        note_number=0,
         store=str(folder / "store"),
         fingerprint=fingerprint,
         model="made up",
         formats=["h5"],
         pooled_precision="fp32",
+        gaps="reject",
         threads=1,
     )
     return replace(settings, **changes)

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 
 from esmflow.embed.worker import process_esm_files_worker
@@ -187,3 +188,42 @@ def adds(one, another, mark=None):
         open(mark, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return {"sum": one + another, "process": os.getpid()}
+
+
+def does_not_leave(file_subset, device_id):
+    """Processes every file, and a thread keeps its process alive for ever after."""
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    for file in file_subset:
+        file_subset.done(file, os.getpid())
+    return [], []
+
+
+def works_slowly(file_subset, device_id, *, marker, steps):
+    """Gives a sign of life every tenth of a second. Writes its process id to `marker` when it begins."""
+    for file in file_subset:
+        with open(marker, "w") as handle:
+            handle.write(str(os.getpid()))
+        for _ in range(steps):
+            time.sleep(0.1)
+            file_subset.progress(1)
+        file_subset.done(file, device_id)
+    return [], []
+
+
+def waits_for(file_subset, device_id, *, folder):
+    """Each file waits until a file of its name is in a folder; `{name}.begun` says that it does."""
+    for file in file_subset:
+        open(os.path.join(folder, f"{file}.begun"), "w").close()
+        while not os.path.exists(os.path.join(folder, file)):
+            time.sleep(0.02)
+        file_subset.done(file, device_id)
+    return [], []
+
+
+def waits_once(file_subset, device_id, *, slow, path):
+    """The worker with the number `slow` keeps its first file in hand until there is something at `path`."""
+    for file in file_subset:
+        while device_id == slow and not os.path.exists(path):
+            time.sleep(0.02)
+        file_subset.done(file, device_id)
+    return [], []

@@ -97,6 +97,23 @@ class WorkflowRun:
         return sorted((self.results / "store").glob("*/*.safetensors"))
 
 
+class Hold:
+    """Holds runs that are started in its `environment`: with `segments` in the store, workers commit no more of them.
+
+    A worker that is held has a shard in hand, computed and not yet committed. `release` lets all of them go on.
+    """
+
+    def __init__(self, folder: Path, segments: int = 2) -> None:
+        self._go_on = folder / "go-on"
+        self.environment = {
+            "ESMFLOW_HELD": f"{segments} {self._go_on}",
+            "PYTHONPATH": str(Path(__file__).with_name("held")),
+        }
+
+    def release(self) -> None:
+        self._go_on.touch()
+
+
 def groups(results: Path) -> list[dict]:
     """Every group's `run.json` under a results folder."""
     return [json.loads(path.read_text()) for path in sorted(results.glob("embed/group-*/run.json"))]

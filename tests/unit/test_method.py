@@ -46,6 +46,8 @@ CHANGES_NO_NUMBER = {
     "model_folder": "models",
     "download": False,
     "nucleotide_sequences": "keep",
+    "gaps": "remove",
+    "id": "accession",
     "batch_tokens": 512,
     "groups": 7,
     "assignment": "round_robin",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esmflow.text import bytes_in_words, duration, percent, span
+from esmflow.text import bytes_in_words, duration, in_words, percent, span
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,9 @@ def test_a_day_is_said_once():
     assert first[:4] == "2026"
     assert last.count("-") == 0
     assert span(0.0, 10_000_000.0).count("1970-") == 2
+
+
+def test_items_are_listed_as_a_sentence_has_them():
+    assert in_words(["a"]) == "a"
+    assert in_words(iter(["a", "b", "c"])) == "a, b and c"
+    assert in_words([]) == "nothing"

@@ -98,12 +98,28 @@ def test_the_numbers_are_those_of_the_run(run, opened):
         assert f'<td class="number">{group["residues"]:,}</td>' in shown["speed"]
     fingerprint = json.loads((run.results / "plan" / "plan.json").read_text())["fingerprint"]
     assert fingerprint in shown["method"]
+    # Only what this run did: it was in fp32.
+    assert "auto is" not in shown["method"]
+    assert "GELU by erf" in shown["method"]
+    assert "With collecting and verifying" in shown["method"]
+    assert re.search(r"good 12 12 0 0 hostile 9 5 4 0 ", words(shown["flow"]))
     assert run.summary()["versions"]["torch"] in shown["method"]
     assert "CPU-0" in shown["timeline"]
     assert "Passed. 6 sequences computed again with fair-esm" in words(shown["certificate"])
     assert len(marks(shown["certificate"])) == 6
     # One point for each embedded record, coloured by its file.
     assert len(marks(shown["map"])) == len(marks(shown["map"], "narrow")) == 17
+
+
+def test_a_paper_and_another_run_have_what_they_need(run, opened):
+    shown = words(sections(opened.dom)["paper"])
+    assert f"checkpoint {json.loads((run.results / 'model' / 'model.json').read_text())['name']})" in shown
+    assert "For each protein it computed the mean over its residues of layer 6." in shown
+    assert "sequences of more than 100 residues were cut off there." in shown
+    assert "Of 21 records 17 were embedded and 4 were not (invalid residue: 4)." in shown
+    assert "https://doi.org/10.1126/science.ade2574" in shown
+    assert "--cores" in shown
+    assert "max_residues: 100" in shown
 
 
 def test_ids_are_shown_as_they_are_and_do_nothing(run, opened):

@@ -8,7 +8,7 @@ from itertools import chain
 
 import psutil
 import pytest
-from workflow_run import kill, wait_until
+from workflow_run import Hold, kill, wait_until
 
 
 def scripts_of(process) -> list[psutil.Process]:
@@ -33,15 +33,24 @@ def started(small_run):
             process.wait()
 
 
+def models_loaded(run) -> int:
+    log = run.folder / "logs" / "embed" / "group-0.log"
+    return log.read_text().count("model loaded") if log.exists() else 0
+
+
 def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(small_run, started):
     # More than the run is given: Snakemake clamps the job to two.
     run = small_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=4)
-    process = started(run, cores=2, gpus=2)
-    wait_until(lambda: len(run.segments()) >= 2, what="two segments")
+    hold = Hold(run.folder)
+    process = started(run, cores=2, gpus=2, environment=hold.environment)
+    wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
     (script,) = scripts_of(process)
     workers = [child.pid for child in script.children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     kill(workers[0])
+    # The other one could finish everything before the new process has its model.
+    wait_until(lambda: models_loaded(run) == 3, what="the new process")
+    hold.release()
     assert process.wait(240) == 0
     (group,) = run.groups()
     assert group["attempt"] == 1
@@ -66,12 +75,15 @@ def test_a_job_for_more_slots_than_there_are_is_an_error_that_names_the_key(smal
 
 def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_goes_on(small_run, started):
     run = small_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=2)
-    process = started(run, cores=2, gpus=2)
-    wait_until(lambda: len(run.segments()) >= 2, what="two segments")
+    hold = Hold(run.folder)
+    process = started(run, cores=2, gpus=2, environment=hold.environment)
+    wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
+    before = {path.stem for path in run.segments()}
     # As a scheduler does it: every process of the job.
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.terminate()
+    hold.release()
     assert process.wait(60) != 0
     printed = (run.folder / "snakemake.out").read_text()
     assert "returned non-zero exit status 143" in printed
@@ -80,6 +92,7 @@ def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_go
     assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
     assert not list(run.results.rglob("*.part"))
     committed = {path.stem for path in run.segments()}
+    assert committed > before
 
     run.succeed(cores=2, gpus=2)
     (group,) = run.groups()

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import psutil
 import pytest
-from workflow_run import kill, wait_until
+from workflow_run import Hold, kill, wait_until
 
 
 def leases(run):
@@ -72,46 +72,52 @@ def test_two_runs_at_once_never_share_a_slot_and_both_finish(small_run, tmp_path
 
 @pytest.fixture
 def run_in_the_middle(small_run):
-    """A run with one group of many shards, some of them committed and more to do."""
+    """A run with one group of many shards, two of them committed, and held with the third in hand until released."""
     run = small_run(120, groups=1, shard_residues=1500, cpu_slots=1)
-    process = run.start()
+    hold = Hold(run.folder)
+    process = run.start(environment=hold.environment)
     wait_until(lambda: len(run.segments()) >= 2, what="two segments")
-    yield run, process
+    yield run, process, hold.release
     if process.poll() is None:
         process.kill()
         process.wait()
 
 
 def test_after_a_worker_is_killed_its_shard_is_tried_again_in_the_same_job(run_in_the_middle):
-    run, process = run_in_the_middle
+    run, process, release = run_in_the_middle
     worker = worker_of(run)
     kill(worker)
+    release()
     assert process.wait(240) == 0
     (group,) = run.groups()
     assert group["attempt"] == 1
     (death,) = group["workers"][0]["exits"]
     assert (death["process"], death["signal"]) == (worker, "SIGKILL")
     assert any("model loaded" in line for line in death["log_lines"])
-    assert set(death["in_hand"]) <= {shard["shard"] for shard in group["shards"]}
+    (in_hand,) = death["in_hand"]
+    assert in_hand in {shard["shard"] for shard in group["shards"]}
     assert run.summary()["embedded"] == run.summary()["records"] == 120
 
 
 def test_after_a_supervisor_is_killed_its_slot_is_free_and_the_run_finishes(run_in_the_middle):
-    run, process = run_in_the_middle
+    run, process, release = run_in_the_middle
     worker = worker_of(run)
     (supervisor,) = [p.pid for p in processes(run, "embed.py") if p.pid == psutil.Process(worker).ppid()]
     kill(supervisor)
-    wait_until(lambda: not psutil.pid_exists(worker), 10, "the worker's death")
+    wait_until(lambda: not psutil.pid_exists(worker), what="the worker's death")
+    release()
     assert process.wait(240) == 0
     assert run.groups()[0]["attempt"] == 2
     assert run.summary()["embedded"] == 120
+    log = (run.folder / "logs" / "embed" / "group-0.log").read_text()
+    assert log.index("===== attempt 1, ") < log.index("model loaded") < log.index("===== attempt 2, ")
 
 
 def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_only_what_is_missing(run_in_the_middle):
-    run, process = run_in_the_middle
+    run, process, _ = run_in_the_middle
     kill(process.pid)
     process.wait()
-    wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), 15, "the free slot")
+    wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), what="the free slot")
     committed = {path.stem for path in run.segments()}
     refused = run.run()
     assert refused.returncode != 0
@@ -126,20 +132,21 @@ def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_on
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(run_in_the_middle):
-    run, process = run_in_the_middle
+    run, process, release = run_in_the_middle
     refused = run.run()
     assert refused.returncode != 0
     assert "cannot be locked" in refused.stdout
+    release()
     assert process.wait(240) == 0
     assert run.groups()[0]["attempt"] == 1
     assert run.summary()["embedded"] == 120
 
 
 def test_ctrl_c_ends_every_process_with_a_sentence(run_in_the_middle):
-    run, process = run_in_the_middle
+    run, process, _ = run_in_the_middle
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) != 0
-    wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), 15, "the free slot")
+    wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), what="the free slot")
     printed = (run.folder / "snakemake.out").read_text()
     assert "interrupted; what is finished is kept" in printed
     assert "Traceback" not in printed

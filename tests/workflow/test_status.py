@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from workflow_run import PROJECT, kill, wait_until
+from workflow_run import PROJECT, Hold, kill, wait_until
 
 from esmflow.embed.heartbeat import State
 from esmflow.embed.status import is_over, read_status
@@ -21,7 +21,8 @@ def show(run) -> str:
 def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
     # Two jobs at once and one slot: the second waits for it.
     run = small_run(90, groups=2, shard_residues=1500, cpu_slots=1)
-    process = run.start()
+    hold = Hold(run.folder)
+    process = run.start(environment=hold.environment)
     try:
         wait_until(lambda: len(run.segments()) >= 2, what="two segments")
 

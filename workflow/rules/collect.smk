@@ -23,7 +23,10 @@ rule collect:
         store=get_store(),
         formats=config["formats"],
         pooled_precision=config["pooled_precision"],
+        reading=get_reading,
         logs=get_logs_to_join(),
+        note=NOTE_OF_EMBEDDINGS,
+        written=get_written,
     script:
         "../scripts/collect.py"
 

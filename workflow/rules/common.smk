@@ -2,7 +2,6 @@ import sys
 from pathlib import Path
 
 import psutil
-from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(str(workflow.current_basedir)).parent / "scripts"
 if not SCRIPTS.is_dir():
@@ -14,6 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
 from esmflow.collect.formats import FORMATS, named_after_inputs
+from esmflow.collect.written import note_number
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -34,19 +34,34 @@ try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
     INPUTS = read_samples(config["samples"], named_after_inputs(config["formats"]))
 except EsmflowError as error:
-    raise WorkflowError(str(error))
+    raise SystemExit(f"esmflow: {error}")
 
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")
 LOGS = workflow.pathvars.apply("<logs>")
+NOTE_OF_EMBEDDINGS = f"{RESULTS}/embeddings.json"
 
 
 wildcard_constraints:
     group="[0-9]{1,5}",
 
 
-def get_fasta_files():
+# Functions, since Snakemake looks for wildcards in what is written out: names may have braces in them.
+def get_fasta_files(wildcards=None):
     return [file.path for file in INPUTS]
+
+
+def get_sample_names(wildcards):
+    return [file.sample for file in INPUTS]
+
+
+def get_annotations(wildcards):
+    return [file.annotations for file in INPUTS]
+
+
+def get_reading(wildcards):
+    """How records are read and named. None of it is in the fingerprint: a sequence is known by what is left of it."""
+    return {"gaps": config["gaps"], "id": config["id"]}
 
 
 def get_fasta_to_read_again(wildcards):
@@ -91,6 +106,11 @@ def get_run_records():
     from esmflow.embed.run_record import read_run_records
 
     yield from read_run_records(f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS)
+
+
+def get_written(wildcards):
+    """What changes when a file of the embeddings is deleted or cut behind Snakemake's back."""
+    return {"written": note_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
 
 
 def get_gpus_to_verify():

@@ -1,6 +1,6 @@
 rule plan:
     input:
-        fasta=get_fasta_files(),
+        fasta=get_fasta_files,
         model="<results>/model/model.json",
         checkpoint="<results>/model/checkpoint.safetensors",
     output:
@@ -14,10 +14,12 @@ rule plan:
         "../../environment.yml"
     threads: 4
     params:
-        samples=[file.sample for file in INPUTS],
+        samples=get_sample_names,
+        annotations=get_annotations,
         method=get_method(),
         max_residues=config["max_residues"],
         nucleotide_sequences=config["nucleotide_sequences"],
+        reading=get_reading,
         assignment=config["assignment"],
         shard_residues=config["shard_residues"],
         gpus_per_job=config["gpus_per_job"],

@@ -14,13 +14,13 @@ rule report:
             "<results>/report/flow.svg",
             caption="../report/flow.rst",
             category="Records",
-            labels={"figure": "Records in and out"},
+            labels={"figure": "Records"},
         ),
         failures=report(
             "<results>/report/failures.svg",
             caption="../report/failures.rst",
             category="Records",
-            labels={"figure": "Records without an embedding"},
+            labels={"figure": "Rejected and failed"},
         ),
         lengths=report(
             "<results>/report/lengths.svg",
@@ -32,7 +32,7 @@ rule report:
             "<results>/report/map.svg",
             caption="../report/map.rst",
             category="Embeddings",
-            labels={"figure": "Map of the embeddings"},
+            labels={"figure": "Map"},
         ),
         certificate=report(
             "<results>/report/certificate.svg",

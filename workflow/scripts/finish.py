@@ -3,13 +3,11 @@
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.finishing import FinishSettings, finish
 from esmflow.report.summary import Places, command_of
-from esmflow.step import logged_step
-from esmflow.workers.lifetime import ancestors_running
+from esmflow.step import logged_step, run_command_line
 
 
 def finish_settings(snakemake) -> FinishSettings:
     inputs = snakemake.input
-    started_by = ancestors_running("snakemake")
     return FinishSettings(
         summary=inputs.summary,
         certificate=inputs.certificate[0] if inputs.certificate else None,
@@ -20,7 +18,7 @@ def finish_settings(snakemake) -> FinishSettings:
             manifest=inputs.manifest,
             report=inputs.report[0] if inputs.report else None,
             failures=inputs.failures,
-            command=command_of(started_by[-1].cmdline() if started_by else []),
+            command=command_of(run_command_line()),
         ),
         fail_without_embedding=snakemake.params.failure_policy == "error",
         output=snakemake.output[0],

@@ -17,7 +17,7 @@ def plan_settings(snakemake) -> PlanSettings:
     # From the configuration and not from params: other formats are no reason to plan again.
     config = snakemake.config
     return PlanSettings(
-        inputs=[InputFile(*pair) for pair in zip(params.samples, inputs.fasta, strict=True)],
+        inputs=[InputFile(*file) for file in zip(params.samples, inputs.fasta, params.annotations, strict=True)],
         records=outputs.records,
         candidates=outputs.candidates,
         plan=outputs.plan,
@@ -30,7 +30,9 @@ def plan_settings(snakemake) -> PlanSettings:
             invalid=fingerprint.invalid_residues,
             nucleotides=params.nucleotide_sequences,
             max_residues=params.max_residues if fingerprint.long_sequences == "reject" else None,
+            gaps=params.reading["gaps"],
         ),
+        id_rule=params.reading["id"],
         assignment=params.assignment,
         shard_residues=params.shard_residues,
         workers=params.gpus_per_job,

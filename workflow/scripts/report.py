@@ -3,7 +3,8 @@
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.page import write_report
 from esmflow.report.run_files import RunFiles
-from esmflow.step import logged_step
+from esmflow.report.summary import command_of
+from esmflow.step import logged_step, run_command_line
 
 
 def report_files(snakemake) -> RunFiles:
@@ -18,6 +19,8 @@ def report_files(snakemake) -> RunFiles:
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        command=command_of(run_command_line()),
+        configuration=snakemake.config,
     )
 
 

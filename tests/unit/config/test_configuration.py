@@ -75,7 +75,6 @@ def test_a_budget_that_is_no_positive_number_is_refused(budget):
         ({"groups": 0}, "groups"),
         ({"groups": "four"}, "groups"),
         ({"layers": []}, "layers"),
-        ({"layers": -1}, "layers"),
         ({"layers": ["last"]}, "layers.0"),
         ({"include": ["median"]}, "include.0"),
         ({"include": []}, "include"),
@@ -102,6 +101,66 @@ def test_a_budget_that_is_no_positive_number_is_refused(budget):
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(config, key):
     assert refusal(config).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"layers": 33}, {"layers": [33]}),
+        ({"layers": "-1"}, {"layers": [-1]}),
+        ({"layers": "0, 33,-1"}, {"layers": [0, 33, -1]}),
+        ({"layers": "[0, 33]"}, {"layers": [0, 33]}),
+        ({"layers": ["6"]}, {"layers": [6]}),
+        ({"include": "mean"}, {"include": ["mean"]}),
+        ({"include": "mean,bos"}, {"include": ["mean", "bos"]}),
+        ({"formats": "h5"}, {"formats": ["h5"]}),
+        ({"report": "true", "download": "False"}, {"report": True, "download": False}),
+        ({"groups": "8", "threads": "1"}, {"groups": 8, "threads": 1}),
+        ({"batch_tokens": "4096"}, {"batch_tokens": 4096}),
+        ({"batch_tokens": "auto"}, {"batch_tokens": "auto"}),
+        ({"slot_wait_minutes": "1.5"}, {"slot_wait_minutes": 1.5}),
+        ({"store": "null", "model_folder": None}, {"store": None, "model_folder": None}),
+        ({"failures": "{policy: error}"}, {"failures": {"policy": "error", "retries": 2}}),
+        ({"failures": {"retries": "0"}}, {"failures": {"policy": "report", "retries": 0}}),
+        ({"samples": "1"}, {"samples": "1"}),
+        ({"model": "esm2_t33_650M_UR50D", "id": "true"}, {"model": "esm2_t33_650M_UR50D"}),
+    ],
+)
+def test_what_can_mean_one_thing_only_is_taken_for_it(given, meant):
+    if given.get("id") == "true":
+        assert refusal(given).startswith("id: true has no groups")
+        return
+    complete = validated({"model": "esm2_t33_650M_UR50D", **given}, SCHEMA)
+    assert {key: complete[key] for key in meant} == meant
+    assert all(type(complete[key]) is type(value) for key, value in meant.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"failures": "error"}, "failures: 'error' is no mapping; write failures: {policy: error}"),
+        (
+            {"failures": "stop"},
+            "failures: 'stop' is no mapping; write failures: a mapping with the keys policy, retries",
+        ),
+        ({"verify": 8}, "verify: 8 is no mapping; write verify: a mapping with the keys sample, seed, "),
+        ({"precision": "float16"}, "did you mean fp16?"),
+        ({"precision": "bfloat16"}, "did you mean bf16?"),
+        ({"precision": 32}, "did you mean fp32?"),
+        ({"pooled_precision": "half"}, "did you mean fp16?"),
+        ({"include": ["per_tok"]}, "did you mean per_residue?"),
+        ({"include": "cls"}, "did you mean bos?"),
+        ({"formats": ["hdf5"]}, "did you mean h5?"),
+        ({"formats": "parket"}, "did you mean parquet?"),
+        ({"device": "gpu"}, "did you mean cuda?"),
+        ({"gaps": "strip"}, "did you mean remove?"),
+        ({"long_sequences": "windows"}, "did you mean window?"),
+        ({"precision": "fp8"}, "'fp8' is not one of auto, bf16, fp16, fp32"),
+        ({"pooled_precision": "bfloat16"}, "'bfloat16' is not one of fp32, fp16"),
+    ],
+)
+def test_a_value_that_is_nearly_right_is_told_which_is(given, hint):
+    assert hint in refusal(given)
 
 
 def test_everything_that_is_wrong_is_said_at_once():

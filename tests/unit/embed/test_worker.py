@@ -77,6 +77,16 @@ def test_each_worker_loads_the_model_once_and_every_shard_is_a_segment(workers, 
     assert all(record["model_load_seconds"] > 0 for record in manager.worker_records() if record["processed"])
 
 
+def test_a_worker_says_which_card_it_sees_whatever_its_job_was_given(arguments, shards, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    manager = BatchQueueManager(1, process_esm_files_worker)
+    manager.process_files([list(shards)], **arguments)
+    (record,) = manager.worker_records()
+    assert (
+        (record["visible_devices"], record["seen_uuid"]) == (arguments["slots"][0].visible_devices, None) == ("", None)
+    )
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_shard_that_does_not_fit_into_memory_has_failed_and_the_worker_goes_on(workers, arguments, shards, tmp_path):
     giant = tmp_path / "shard-giant.fasta"

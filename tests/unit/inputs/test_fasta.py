@@ -99,29 +99,156 @@ def test_a_lower_case_j_is_rejected_too(read):
 
 
 def test_letters_without_a_token_become_x_where_that_is_asked_for(read):
-    (record,) = read(">a\nMJKV*L9\n", REPLACE)
+    (record,) = read(">a\nMJKV*Lj\n", REPLACE)
     assert (record.sequence, record.reason) == ("MXKVXLX", None)
     assert record.detail == "3 residues replaced with X"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["9", "[Met]", "(Phospho)", "<b>LAG</b>", "{X}", "&amp;", "?", "~", ">", "J9", "é", "*1", "\u2013", "<", "|P1|"],
+)
+def test_what_stands_for_no_amino_acid_is_never_replaced(read, inside):
+    for policy in (STRICT, REPLACE, ResiduePolicy("replace_with_x", gaps="remove"), ResiduePolicy(gaps="keep")):
+        bad, good = read(f">a\nMKV{inside}LAG\n>b\nMKV\n", policy)
+        assert (bad.reason, bad.sequence, good.sequence) == (Reason.INVALID_RESIDUE, "", "MKV")
 
 
 # str.upper would make SS of ß, S of ſ and I of ı.
 @pytest.mark.parametrize("letter", ["ß", "ſ", "ı", "é", "\u041c", "\uff21", "\u00a0", "\u200b"])
 def test_letters_of_other_alphabets_are_never_turned_into_residues(read, letter):
-    assert read(f">a\nMK{letter}V\n")[0].reason == Reason.INVALID_RESIDUE
-    assert sequences(read(f">a\nMK{letter}V\n", REPLACE)) == ["MKXV"]
+    for policy in (STRICT, REPLACE):
+        assert read(f">a\nMK{letter}V\n", policy)[0].reason == Reason.INVALID_RESIDUE
 
 
 def test_a_byte_that_is_not_utf8_inside_a_sequence_is_one_wrong_letter(read):
-    bad, good = read(b">a\nMK\xe9V\n>b\nMKV\n")
-    assert (bad.reason, bad.length) == (Reason.INVALID_RESIDUE, 4)
-    assert good.sequence == "MKV"
-    assert sequences(read(b">a\nMK\xe9V\n", REPLACE)) == ["MKXV"]
+    for policy in (STRICT, REPLACE):
+        bad, good = read(b">a\nMK\xe9V\n>b\nMKV\n", policy)
+        assert (bad.reason, bad.length) == (Reason.INVALID_RESIDUE, 4)
+        assert good.sequence == "MKV"
 
 
 def test_an_empty_sequence_is_rejected_and_the_next_record_kept(read):
     empty, blank, good, last = read(">a\n>b\n\n \n>c\nMKV\n>d")
     assert [empty.reason, blank.reason, last.reason] == [Reason.EMPTY_SEQUENCE] * 3
     assert (good.id, good.position, good.sequence) == ("c", 3, "MKV")
+
+
+# Gaps
+
+
+REMOVE, KEEP = ResiduePolicy(gaps="remove"), ResiduePolicy(gaps="keep")
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "others", "kind"),
+    [
+        ("MKV--LAG..W-", "'-' at residue 4", ", and 4 more", "an alignment"),
+        ("------", "'-' at residue 1", ", and 5 more", "an alignment"),
+        ("-MKV", "'-' at residue 1", "", "an alignment"),
+        ("mkv.lag", "'.' at residue 4", "", "an alignment, or '.' stands for a stop codon"),
+        ("MKV\n-\nLAG*", "'-' at residue 4", "", "an alignment"),
+        ("M K-V*", "'-' at residue 3", "", "an alignment"),
+    ],
+)
+def test_gaps_reject_a_record_and_their_removal_gives_the_protein(read, written, first, others, kind):
+    text = f">a\n{written}\n>b\nMKV\n"
+    bad, good = read(text)
+    assert (bad.reason, bad.sequence, good.sequence) == (Reason.GAP_CHARACTERS, "", "MKV")
+    assert bad.detail == f"{first}{others}; this looks like {kind}"
+    removed, good = read(text, REMOVE)
+    protein = "".join(letter for letter in written.upper() if letter.isalpha())
+    assert (removed.sequence, removed.length, good.sequence) == (protein, len(protein), "MKV")
+    assert removed.reason == (None if protein else Reason.EMPTY_SEQUENCE)
+    assert removed.detail.endswith(" removed") or not protein
+
+
+def test_kept_gaps_are_tokens_of_their_own(read):
+    assert sequences(read(">a\nMKV--LAG..W-\n>b\nMKVLAG.\n", KEEP)) == ["MKV--LAG..W-", "MKVLAG."]
+
+
+def test_a_trailing_dot_is_a_stop_like_a_trailing_star(read):
+    for policy in (STRICT, REMOVE, REPLACE):
+        assert sequences(read(">a\nMKVLAG.\n>b\nMKVLAG*.\n>c\nMKV\nLAG.\n", policy)) == ["MKVLAG"] * 3
+
+
+def test_a_stop_before_trailing_gaps_is_no_residue_once_they_are_removed(read):
+    assert sequences(read(">a\n--MKV*---\n", REMOVE)) == ["MKV"]
+    assert sequences(read(">a\nM-J*\n", ResiduePolicy("replace_with_x", gaps="remove"))) == ["MX"]
+
+
+def test_the_digest_of_a_protein_is_the_same_with_its_gaps_removed(read):
+    gapped, plain = read(">a\nM-KV..LAG\n>b\nMKVLAG\n", REMOVE)
+    assert sequence_digest(gapped.sequence) == sequence_digest(plain.sequence)
+
+
+def test_an_alignment_of_insertions_in_lower_case_gives_whole_proteins(read):
+    assert sequences(read(">a\nMKv.lAG\n>b\nMK.-.AG\n", REMOVE)) == ["MKVLAG", "MKAG"]
+
+
+# Headers in the wrong place
+
+
+JOINED = "cut off the line before it, which lacked its end"
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        "MKVLAG>b second",
+        "MKVLAG*>b second",
+        "MKVLAG>b\tsecond",
+        "  MKV LAG  >b second",
+        "MKV\nLAG>b second",
+        "MKVLAG\ufeff>b second",
+        "MKVLAG\n\ufeff>b second",
+        "MKVLAG\n  >b second",
+        "mkvlag>b second",
+    ],
+)
+@pytest.mark.parametrize("policy", [STRICT, REPLACE])
+def test_a_header_that_is_joined_to_a_line_is_cut_off_and_both_records_are_embedded(tmp_path, read, joined, policy):
+    records = read(f">a first\n{joined}\nEDR\n>c third\nTKQ\n", policy)
+    assert [(r.position, r.id, r.description, r.sequence) for r in records] == [
+        (1, "a", "first", "MKVLAG"),
+        (2, "b", "second", "EDR"),
+        (3, "c", "third", "TKQ"),
+    ]
+    assert [r.detail for r in records] == ["", JOINED, ""]
+    assert count_sequences(tmp_path / "proteins.fasta") == 3
+
+
+@pytest.mark.parametrize("header", ["sp|P1|X", "b", "WP_1.1", "seq1", "Protein", "X1 LAG", "a>b"])
+def test_what_is_certainly_a_header_is_cut_off(read, header):
+    assert [(r.id, r.sequence) for r in read(f">a\nMKV>{header}\nEDR")] == [("a", "MKV"), (header.split()[0], "EDR")]
+
+
+@pytest.mark.parametrize(
+    "line", ["MKV>LAG", "mkv>lag", "MKV1>b second", "M<b>KV</b>", "MKV>", "é>b second", "M|>b second"]
+)
+@pytest.mark.parametrize("policy", [STRICT, REPLACE, KEEP])
+def test_what_may_be_no_header_rejects_its_record_which_names_it(tmp_path, read, line, policy):
+    bad, good = read(f">a\n{line}\nEDR\n>b\nMKV\n", policy)
+    assert (bad.id, bad.reason, good.sequence) == ("a", Reason.INVALID_RESIDUE, "MKV")
+    assert bad.detail.endswith(f"not read: {line[line.index('>') :]!r}")
+    assert count_sequences(tmp_path / "proteins.fasta") == 2
+
+
+def test_headers_joined_to_text_above_the_first_are_named(read):
+    row, good = read("MKVLAG>b second\nEDR\nMKV>c\n>a\nMKV\n")
+    assert (row.reason, good.sequence) == (Reason.TEXT_BEFORE_HEADER, "MKV")
+    assert row.detail.endswith("; joined to its lines and not read: '>b second', '>c'")
+
+
+def test_files_joined_at_block_borders_keep_every_record(tmp_path):
+    path = tmp_path / "joined.fasta"
+    parts = [long_text(900)[:-1], *([b">x%d joined\nMKV" % i for i in range(3000)]), long_text(5000)]
+    path.write_bytes(b"".join(parts))
+    records = list(read_records(path))
+    assert [r.position for r in records] == list(range(1, 8901))
+    assert all(r.reason is None for r in records)
+    assert sum(r.detail == JOINED for r in records) == 3001
+    assert count_sequences(path) == 8900
 
 
 # Lengths and nucleotides
@@ -236,6 +363,12 @@ def test_an_id_ends_at_the_first_space_or_tab(read):
 def test_header_bytes_that_are_not_utf8_are_kept_as_escapes(read):
     (record,) = read(b">caf\xe9 M\xfcller\nMKV\n")
     assert (record.id, record.description, record.sequence) == (r"caf\xe9", r"M\xfcller", "MKV")
+
+
+def test_what_a_terminal_would_obey_is_kept_as_an_escape_and_what_a_spreadsheet_reads_as_it_is(read):
+    records = read(">a\x1b[31mred\x07 b\x9bc\x7f\nMKV\n>=cmd|'/c calc'!A1 +1 @x\nMKV\n")
+    assert (records[0].id, records[0].description) == (r"a\x1b[31mred\x07", r"b\x9bc\x7f")
+    assert (records[1].id, records[1].description) == ("=cmd|'/c", "calc'!A1 +1 @x")
 
 
 def test_a_nul_in_a_header_is_kept_as_an_escape(read):

@@ -1,5 +1,6 @@
 """The sample sheet: a wrong one ends in a sentence that names the line; folders and globs stand for their files."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_a_sheet_gives_its_files_in_order(sheet):
 
 def test_more_columns_blank_lines_comments_and_windows_line_ends_are_fine(sheet):
     path = sheet("\ufeffnote\tsample\tfasta\r\nmine\tx\ta.fasta\r\n\r\n\t#y\tnone.fasta\r\n\t z \t b.fasta \r\n")
-    assert read_samples(path) == [InputFile("x", "a.fasta"), InputFile("z", "b.fasta")]
+    assert read_samples(path) == [
+        InputFile("x", "a.fasta", (("note", "mine"),)),
+        InputFile("z", "b.fasta", (("note", ""),)),
+    ]
 
 
 def test_a_glob_in_a_sheet_gives_every_match_under_one_sample(sheet):
@@ -207,3 +211,133 @@ def test_a_quote_that_is_never_closed_costs_no_sample(sheet):
 
 def test_a_line_with_more_cells_than_the_head_is_a_sample_like_any_other(sheet):
     assert read_samples(sheet("sample\tfasta\nx\ta.fasta\tmore\n")) == [InputFile("x", "a.fasta")]
+
+
+# Names and paths
+
+
+def paths(samples) -> list[str]:
+    return [file.path for file in read_samples(str(samples))]
+
+
+def test_a_path_may_be_relative_to_the_sheet_and_the_working_directory_goes_first(sheet):
+    os.mkdir("project")
+    os.mkdir("project/sub")
+    write_fasta(Path("project/own.fasta"), [("p", "MKV")])
+    write_fasta(Path("project/a.fasta"), [("p", "MKV")])
+    write_fasta(Path("project/sub/x1.fa"), [("p", "MKV")])
+    text = "sample\tfasta\nown\town.fasta\na\ta.fasta\nglob\tsub/*.fa\n"
+    assert paths(sheet(text, "project/samples.tsv")) == ["project/own.fasta", "a.fasta", "project/sub/x1.fa"]
+
+
+def test_a_tilde_is_the_home(sheet, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_fasta(tmp_path / "home" / "h.fasta", [("p", "MKV")])
+    sheet("sample\tfasta\nx\t~/h.fasta\n", "home/s.tsv")
+    for samples in ("home/s.tsv", "~/s.tsv", "~/*.fasta"):
+        assert paths(samples) == [str(tmp_path / "home" / "h.fasta")]
+
+
+@pytest.mark.parametrize("name", ["x{1}.fasta", "{sample}.fasta", "x{{a,b}}.fasta", "x<results>.fasta", "{d}/a.fasta"])
+def test_names_that_snakemake_would_change_are_named_in_a_sentence(sheet, name):
+    write_fasta(Path(name), [("p", "MKV")])
+    assert sheet_refusal(sheet(f"sample\tfasta\nx\t{name}\n")) == (
+        f"samples.tsv, line 2: fasta: the name {name} has braces or angle brackets around a word, which Snakemake "
+        "takes for a wildcard; rename it, or link to it by another name"
+    )
+
+
+def test_names_with_braces_percent_signs_spaces_and_other_alphabets_are_names(sheet):
+    names = [
+        "x{}.fasta",
+        "x{a b}.fasta",
+        "<.fasta",
+        "100%.fasta",
+        "with space.fasta",
+        "蛋白質.fasta",
+        "#1.fasta",
+        "-n.fasta",
+        "~.fasta",
+    ]
+    for name in names:
+        write_fasta(Path(name), [("p", "MKV")])
+    lines = "".join(f"s{i}\t{name}\n" for i, name in enumerate(names))
+    assert paths(sheet("sample\tfasta\n" + lines)) == names
+
+
+def test_a_name_that_is_not_utf8_is_named_in_a_sentence(sheet):
+    with open(b"caf\xe9.fasta", "wb") as handle:
+        handle.write(b">a\nMKV\n")
+    for samples in (sheet("sample\tfasta\nx\t*.fasta\n"), "c*.fasta"):
+        assert sheet_refusal(samples).endswith(
+            r"the name caf\xe9.fasta is not UTF-8; rename it, or link to it by another name"
+        )
+
+
+def test_a_glob_that_meets_folders_takes_files_and_of_folders_alone_their_files(sheet):
+    for folder in ("GCF_1", "GCF_2", "GCF_3"):
+        os.mkdir(folder)
+    write_fasta(Path("GCF_1/protein.faa"), [("p", "MKV")])
+    write_fasta(Path("GCF_2/protein.faa"), [("p", "LAG")])
+    assert paths(sheet("sample\tfasta\nx\tGCF_*\n")) == ["GCF_1/protein.faa", "GCF_2/protein.faa"]
+    assert paths(sheet("sample\tfasta\nx\t[Ga]*\n")) == ["a.fasta"]
+    assert sheet_refusal(sheet("sample\tfasta\nx\tGCF_[3]\n")).endswith(
+        "matches no file and no folder with FASTA files"
+    )
+
+
+def test_a_name_in_a_folder_that_looks_like_a_glob_is_found(sheet):
+    write_fasta(Path("x[1]/y[2].fasta"), [("p", "MKV")])
+    assert paths(sheet("sample\tfasta\nx\tx[1]/y[2].fasta\ny\tx[1]\n".replace("\ny\tx[1]", ""))) == ["x[1]/y[2].fasta"]
+
+
+def test_what_exists_and_is_no_file_is_said_to_be_what_it_is(sheet):
+    os.symlink("loop", "loop")
+    os.symlink("nowhere.fasta", "dangling")
+    os.mkfifo("pipe")
+    os.symlink("/dev/null", "device")
+    said = {
+        "loop": "is a loop of symbolic links",
+        "dangling": "is a symbolic link to nowhere.fasta, which does not exist",
+        "pipe": "is no file but a pipe, socket or device: write it to a file first",
+        "device": "is no file but a pipe, socket or device: write it to a file first",
+        "a.fasta/x": "cannot be read (Not a directory)",
+        "n" * 300: "cannot be read (File name too long)",
+    }
+    for name, why in said.items():
+        assert (
+            sheet_refusal(sheet(f"sample\tfasta\nx\t{name}\n")) == f"samples.tsv: fasta: {name} {why}; correct the path"
+        )
+
+
+def test_nul_in_a_sheet_is_a_sentence(sheet):
+    assert sheet_refusal(sheet("sample\tfasta\nx\ta\0b.fasta\n")).startswith(
+        "samples.tsv, line 2: fasta: 'a\\x00b.fasta' has a NUL"
+    )
+    assert "cannot be read" in sheet_refusal("a\0b.tsv")
+
+
+@pytest.mark.parametrize("samples", ["a.fasta", "c.faa.gz"])
+def test_a_fasta_file_instead_of_a_sheet_is_one_sample(sheet, samples):
+    Path("c.faa.gz").write_bytes(gzip.compress(b">p\nMKV\n"))
+    assert read_samples(samples) == [InputFile(samples[0], samples)]
+
+
+def test_a_table_of_proteins_instead_of_a_sheet_is_one_sample(sheet):
+    assert read_samples(sheet("id\tsequence\na\tMKV\n", "proteins.tsv")) == [InputFile("proteins", "proteins.tsv")]
+
+
+def test_a_sheet_as_a_spreadsheet_saves_it_is_named(sheet):
+    assert sheet_refusal(sheet(b"\xd0\xcf\x11\xe0" + bytes(600))) == (
+        "samples: samples.tsv is not a text file in UTF-8, but an Excel or other Office document; "
+        "save it as tab-separated UTF-8 text"
+    )
+
+
+def test_further_columns_are_annotations_of_every_file_of_the_line(sheet):
+    path = sheet("sample\ttissue\tfasta\thost\t\nx\tgut\t*.fasta\tmouse\tignored\ny\t\tsub\t\t\n")
+    assert [(file.path, file.annotations) for file in read_samples(path)] == [
+        ("a.fasta", (("tissue", "gut"), ("host", "mouse"))),
+        ("b.fasta", (("tissue", "gut"), ("host", "mouse"))),
+        ("sub/a.faa.gz", (("tissue", ""), ("host", ""))),
+    ]

@@ -111,8 +111,8 @@ def test_a_row_of_the_wrong_width_is_rejected_by_its_line_and_the_others_are_kep
 def test_ids_that_are_not_utf8_or_hold_nul_are_kept_as_escapes(tmp_path):
     found = records(text(tmp_path / "t.tsv", b"id\tsequence\ncaf\xe9\tMKV\nb\0c\tLAG\n"))
     assert [r.id for r in found] == [r"caf\xe9", r"b\x00c"]
-    found = records(text(tmp_path / "u.tsv", b"id\tsequence\nb\0c\tLAG\n"))
-    assert [r.id for r in found] == [r"b\x00c"]
+    found = records(text(tmp_path / "u.tsv", b"id\tsequence\nb\0c\tLAG\n\x1b[1m\xc2\x9bd\tEDR\n"))
+    assert [r.id for r in found] == [r"b\x00c", r"\x1b[1m\x9bd"]
 
 
 @pytest.mark.parametrize("content", [b"", b"id\tsequence\n"])
@@ -128,8 +128,15 @@ def test_a_parquet_table_without_rows_is_an_empty_file(tmp_path):
 
 
 def test_a_file_that_is_no_parquet_is_unreadable(tmp_path):
-    (row,) = records(text(tmp_path / "t.parquet", ">a\nMKV\n"))
+    (row,) = records(text(tmp_path / "t.parquet", "id and sequence\n"))
     assert row.reason == Reason.UNREADABLE_FILE
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.tsv", "t.csv", "t.csv.gz"])
+def test_fasta_is_fasta_whatever_its_suffix_says(tmp_path, name):
+    path = text(tmp_path / name, gzip.compress(b">a\nMKV\n") if name.endswith(".gz") else b">a\nMKV\n")
+    check_columns(path)
+    assert [(r.id, r.sequence) for r in records(path)] == [("a", "MKV")]
 
 
 def test_a_truncated_table_keeps_what_was_read_and_says_so(tmp_path):

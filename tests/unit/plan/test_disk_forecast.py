@@ -193,6 +193,7 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
     config = validated({"disk_check": check}, SCHEMA)
     params = {
         "method": computing_method(config), "max_residues": 1022, "nucleotide_sequences": "reject",
+        "reading": {"gaps": "reject", "id": "first_word"}, "annotations": [()],
         "assignment": "balanced", "shard_residues": 1000, "gpus_per_job": 1,
         "store": str(tmp_path / "store"), "samples": ["a"], "plan_number": {"plan number": 0},
     }  # fmt: skip

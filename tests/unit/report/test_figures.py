@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from esmflow.embed.run_record import RunRecord
-from esmflow.report import drawing
-from esmflow.report.drawing import DrawingError, draw, message, on_paper
+from esmflow.report.drawing import draw
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.figures import (
     MOST_BARS,
@@ -28,12 +27,11 @@ from esmflow.report.figures import (
     timeline_figure,
 )
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
-from esmflow.report.page import TEMPLATES, WIDTHS
+from esmflow.report.page import WIDTHS
 from esmflow.report.timeline import MOST_PIECES, MOST_SLOTS, Piece, drawable
 from esmflow.verify.agreement import LIMITS, Agreement
 from esmflow.verify.certificate import Certificate, VerifiedSequence
 
-STYLE = (TEMPLATES / "page.css").read_text()
 HOSTILE = "<script>&amp;</script>\"'"
 
 
@@ -136,7 +134,6 @@ def test_names_from_the_input_are_text_and_nothing_else():
     assert [text.startswith(f"{HOSTILE}\n50 residues\n") for text in said(svg)] == [True] * 5 + [False]
     assert f"{HOSTILE}.faa".rpartition("/")[2] in texts(svg)
     assert not elements(svg, "script")
-    assert HOSTILE in texts(ElementTree.fromstring(message(HOSTILE)))
     bars = drawn(partial(disk_figure, {HOSTILE: 10}))
     assert texts(bars)[0] == HOSTILE
 
@@ -172,27 +169,6 @@ def test_every_other_figure_can_be_drawn():
     assert len(marks(svg)) == 2
     assert "limit for fp32: cosine 0.99999" in texts(svg)
     assert {"10⁻¹⁵", "10⁻⁵"} & set(texts(svg))
-
-
-def test_a_drawing_on_paper_has_the_light_colours_and_no_variables(counts):
-    svg = on_paper(svg_of(partial(reasons_figure, counts)), STYLE)
-    assert "var(" not in svg
-    assert "#d55e00" in svg
-    assert elements(ElementTree.fromstring(svg), "rect")[0].get("fill") == "#ffffff"
-    assert "var(" not in on_paper(message("Nothing."), STYLE)
-
-
-def test_a_figure_that_cannot_be_drawn_does_not_keep_the_others_from_it(counts):
-    good = reasons_figure(counts, WIDTHS["wide"]).to_dict()
-    first, second = draw([{"mark": "bar", "encoding": {"x": {"field": 5}}, "data": {"values": "{"}, "width": {}}, good])
-    assert isinstance(first, DrawingError)
-    assert isinstance(second, str)
-
-
-def test_a_drawing_process_that_dies_is_an_error_of_each_figure(counts, monkeypatch):
-    monkeypatch.setattr(drawing, "__file__", "/nowhere.py")
-    good = reasons_figure(counts, WIDTHS["wide"]).to_dict()
-    assert all("nowhere.py" in str(error) and isinstance(error, DrawingError) for error in draw([good, good]))
 
 
 def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points():

@@ -46,6 +46,8 @@ def test_records_are_counted_by_file_in_input_order(manifest):
     assert list(counts.files) == ["a.faa", "b.faa", "c.faa"]
     assert counts.files["b.faa"] == {"embedded": 2, "failed": 3}
     assert counts.total == 46
+    assert list(counts.samples) == ["a.faa", "b.faa", "c.faa"]
+    assert counts.samples["c.faa"] == {"embedded": 1, "rejected": 10}
     assert (counts.records("embedded"), counts.records("failed"), counts.records("rejected")) == (33, 3, 10)
 
 

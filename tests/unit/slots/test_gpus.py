@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from workflow_run import PROJECT
 
 from esmflow.slots.cuda_order import cuda_order
 from esmflow.slots.gpus import Gpu, SlotError, candidate_slots, driver_gpus, use_slot
+
+SCRIPTS = PROJECT / "workflow" / "scripts"
 
 A, B, C = (Gpu(f"GPU-{i}{i}{i}aaaaa-0000-1111-2222-33334444555{i}", "NVIDIA H100") for i in range(3))
 MIG = tuple(Gpu(f"MIG-{n}d0d0d0d-1111-2222-3333-444455556666", "H100 MIG 1g.10gb") for n in range(2))
@@ -166,6 +169,40 @@ def test_the_driver_and_torch_agree_on_the_gpus():
     assert [gpu.uuid for gpu in driver_gpus()] == [
         f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())
     ]
+
+
+PRETEND_TORCH = """
+import os
+class cuda:
+    def get_device_properties(number):
+        class Properties:
+            uuid = os.environ["SEEN"]
+        return Properties
+"""
+USE = """
+import sys
+from esmflow.slots.gpus import Slot, SlotError, use_slot
+try:
+    print(use_slot(Slot("0", sys.argv[1], "NVIDIA H100", "cuda")))
+except SlotError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("leased", "seen", "said"),
+    [
+        ("GPU-aaaa", "aaaa", "'visible_devices': 'GPU-aaaa', 'seen_uuid': 'GPU-aaaa'"),
+        ("GPU-aaaa", "bbbb", "this worker sees another GPU: GPU-bbbb, with CUDA_VISIBLE_DEVICES=GPU-aaaa"),
+        ("MIG-aaaa", "bbbb", "'visible_devices': 'MIG-aaaa'"),
+    ],
+)
+def test_a_worker_that_sees_another_card_than_the_one_leased_does_no_work(tmp_path, leased, seen, said):
+    # No machine has cards to mix up at will: torch is a pretence that says what it sees.
+    (tmp_path / "torch.py").write_text(PRETEND_TORCH)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{SCRIPTS}", "SEEN": seen, "CUDA_VISIBLE_DEVICES": "0"}
+    used = subprocess.run([sys.executable, "-c", USE, leased], env=environment, capture_output=True, text=True)
+    assert said in used.stdout, used.stderr
 
 
 def test_a_slot_is_not_used_once_torch_is_there():

@@ -44,3 +44,15 @@ def test_a_job_that_cannot_see_its_run_because_it_is_in_a_container_goes_on():
     environment = {**ENVIRONMENT, "ESMFLOW_RUN": "1 pid:[1]"}
     job = JOB.replace("time.sleep(120)", "time.sleep(1)")
     assert subprocess.run([sys.executable, "-c", job], env=environment, timeout=60).returncode == 0
+
+
+def test_a_worker_whose_parent_is_not_the_one_that_started_it_ends_at_once():
+    code = (
+        "import sys; from esmflow.workers.lifetime import die_with_parent\n"
+        "die_with_parent(int(sys.argv[1])); print('on')"
+    )
+    for parent, status, said in ((os.getpid(), 0, "on\n"), (2**22, 1, "")):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(parent)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        assert (ended.returncode, ended.stdout) == (status, said)

@@ -19,11 +19,13 @@ import worker_functions
 from workflow_run import wait_until
 
 from esmflow.failures import Reason
+from esmflow.workers import manager as manager_module
 from esmflow.workers.manager import BatchQueueManager, WorkerError, run_one
 from esmflow.workers.worker import WorkerStatus
 
 FILES = [f"file-{n}" for n in range(6)]
 PROJECT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{PROJECT / 'workflow/scripts'}:{PROJECT / 'tests' / 'support'}"}
 
 
 def deal(workers, files=FILES):
@@ -54,12 +56,19 @@ def test_every_file_is_processed_once_and_its_result_comes_back(workers):
     assert sum(record["processed"] for record in manager.worker_records()) == len(FILES)
 
 
-def test_an_idle_worker_takes_files_from_a_busy_one():
-    manager = BatchQueueManager(2, worker_functions.takes_its_time)
-    processed, _ = manager.process_files([FILES, []], slow=0, seconds=1.5)
+def test_an_idle_worker_takes_files_from_a_busy_one(tmp_path):
+    done = []
+
+    def note(file, result):
+        done.append(file)
+        if len(done) == len(FILES) - 1:
+            (tmp_path / "go-on").touch()
+
+    manager = BatchQueueManager(2, worker_functions.waits_once)
+    processed, _ = manager.process_files([FILES, []], on_done=note, slow=0, path=str(tmp_path / "go-on"))
     assert Counter(processed) == Counter(FILES)
-    done_by = Counter(manager.results.values())
-    assert done_by[1] > done_by[0]
+    # However late it starts, the first worker has one file at the most while it waits.
+    assert Counter(manager.results.values())[1] >= len(FILES) - 1
 
 
 def test_what_a_function_reports_only_at_its_end_counts_as_it_returned_it():
@@ -318,7 +327,7 @@ def supervisor(tmp_path):
     marker, lock = tmp_path / "worker", tmp_path / "lock"
     process = subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, str(marker), str(lock)],
-        env={**os.environ, "PYTHONPATH": f"{PROJECT / 'workflow/scripts'}:{PROJECT / 'tests' / 'support'}"},
+        env=ENVIRONMENT,
     )
     worker = psutil.Process(int(wait_until(lambda: marker.exists() and marker.read_text(), what="the worker")))
     yield process, worker, lock
@@ -376,3 +385,67 @@ def test_forked_workers_keep_what_they_inherit_too(tmp_path):
         manager = BatchQueueManager(1, worker_functions.copies, spawn_context=False)
         processed, failed = manager.process_files([FILES], inherited=[[lock.fileno()]])
     assert (processed, failed) == (FILES, [])
+
+
+@pytest.fixture
+def short_patience(monkeypatch):
+    """A worker that is done has a second to leave."""
+    monkeypatch.setattr(manager_module, "_LEAVING_SECONDS", 1.0)
+
+
+def test_a_worker_that_is_done_and_does_not_leave_is_killed_and_nothing_has_failed(short_patience):
+    manager = BatchQueueManager(1, worker_functions.does_not_leave)
+    processed, failed = manager.process_files([FILES])
+    assert (processed, failed) == (FILES, [])
+    assert manager.get_worker_status() == {0: WorkerStatus.COMPLETED}
+    assert manager.worker_records()[0]["exits"] == []
+    (worker,) = set(manager.results.values())
+    assert not psutil.pid_exists(worker)
+
+
+SUSPENDED = """
+import sys, worker_functions
+from esmflow.workers.manager import BatchQueueManager
+manager = BatchQueueManager(1, worker_functions.works_slowly)
+print(*manager.process_files([["file"]], hang_seconds=8, marker=sys.argv[1], steps=20))
+print(len(manager.worker_records()[0]["exits"]))
+"""
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on_and_no_worker_counts_as_hanging(tmp_path):
+    marker = tmp_path / "worker"
+    job = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED, str(marker)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        worker = int(wait_until(lambda: marker.exists() and marker.read_text(), what="the worker"))
+        # The worker first, so that the supervisor alone could find it silent; and it goes on last.
+        for process in (worker, job.pid):
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(10)
+        for process in (job.pid, worker):
+            os.kill(process, signal.SIGCONT)
+        assert job.communicate(timeout=60)[0].splitlines() == ["['file'] []", "0"]
+    finally:
+        job.kill()
+        job.wait()
+
+
+def test_the_worker_alone_still_holds_the_lock(tmp_path):
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        seen = []
+
+        def look():
+            if (tmp_path / "file.begun").exists() and not seen:
+                # The supervisor's own is gone, as when it is killed.
+                lock.close()
+                seen.append(is_free(tmp_path / "lock"))
+                (tmp_path / "file").touch()
+
+        manager = BatchQueueManager(1, worker_functions.waits_for)
+        processed, _ = manager.process_files(
+            [["file"]], inherited=[[lock.fileno()]], on_tick=look, folder=str(tmp_path)
+        )
+    assert (processed, seen) == (["file"], [False])
+    assert is_free(tmp_path / "lock")

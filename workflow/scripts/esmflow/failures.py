@@ -18,10 +18,12 @@ class Reason(StrEnum):
     # Found while planning; the record is "rejected".
     EMPTY_SEQUENCE = "empty_sequence"
     INVALID_RESIDUE = "invalid_residue"
+    GAP_CHARACTERS = "gap_characters"
     NUCLEOTIDE_SEQUENCE = "nucleotide_sequence"
     TOO_LONG = "too_long"
     TEXT_BEFORE_HEADER = "text_before_header"
     EMPTY_FILE = "empty_file"
+    OTHER_FORMAT = "other_format"
     UNREADABLE_FILE = "unreadable_file"
     # Found while embedding; the record has "failed".
     OUT_OF_MEMORY = "out_of_memory"
@@ -33,10 +35,12 @@ class Reason(StrEnum):
 
 REMEDY = {
     Reason.EMPTY_SEQUENCE: "remove the record or fill in its sequence",
-    Reason.INVALID_RESIDUE: "correct the sequence, or set invalid_residues: replace_with_x",
+    Reason.INVALID_RESIDUE: "correct the sequence, or for J and stops inside set invalid_residues: replace_with_x",
+    Reason.GAP_CHARACTERS: "give the sequences without gaps, or set gaps: remove",
     Reason.NUCLEOTIDE_SEQUENCE: "translate it to protein, or set nucleotide_sequences: keep if it is one",
     Reason.TOO_LONG: "set long_sequences to truncate or whole, or raise max_residues",
     Reason.TEXT_BEFORE_HEADER: "remove the text above the file's first '>'",
+    Reason.OTHER_FORMAT: "convert the file to FASTA, as its detail says",
     Reason.EMPTY_FILE: "remove the file from the sample sheet, or check why it is empty",
     Reason.UNREADABLE_FILE: "fetch or compress the file again",
     Reason.OUT_OF_MEMORY: "use a GPU with more memory, or set long_sequences: truncate",

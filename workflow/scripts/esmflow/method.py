@@ -153,6 +153,7 @@ def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
 
     All of it goes into the fingerprint. A rule that has it as a parameter runs again when any of it changes.
     """
+    # Without `gaps`: a digest is of what that leaves of a sequence, so a vector is never found under another one.
     long = LongSequences.configured(config)
     return {
         "layers": config["layers"],

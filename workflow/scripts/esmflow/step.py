@@ -13,9 +13,15 @@ from typing import Any
 from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.errors import EsmflowError
-from esmflow.logs import start_logging
+from esmflow.logs import end_logging, start_logging
 from esmflow.method import Fingerprint
-from esmflow.workers.lifetime import TERMINATED_EXIT_STATUS, Terminated, end_with_run, raise_when_terminated
+from esmflow.workers.lifetime import (
+    TERMINATED_EXIT_STATUS,
+    Terminated,
+    ancestors_running,
+    end_with_run,
+    raise_when_terminated,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     raise_when_terminated()
     try:
         yield
+        end_logging(log_file)
     except (EsmflowError, OSError) as error:
         log.error("%s", error)
         sys.exit(1)
@@ -45,6 +52,12 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
+
+
+def run_command_line() -> list[str]:
+    """The words of the `snakemake …` command that this step is part of; none where there is no such command."""
+    started_by = ancestors_running("snakemake")
+    return started_by[-1].cmdline() if started_by else []
 
 
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 
 
 def bytes_in_words(size: float) -> str:
@@ -28,6 +29,12 @@ def duration(seconds: float) -> str:
 def plural(number: int, noun: str) -> str:
     """A count of things."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def in_words(items: Iterable[str]) -> str:
+    """Such as `a, b and c`."""
+    *first, last = [*items] or ["nothing"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def percent(share: float) -> str:

@@ -16,8 +16,9 @@ from esmflow.collect.joining import EMBEDDED, FAILED, REJECTED, CollectError, Jo
 from esmflow.collect.sequences import InputSequences
 from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
-from esmflow.collect.tables import open_tables
+from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
+from esmflow.collect.written import write_note
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
@@ -43,7 +44,9 @@ class CollectSettings:
     records, plan, runs, failure_lists: what earlier steps left: the record table, the plan, and each group's `run.json`
     and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
     summary: files to write. logs: files to be joined to one, joined_log.
+    note, note_number: see `written`.
     model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    gaps: what was done with them when the inputs were read.
     """
 
     records: str
@@ -57,11 +60,14 @@ class CollectSettings:
     summary: str
     logs: Sequence[str]
     joined_log: str
+    note: str
+    note_number: int
     store: str
     fingerprint: Fingerprint
     model: str
     formats: Sequence[str]
     pooled_precision: str
+    gaps: str
     threads: int
 
 
@@ -86,13 +92,14 @@ def collect(settings: CollectSettings) -> Summary:
         for array in method.outputs.arrays()
     ]
     tally = Tally()
-    blocks = pq.ParquetFile(settings.records).iter_batches()
+    records = pq.ParquetFile(settings.records)
+    blocks, schema = records.iter_batches(), manifest_schema(records.schema_arrow)
     called = _name_outputs(settings.records) if named_after_inputs(settings.formats) else {}
     # What was planned was not rejected; besides that, they are read as planning read them.
-    sequences = InputSequences(ResiduePolicy(invalid=method.invalid_residues, nucleotides="keep"))
+    sequences = InputSequences(ResiduePolicy(method.invalid_residues, "keep", gaps=settings.gaps))
     writers = _make_writers(settings.formats, Path(settings.embeddings), descriptions)
     with (
-        open_tables(settings.manifest, settings.manifest_tsv, settings.failures) as write_rows,
+        open_tables(settings.manifest, settings.manifest_tsv, settings.failures, schema) as write_rows,
         VectorStream.open(index, writers, sequences, half=settings.pooled_precision == "fp16") as vectors,
     ):
         for joined in one_ahead(join(block, index, failures, method.long) for block in blocks):
@@ -103,6 +110,7 @@ def collect(settings: CollectSettings) -> Summary:
     tally.check(plan.records)
     summary = _summary(tally, plan, runs, settings.formats, method.outputs.names())
     summary.write(settings.summary)
+    write_note(settings.note, settings.note_number, settings.embeddings)
     join_logs([Path(path) for path in settings.logs], settings.joined_log)
     return summary
 

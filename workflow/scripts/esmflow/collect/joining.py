@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esmflow.collect.tables import MANIFEST_SCHEMA
+from esmflow.collect.tables import MANIFEST_SCHEMA, manifest_schema
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import LongSequences
-from esmflow.plan.record_table import RECORD_SCHEMA
 from esmflow.store.gather import Location, SegmentIndex
 
 STATUS = ("embedded", "failed", "rejected")
@@ -50,7 +49,7 @@ def join(
 
     failures: by hexadecimal digest. A record that is neither embedded nor accounted for has no status.
     """
-    table = pa.Table.from_batches([block], RECORD_SCHEMA)
+    table = pa.Table.from_batches([block])
     planned = table["digest"].is_valid().to_numpy()
     digests = _digest_bytes(table["digest"])
     location = _locate(index, digests, planned)
@@ -76,7 +75,9 @@ def join(
         "segment": _of_segment(location.segments, index.names),
         "row": pa.array(location.rows.astype(np.int64), mask=~embedded),
     }
-    return Joined(pa.table(columns, schema=MANIFEST_SCHEMA), location)
+    schema = manifest_schema(block.schema)
+    columns |= {name: table[name] for name in schema.names[len(MANIFEST_SCHEMA) :]}
+    return Joined(pa.table(columns, schema=schema), location)
 
 
 def _digest_bytes(column: pa.ChunkedArray) -> np.ndarray:

@@ -93,7 +93,8 @@ class VectorStream:
             if end == start and start < len(ends) and not self._waiting:
                 end += 1  # A record that is larger than a piece is one of its own.
             part = slice(start, end)
-            records = embedded.table.select(_COLUMNS)[part]
+            annotations = embedded.table.column_names[len(MANIFEST_SCHEMA) :]
+            records = embedded.table.select([*_COLUMNS, *annotations])[part]
             self._waiting.append(_Run(file, begins, records, embedded.location[part]))
             self._bytes += int(ends[end - 1] - before) if end > start else 0
             start, begins = end, False

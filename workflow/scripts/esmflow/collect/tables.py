@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from esmflow.files import atomic_path
+from esmflow.plan.record_table import RECORD_SCHEMA
 from esmflow.threads import Background
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -35,22 +36,29 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
+def manifest_schema(records: pa.Schema) -> pa.Schema:
+    """The manifest's columns, and behind them the annotations that the table of records has."""
+    return pa.schema([*MANIFEST_SCHEMA, *list(records)[len(RECORD_SCHEMA) :]])
+
+
 FAILURE_COLUMNS = ("file", "record", "id", "reason", "detail")
 
 
 @contextmanager
-def open_tables(manifest: str, manifest_tsv: str, failures: str) -> Iterator[Callable[[pa.Table], None]]:
+def open_tables(
+    manifest: str, manifest_tsv: str, failures: str, schema: pa.Schema = MANIFEST_SCHEMA
+) -> Iterator[Callable[[pa.Table], None]]:
     """The manifest, as Parquet and as TSV, and `failures.tsv`, which has those of its rows that have a reason.
 
     Gives the function that adds rows of the manifest; what goes wrong with them may be raised by its next call, or at
     the end of the block. The files are complete after that.
     """
     # Ids and digests repeat too seldom for a dictionary.
-    repeating = [field.name for field in MANIFEST_SCHEMA if field.type == _TEXT]
+    repeating = [field.name for field in schema if field.type == _TEXT]
     with (
         atomic_path(manifest) as path,
-        pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd", use_dictionary=repeating) as parquet,
-        _open_tsv(manifest_tsv, MANIFEST_SCHEMA.names) as tsv,
+        pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeating) as parquet,
+        _open_tsv(manifest_tsv, schema.names) as tsv,
         _open_tsv(failures, FAILURE_COLUMNS) as failed,
         # Each file has a thread of its own.
         Background() as to_parquet,
@@ -69,7 +77,7 @@ def open_tables(manifest: str, manifest_tsv: str, failures: str) -> Iterator[Cal
 def _open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Table], None]]:
     """A TSV file that whatever splits lines at tabs can read: without quotes, see `_cell`."""
     with atomic_path(target) as path, open(path, "wb") as handle:
-        handle.write("\t".join(columns).encode() + b"\n")
+        handle.write("\t".join(_cell(pa.array(columns, pa.string())).to_pylist()).encode() + b"\n")
 
         def write(rows: pa.Table) -> None:
             cells = [_cell(rows[name].combine_chunks()) for name in columns]

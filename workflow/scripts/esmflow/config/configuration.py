@@ -20,24 +20,82 @@ from esmflow.errors import EsmflowError
 from esmflow.files import read_json
 from esmflow.method import LongSequences
 
+# What other programs call these values.
+_SYNONYMS = {
+    **dict.fromkeys(("float16", "half", "f16", "16"), "fp16"),
+    **dict.fromkeys(("bfloat16", "16-mixed"), "bf16"),
+    **dict.fromkeys(("float32", "float", "full", "single", "32", "f32"), "fp32"),
+    **dict.fromkeys(("per_tok", "per_token", "per_aa", "residue", "token", "residues"), "per_residue"),
+    **dict.fromkeys(("cls", "bos_token", "cls_token"), "bos"),
+    **dict.fromkeys(("average", "avg", "pooled", "mean_pooling", "pooler"), "mean"),
+    **dict.fromkeys(("hdf5", "hdf"), "h5"),
+    **dict.fromkeys(("anndata", "adata"), "h5ad"),
+    **dict.fromkeys(("torch", "pth", "tensor", "virnucpro"), "pt"),
+    **dict.fromkeys(("fair-esm", "fair_esm", "extract"), "esm"),
+    **dict.fromkeys(("numpy", "np"), "npy"),
+    **dict.fromkeys(("gpu", "nvidia"), "cuda"),
+    **dict.fromkeys(("x", "replace", "mask"), "replace_with_x"),
+    **dict.fromkeys(("drop", "skip", "discard"), "reject"),
+    **dict.fromkeys(("strip", "ungap", "delete"), "remove"),
+    **dict.fromkeys(("windows", "sliding_window", "chunk", "split"), "window"),
+    **dict.fromkeys(("cut", "crop"), "truncate"),
+}
+
 
 class ConfigurationError(EsmflowError):
     """Something in the configuration or the sample sheet is wrong. The message names the key or the line."""
 
 
 def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration with defaults filled in. Raises ConfigurationError for the first thing that is wrong."""
+    """The configuration with defaults filled in. Raises ConfigurationError for what is wrong with it.
+
+    A value that can mean one thing only is taken for that: `true` as text, as `--config` gives it, or one layer without
+    its list.
+    """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    complete = with_defaults(config, schema)
+    complete = with_defaults(_meant(config, schema), schema)
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(complete), key=lambda e: list(map(str, e.path)))
     if errors:
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     _check_model(complete)
+    _check_id(complete["id"])
     try:
         check_formats(complete["formats"], complete["include"])
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return complete
+
+
+def _meant(value: Any, rule: Mapping[str, Any]) -> Any:
+    """A value as its rule in the schema wants it, where it is not that and can mean one thing only; else itself."""
+    kinds = {kind for each in rule.get("anyOf", [rule]) for kind in _listed(each.get("type"))}
+    if isinstance(value, str) and value[:1] in ("[", "{") and kinds & {"array", "object"}:
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    if "object" in kinds and isinstance(value, Mapping):
+        rules = rule.get("properties", {})
+        return {key: _meant(each, rules.get(key, {})) for key, each in value.items()}
+    if "array" in kinds and value is not None:
+        several = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else [value]
+        return [_meant(each.strip() if isinstance(each, str) else each, rule["items"]) for each in several]
+    if isinstance(value, str):
+        if "boolean" in kinds and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if "null" in kinds and value.lower() in ("null", "none"):
+            return None
+        for kind, convert in (("integer", int), ("number", float)):
+            if kind in kinds:
+                try:
+                    return convert(value)
+                except ValueError:
+                    pass
+    return value
+
+
+def _listed(kinds: str | list[str] | None) -> list[str]:
+    return kinds if isinstance(kinds, list) else [kinds] if kinds else []
 
 
 def with_defaults(values: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +118,18 @@ def _sentence(error: ValidationError, schema: Mapping[str, Any]) -> str:
         hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
         where = f"{key}." if key else ""
         return f"{where}{unknown[0]}: there is no such key in the configuration; {hint}"
+    if error.validator == "enum":
+        meant = _SYNONYMS.get(str(error.instance).lower())
+        close = (
+            [meant] if meant else difflib.get_close_matches(str(error.instance), map(str, error.validator_value), n=1)
+        )
+        hint = f"; did you mean {close[0]}?" if close and close[0] in error.validator_value else ""
+        return f"{key}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}{hint}"
+    if error.validator == "type" and error.validator_value == "object":
+        rules = error.schema.get("properties", {})
+        fits = [name for name, rule in rules.items() if error.instance in rule.get("enum", [])]
+        form = f"{{{fits[0]}: {error.instance}}}" if fits else f"a mapping with the keys {', '.join(rules)}"
+        return f"{key}: {error.instance!r} is no mapping; write {key}: {form}"
     if error.validator == "anyOf":
         return f"{key}: {error.instance!r} is not possible. {error.schema['description']}"
     return f"{key or 'config'}: {error.message}"
@@ -83,6 +153,19 @@ def _check_model(config: Mapping[str, Any]) -> None:
             resolve_layers(config["layers"], layers)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+
+
+def _check_id(rule: str) -> None:
+    if rule == "first_word":
+        return
+    # Few runs need it, and a dry run should load little.
+    from esmflow.inputs.ids import ACCESSION, FIRST_WORD, IdError, id_pattern
+
+    try:
+        id_pattern(rule)
+    except IdError as error:
+        close = difflib.get_close_matches(rule, (FIRST_WORD, ACCESSION), n=1)
+        raise ConfigurationError(f"id: {error}" + (f"; did you mean {close[0]}?" if close else "")) from error
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:

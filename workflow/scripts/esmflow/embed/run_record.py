@@ -27,7 +27,8 @@ class WorkerRecord:
     """One worker, whose number in its job is `device`. Times are seconds since 1970.
 
     processed: shards. exits: how its processes ended before their time; their files are shards by name.
-    model_load_seconds: None if it never loaded the model.
+    visible_devices, seen_uuid: what its process found in CUDA_VISIBLE_DEVICES, and the GPU that torch saw, None on a
+    CPU: those of the slot, or it would not have worked. model_load_seconds: None if it never loaded the model.
     """
 
     slot: LeasedSlot
@@ -38,6 +39,8 @@ class WorkerRecord:
     processed: int = 0
     ended: float | None = None
     exits: tuple[WorkerExit, ...] = ()
+    visible_devices: str | None = None
+    seen_uuid: str | None = None
     model_load_seconds: float | None = None
 
 

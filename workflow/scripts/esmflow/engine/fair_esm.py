@@ -9,9 +9,9 @@ fp32. Here the tables are fp32.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import esm
@@ -30,14 +30,14 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SPECIAL_TOKENS = 2
 
 
+@dataclass
 class ReferenceEngine:
     """fair-esm's `ESM2` under `torch.no_grad`, with autocast where the precision asks for it. See `engine.Engine`."""
 
-    def __init__(self, model: esm.ESM2, outputs: Outputs, precision: str, device: torch.device) -> None:
-        self.model = model
-        self.outputs = outputs
-        self.precision = precision
-        self.device = device
+    model: esm.ESM2
+    outputs: Outputs
+    precision: str
+    device: torch.device
 
     @classmethod
     def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
@@ -98,16 +98,12 @@ class ReferenceEngine:
 
     def with_outputs(self, outputs: Outputs) -> ReferenceEngine:
         """The same module, computing something else."""
-        other = copy.copy(self)
-        other.outputs = outputs
-        return other
+        return replace(self, outputs=outputs)
 
     @contextmanager
     def at_full_precision(self) -> Iterator[ReferenceEngine]:
         """The same module, whose weights are fp32, without autocast."""
-        exact = copy.copy(self)
-        exact.precision = "fp32"
-        yield exact
+        yield replace(self, precision="fp32")
 
 
 _SMALL_BYTES = 200_000_000

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -37,25 +36,19 @@ class Launched:
     done: torch.cuda.Event | None
 
 
+@dataclass
 class PackedEngine:
-    """ESM-2 without padding. See `engine.Engine`."""
+    """ESM-2 without padding. See `engine.Engine`, and `load`."""
 
-    def __init__(
-        self,
-        model: Esm2,
-        outputs: Outputs,
-        precision: str,
-        device: torch.device,
-        checkpoint: str | os.PathLike[str],
-    ) -> None:
-        """Use `load`; this takes the parts already built."""
-        self.model = model
-        self.outputs = outputs
-        self.precision = precision
-        self._device = device
-        self._checkpoint = checkpoint
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._quantum = quantum_of(device)
+    model: Esm2
+    outputs: Outputs
+    precision: str
+    device: torch.device
+    checkpoint: str | os.PathLike[str]
+
+    def __post_init__(self) -> None:
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._quantum = quantum_of(self.device)
 
     @classmethod
     def load(
@@ -93,8 +86,8 @@ class PackedEngine:
 
     def default_token_budget(self) -> int:
         """Tokens for one pack that fit the device's free memory and fill it. See `auto_token_budget`."""
-        dimensions = read_checkpoint_info(self._checkpoint).dimensions
-        return auto_token_budget(dimensions, self.precision, str(self._device), len(self.outputs.layers))
+        dimensions = read_checkpoint_info(self.checkpoint).dimensions
+        return auto_token_budget(dimensions, self.precision, str(self.device), len(self.outputs.layers))
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Groups sequences into packs of at most `token_budget` tokens, longest first. See `engine.Engine`."""
@@ -106,7 +99,7 @@ class PackedEngine:
         Raises ValueError for a character outside ESM-2's alphabet.
         """
         pack = pack_sequences(sequences, self._quantum)
-        return pack.pinned() if self._device.type == "cuda" else pack
+        return pack.pinned() if self.device.type == "cuda" else pack
 
     @torch.inference_mode()
     def launch(self, prepared: Pack) -> Launched:
@@ -114,7 +107,7 @@ class PackedEngine:
 
         Raises torch.OutOfMemoryError when the pack does not fit.
         """
-        return self._copy_to_host(self._compute(prepared.to(self._device)))
+        return self._copy_to_host(self._compute(prepared.to(self.device)))
 
     def fetch(self, launched: Launched) -> dict[str, np.ndarray]:
         """Waits for one pack. See `engine.Engine`; `contacts` is every `[n, n]` map, flattened, end to end."""
@@ -126,9 +119,7 @@ class PackedEngine:
 
     def with_outputs(self, outputs: Outputs) -> PackedEngine:
         """The same weights, computing something else."""
-        other = copy.copy(self)
-        other.outputs = outputs
-        return other
+        return replace(self, outputs=outputs)
 
     @contextmanager
     def at_full_precision(self) -> Iterator[PackedEngine]:
@@ -141,7 +132,7 @@ class PackedEngine:
             return
         self.model.unload()
         release_memory()
-        exact = PackedEngine.load(self._checkpoint, self.outputs, "fp32", str(self._device))
+        exact = PackedEngine.load(self.checkpoint, self.outputs, "fp32", str(self.device))
         try:
             yield exact
         finally:
@@ -182,7 +173,7 @@ class PackedEngine:
     def _copy_to_host(self, arrays: dict[str, torch.Tensor]) -> Launched:
         if self._copies is None:
             return Launched(arrays, None)
-        self._copies.wait_stream(torch.cuda.current_stream(self._device))
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copies):
             on_host = {}
             for name, array in arrays.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
+from esmflow.inputs.streams import DAMAGE, first_bytes, is_fasta, suffix, text_chunks
 
 TAB, COMMA = b"\t", b","
 DELIMITERS = {".tsv": TAB, ".csv": COMMA}
@@ -170,6 +170,11 @@ def table_columns(path: str | os.PathLike[str]) -> list[str]:
 def check_columns(path: str | os.PathLike[str]) -> None:
     """Raises TableError unless the table has its columns. A file that cannot be read as a table is left to be read."""
     try:
+        from esmflow.inputs.kinds import kind_of
+
+        head = first_bytes(path)
+        if is_fasta(head) or kind_of(path, head):
+            return
         columns = table_columns(path)
     except (*DAMAGE, ValueError, ModuleNotFoundError):
         # ValueError: no Parquet. ModuleNotFoundError: there is nothing but Snakemake here; the plan step looks again.
@@ -180,3 +185,11 @@ def check_columns(path: str | os.PathLike[str]) -> None:
             f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename "
             "the columns that hold the ids and the residues to id and sequence"
         )
+
+
+def is_table_of_proteins(path: str | os.PathLike[str]) -> bool:
+    """Whether a table has the columns that it needs."""
+    try:
+        return {ID, SEQUENCE} <= set(table_columns(path))
+    except (*DAMAGE, ValueError, ModuleNotFoundError):
+        return False

@@ -7,6 +7,7 @@ so a block of records at a time: ten million proteins are too many to take one b
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -17,31 +18,61 @@ import pyarrow.compute as pc
 
 from esmflow.failures import Reason
 from esmflow.inputs.records import STRICT, BlockTask, Record, RecordBlock, file_row, printable
-from esmflow.inputs.residues import ResiduePolicy, normalise
-from esmflow.inputs.streams import DAMAGE, text_chunks
+from esmflow.inputs.residues import HEADER_SHOWN, ResiduePolicy, normalise
+from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, text_chunks
 
 BLOCK_BYTES = 1 << 19
 
 _NEXT_HEADER = b"\n>"
 _LINE_END, _HEADER = _NEXT_HEADER
+_SEQUENCE_LETTERS = (string.ascii_letters + string.whitespace + "*.-").encode()
+# What a3m files may begin with: a mark, or the lengths of a query's chains and how often they occur.
+_A3M_TITLE = re.compile(r"#A3M#|#\d[\d,]*\s+\d[\d,]*")
+_JOINED = "cut off the line before it, which lacked its end"
+_HEADERS_NAMED = 20
 # Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
 _PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
 
 
 def count_sequences(path: str | os.PathLike[str]) -> int:
     """How many records a FASTA file holds, rejected ones included."""
-    count, last = 0, b"\n"
-    for chunk in text_chunks(path):
-        count += _count_next_headers(last + chunk)
-        last = chunk[-1:] or last
-    return count
+    return sum(
+        count for _, _, count in map(_cut_at_joined_headers, _whole_records(_after_preamble(text_chunks(path), [])))
+    )
 
 
-def _count_next_headers(text: bytes) -> int:
-    # Four times as fast as bytes.count.
+def _cut_at_joined_headers(text: bytes) -> tuple[bytes, list[int], int]:
+    """Gives headers that are joined to the line before them, where that is certain, a line of their own.
+
+    So a file without its last line end leaves them when another is appended to it. Takes whole records, and returns
+    them, where those headers begin, and how many records there are.
+    """
     letters = np.frombuffer(text, np.uint8)
+    # Four times as fast as bytes.count.
     marks = np.flatnonzero(letters[1:] == _HEADER)
-    return int(np.count_nonzero(letters[marks] == _LINE_END))
+    inside = marks[letters[marks] != _LINE_END] + 1
+    count = 1 + len(marks) - len(inside)
+    whole, cuts = bytearray(), []
+    done = line_end = 0
+    for mark in inside.tolist():
+        start = text.rfind(b"\n", 0, mark) + 1
+        if mark < line_end or text[start] == _HEADER:
+            continue
+        line_end = end if (end := text.find(b"\n", mark)) >= 0 else len(text)
+        if _is_joined(text[start:mark], text[mark + 1 : line_end]):
+            # The byte order mark of the file that was appended goes.
+            whole += text[done:start] + text[start:mark].replace(BYTE_ORDER_MARK, b"") + b"\n"
+            cuts.append(len(whole))
+            done = mark
+    return (bytes(whole) + text[done:] if cuts else text), cuts, count + len(cuts)
+
+
+def _is_joined(before: bytes, after: bytes) -> bool:
+    """Whether a line of sequence text, cut at a `>`, is residues and a header for certain, and no stray `>`."""
+    residues, title = before.replace(BYTE_ORDER_MARK, b"").strip(), after.strip()
+    if not title or residues.translate(None, _SEQUENCE_LETTERS):
+        return False
+    return not residues or not title.isalpha() or (residues.isupper() and not title.isupper())
 
 
 def read_records(path: str | os.PathLike[str], policy: ResiduePolicy = STRICT) -> Iterator[Record]:
@@ -69,37 +100,46 @@ def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator
     try:
         for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
             if position == 0 and preamble:
-                yield _preamble_row(file, preamble[0])
-            yield partial(_read_block, file, position + 1, text, policy)
-            position += 1 + _count_next_headers(text)
+                yield _preamble_row(file, preamble)
+            whole, cuts, count = _cut_at_joined_headers(text)
+            yield partial(_read_block, file, position + 1, whole, cuts, policy)
+            position += count
     except DAMAGE as error:
         if position == 0 and preamble:
-            yield _preamble_row(file, preamble[0])
+            yield _preamble_row(file, preamble)
         detail = f"{file} cannot be read past record {position}: {error}"
         yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0:
         if preamble:
-            yield _preamble_row(file, preamble[0])
+            yield _preamble_row(file, preamble)
         else:
             yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
 
 
-def _preamble_row(file: str, preamble: str) -> BlockTask:
-    detail = f"{file} has text above its first '>', beginning {preamble[:60]!r}"
+def _preamble_row(file: str, preamble: list[str]) -> BlockTask:
+    detail = f"{file} has text above its first '>', beginning {preamble[0][:60]!r}"
+    joined = [line[line.index(">") :][:HEADER_SHOWN] for line in preamble if ">" in line]
+    if joined:
+        more = f" and {len(joined) - _HEADERS_NAMED} more" if len(joined) > _HEADERS_NAMED else ""
+        detail += f"; joined to its lines and not read: {', '.join(map(repr, joined[:_HEADERS_NAMED]))}{more}"
     return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
 
 def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
-    """The chunks from the first header on. The first line above it that is not blank is put into `preamble`."""
+    """The chunks from the first header on.
+
+    Of the lines above it the first that is not blank, and those with a `>` in them, are put into `preamble`.
+    """
     line_end = b"\n"
     for chunk in chunks:
         # As if a line had ended before the file, whose first line may be a header.
         start = (line_end + chunk).find(_NEXT_HEADER)
         above = chunk if start < 0 else chunk[:start]
-        if not preamble and above:
-            lines = map(str.strip, above.decode("utf-8", "surrogateescape").split("\n"))
-            preamble += [line for line in lines if line][:1]
+        if above:
+            lines = [line for line in map(str.strip, above.decode("utf-8", "surrogateescape").split("\n")) if line]
+            lines = [line for line in lines if not _A3M_TITLE.fullmatch(line)]
+            preamble += [line for i, line in enumerate(lines) if (i == 0 and not preamble) or ">" in line]
         if start >= 0:
             yield chunk[start:]
             yield from chunks
@@ -136,8 +176,8 @@ def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(text)
 
 
-def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePolicy) -> RecordBlock:
-    """A block of whole records that begins with a header."""
+def _read_block(file: str, first_position: int, text: bytes, cuts: list[int], policy: ResiduePolicy) -> RecordBlock:
+    """A block of whole records that begins with a header. cuts: where headers begin that were joined to a line."""
     letters = np.frombuffer(text, np.uint8)
     line_ends = np.flatnonzero(letters == _LINE_END)
     next_lines = line_ends[: np.searchsorted(line_ends, len(text) - 1)] + 1
@@ -149,6 +189,8 @@ def _read_block(file: str, first_position: int, text: bytes, policy: ResiduePoli
     ids, descriptions = _split_titles(titles)
     ends = np.append(starts[1:], len(text))
     found = normalise(text, title_ends, ends, line_ends, policy)
+    for i in np.searchsorted(starts, cuts).tolist():
+        found.details[i] = "; ".join(filter(None, [_JOINED, found.details.get(i, "")]))
     return RecordBlock.of(file, first_position, ids, descriptions, found)
 
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 from esmflow.failures import Reason
 from esmflow.inputs.residues import Normalised, ResiduePolicy, sequence_digests
 
+# All but white space.
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(14, 28), *range(127, 133), *range(134, 160))}
 STRICT = ResiduePolicy()
 
 
@@ -39,7 +41,7 @@ class RecordBlock:
 
     first_position: the position of the first. residues: those of all sequences end to end, nothing of rejected ones.
     lengths: int64 `[N]`, those of rejected ones too. digests: uint8 `[K, 16]`, of those that are not rejected. reasons
-    and details: by index, where there are any.
+    and details: by index, where there are any. annotations: further columns of a table, by their names.
     """
 
     file: str
@@ -51,6 +53,7 @@ class RecordBlock:
     digests: np.ndarray
     reasons: dict[int, Reason] = field(default_factory=dict)
     details: dict[int, str] = field(default_factory=dict)
+    annotations: dict[str, pa.StringArray] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -101,7 +104,10 @@ def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlo
 
 
 def printable(title: bytes) -> str:
-    """A text with bytes that are not UTF-8, and NUL, which HDF5 cannot store, written as escapes: `\\xe9`."""
+    """A text with bytes that are not UTF-8, and control characters, written as escapes: `\\xe9`.
+
+    HDF5 cannot store NUL, and a terminal would obey the others.
+    """
     # Two steps, as text is decoded in two: an escape for each byte that is not UTF-8, whatever surrounds it.
     text = title.decode("utf-8", "surrogateescape").rstrip()
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").translate(_ESCAPED)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from esmflow.failures import Reason
+from esmflow.text import plural
 
 # ESM-2's vocabulary of 33 tokens, as fair-esm numbers them (`esm.data.Alphabet.from_architecture("ESM-1b")`).
 CLS, PAD, EOS, UNK = 0, 1, 2, 3
@@ -27,16 +29,23 @@ _NUCLEOTIDE_MIN_LENGTH = 60
 _NUCLEOTIDES = b"ACGTUN"
 _IS_NUCLEOTIDE = np.isin(np.arange(256), list(_NUCLEOTIDES))
 
-_RESIDUE_BYTES = RESIDUES.encode()
+# Gaps of alignments. They have tokens, but a protein has none of them.
+GAPS = "-."
+# Positions of a protein that have no token: leucine or isoleucine, and a stop that was read through.
+_REPLACEABLE = "J*"
+_AMINO_ACIDS = RESIDUES.removesuffix(".-")
 _SPACE = string.whitespace.encode()
 # ASCII only: str.upper would turn letters of other alphabets into residues.
 _UPPER = bytes.maketrans(string.ascii_lowercase.encode(), string.ascii_uppercase.encode())
 _A, _LETTERS = ord("A"), 26
 _CAPITALS = bytes(range(_A, _A + _LETTERS))
-_OTHER_CAPITALS = _CAPITALS.translate(None, _RESIDUE_BYTES)
-_IS_RESIDUE = np.isin(np.arange(256), list(_RESIDUE_BYTES))
+_OTHER_CAPITALS = _CAPITALS.translate(None, _AMINO_ACIDS.encode())
+_IS_AMINO_ACID = np.isin(np.arange(256), list(_AMINO_ACIDS.encode()))
 
-_VALID_LETTERS = str.maketrans("", "", RESIDUES)
+_WITHOUT_GAPS = str.maketrans("", "", GAPS)
+_WITH_X = str.maketrans(dict.fromkeys(_REPLACEABLE, "X"))
+# Of a header that was found in the wrong place so many letters are named.
+HEADER_SHOWN = 100
 _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
 
 
@@ -44,13 +53,24 @@ _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_upperc
 class ResiduePolicy:
     """What to do with residues and lengths that ESM-2 has no token or no room for.
 
-    invalid: `reject` or `replace_with_x`. nucleotides: `reject` or `keep`.
+    invalid: `reject` or `replace_with_x`. nucleotides: `reject` or `keep`. gaps: `reject`, `remove` or `keep`.
     max_residues: longer records are rejected; None keeps them.
     """
 
     invalid: str = "reject"
     nucleotides: str = "reject"
     max_residues: int | None = None
+    gaps: str = "reject"
+
+    @property
+    def letters(self) -> str:
+        """What is a residue under this policy."""
+        return RESIDUES if self.gaps == "keep" else _AMINO_ACIDS
+
+    @property
+    def stops(self) -> str:
+        """What is passed over at the end of a sequence: gffread writes a stop as `.`, which may be a gap too."""
+        return "*" if self.gaps == "keep" else "*."
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,10 @@ def normalise(
     first = np.cumsum(lengths) - lengths
     foreign = _foreign_bytes(residues)
     if len(foreign):
+        letters, stops = policy.letters.encode(), policy.stops.encode()
         for i in _at(foreign, lengths):
-            sequence = residues[first[i] : first[i] + lengths[i]].translate(_UPPER, _SPACE).rstrip(b"*")
-            if sequence.translate(None, _RESIDUE_BYTES):
+            sequence = residues[first[i] : first[i] + lengths[i]].translate(_UPPER, _SPACE).rstrip(stops)
+            if sequence.translate(None, letters):
                 sequence, lengths[i], reason, details[i] = _normalise_text(text[starts[i] : ends[i]], policy)
                 if reason:
                     reasons[i] = reason
@@ -118,11 +139,11 @@ def normalise(
 
 
 def _foreign_bytes(residues: bytes) -> np.ndarray:
-    """Where the bytes are that are no residues, in ascending order."""
+    """Where the bytes are that are no amino acids, in ascending order."""
     letters = np.frombuffer(residues, np.uint8)
-    # Nearly all residues are capitals and nearly all capitals residues, and that takes no table of bytes to see.
+    # Nearly all letters are capitals and nearly all capitals amino acids, and that takes no table of bytes to see.
     found = np.flatnonzero(letters - np.uint8(_A) >= _LETTERS)
-    found = found[~_IS_RESIDUE[letters[found]]]
+    found = found[~_IS_AMINO_ACID[letters[found]]]
     others = [np.flatnonzero(letters == other) for other in _OTHER_CAPITALS if other in residues]
     return np.sort(np.concatenate([found, *others])) if others else found
 
@@ -166,18 +187,42 @@ def _normalise_text(body: bytes, policy: ResiduePolicy) -> tuple[bytes, int, Rea
     As text, since what is not ASCII is one letter in several bytes.
     """
     lines = body.decode("utf-8", "surrogateescape").split("\n")
-    text = "".join(line.rstrip() for line in lines).translate(_UPPER_WITHOUT_SPACE).rstrip("*")
-    invalid = text.translate(_VALID_LETTERS)
-    if not invalid:
-        return text.encode("ascii"), len(text), None, ""
-    if policy.invalid == "reject":
-        where = text.index(invalid[0]) + 1
-        more = f", and {len(invalid) - 1} more" if len(invalid) > 1 else ""
-        if "\ufeff" in invalid:
-            more += "; files with byte order marks were joined here, and what follows the mark is not read"
-        return b"", len(text), Reason.INVALID_RESIDUE, f"{invalid[0]!r} at residue {where}{more}"
-    replaced = text.translate({ord(letter): "X" for letter in set(invalid)})
-    return replaced.encode("ascii"), len(text), None, f"{len(invalid)} residues replaced with X"
+    written = "".join(line.rstrip() for line in lines).translate(_UPPER_WITHOUT_SPACE).rstrip(policy.stops)
+    text = written.translate(_WITHOUT_GAPS).rstrip(policy.stops) if policy.gaps == "remove" else written
+    remarks = [f"{plural(len(written) - len(text), 'gap character')} removed"] if text != written else []
+    foreign = text.translate(str.maketrans("", "", policy.letters))
+    replaced = foreign.translate(_WITHOUT_GAPS)
+    invalid = (
+        replaced.translate(str.maketrans("", "", _REPLACEABLE)) if policy.invalid == "replace_with_x" else replaced
+    )
+    if invalid:
+        where = _where(text, invalid) + "".join(f"; {hint}" for hint in _hints(lines, invalid))
+        return b"", len(text), Reason.INVALID_RESIDUE, where
+    if len(foreign) > len(replaced):
+        gaps = "".join(letter for letter in foreign if letter in GAPS)
+        kind = "an alignment" if "-" in gaps else "an alignment, or '.' stands for a stop codon"
+        return b"", len(text), Reason.GAP_CHARACTERS, f"{_where(text, gaps)}; this looks like {kind}"
+    if replaced:
+        remarks.append(f"{plural(len(replaced), 'residue')} replaced with X")
+    return text.translate(_WITH_X).encode("ascii"), len(text), None, "; ".join(remarks)
+
+
+def _where(text: str, found: str) -> str:
+    """Where the first of some letters is, that were found in this order, and how many there are besides."""
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]!r} at residue {text.index(found[0]) + 1}{more}"
+
+
+def _hints(lines: list[str], invalid: str) -> Iterator[str]:
+    """What may have put these letters into a sequence."""
+    if "\ufeff" in invalid:
+        yield "files with byte order marks were joined here, and what follows the mark is not read"
+    joined = [line[line.index(">") :].strip() for line in lines if ">" in line]
+    if joined:
+        yield (
+            "a header is joined to this line, as when the file before it lacked its last line end; not read: "
+            f"{', '.join(repr(header[:HEADER_SHOWN]) for header in joined)}"
+        )
 
 
 def sequence_digest(sequence: str) -> bytes:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
 from esmflow.files import safe_name
-from esmflow.inputs.columns import TAB, TableError, check_columns, read_rows
-from esmflow.inputs.streams import is_table, text_chunks, without_compression
+from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows
+from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
+
+if TYPE_CHECKING:
+    from esmflow.inputs.kinds import Kind
 
 # What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
+
+# What Snakemake would replace in a file's name.
+_WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
 
 
 class InputError(EsmflowError):
@@ -24,30 +33,31 @@ class InputError(EsmflowError):
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the sample sheet: FASTA or a table."""
+    """One file of the sample sheet. annotations: what the sheet says about it in further columns, by their names."""
 
     sample: str
     path: str
+    annotations: tuple[tuple[str, str], ...] = ()
 
 
 def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[InputFile]:
-    """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), or those a glob matches.
+    """The input files: those of a sample sheet (TSV with the columns `sample` and `fasta`), of a glob, or just one.
 
-    In a sheet too, `fasta` may be a folder or a glob. named_after_inputs: the formats of the run that name their files
-    after the inputs. Raises InputError for a sheet that is missing or
-    malformed, a file that does not exist, a table without its columns, a sample or a file that is listed twice, and two
-    files that would write one output.
+    In a sheet too, `fasta` may be a folder or a glob, in the working directory, in the home of `~`, or in the sheet's
+    own folder. named_after_inputs: the formats of the run that name their files after the inputs. Raises
+    InputError for a sheet that is missing or malformed, for what is no file, a table without its columns, a sample or a
+    file that is listed twice, and two files that would write one output.
     """
-    if is_glob(samples):
+    if is_glob(samples) or _is_input(samples):
         files = [InputFile(fasta_stem(path), path) for path in _expand(samples, "samples")]
     else:
-        files = _read_sheet(samples)
+        files = _read_sheet(os.path.expanduser(samples))
     paths = [os.path.normpath(file.path) for file in files]
     _refuse_repeats(paths, "{samples}: the file {name} is listed twice; remove one", samples)
-    missing = [file.path for file in files if not os.path.isfile(file.path)]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"{samples}: fasta: {missing[0]} does not exist{more}; correct the path")
+    wrong = [f"{file.path} {why}" for file in files if (why := _why_no_file(file.path))]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise InputError(f"{samples}: fasta: {wrong[0]}{more}; correct the path")
     for file in files:
         if is_table(file.path):
             try:
@@ -89,16 +99,55 @@ def output_names(files: Sequence[InputFile]) -> dict[str, str]:
     return names
 
 
+def _is_input(path: str) -> bool:
+    """Whether this is no sheet, but itself a file of proteins."""
+    try:
+        head = first_bytes(path)
+        kind = _kind_of_no_sheet(path, head)
+        return is_fasta(head) or bool(kind and kind.parser) or (is_table(path) and is_table_of_proteins(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _kind_of_no_sheet(path: str, head: bytes) -> Kind | None:
+    """What a file is that was given as the sheet, if it does not look like one."""
+    if {b"sample", b"fasta"} <= set(head.partition(b"\n")[0].split()):
+        return None
+    # A dry run should load little.
+    from esmflow.inputs.kinds import kind_of
+
+    return kind_of(path, head)
+
+
+def _why_no_file(path: str) -> str:
+    """What is in the way of reading a path as a file, in words; nothing if it is one."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ENOENT and os.path.islink(path):
+            return f"is a symbolic link to {os.readlink(path)}, which does not exist"
+        words = {errno.ENOENT: "does not exist", errno.ELOOP: "is a loop of symbolic links"}
+        return words.get(error.errno or 0, f"cannot be read ({error.strerror})")
+    if stat.S_ISREG(mode):
+        return ""
+    return "is a folder" if stat.S_ISDIR(mode) else "is no file but a pipe, socket or device: write it to a file first"
+
+
 def _read_sheet(path: str) -> list[InputFile]:
     try:
+        kind = _kind_of_no_sheet(path, first_bytes(path))
+        if kind is not None:
+            raise InputError(
+                f"samples: {path} is not a text file in UTF-8, but {kind.name}; save it as tab-separated UTF-8 text"
+            )
         rows = [(row.line, [cell.decode().strip() for cell in row.cells]) for row in read_rows(text_chunks(path), TAB)]
     except UnicodeDecodeError as error:
         raise InputError(
             f"samples: {path} is not a text file in UTF-8 ({error}); save it as tab-separated UTF-8 text"
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"samples: {path} cannot be read ({error.strerror or error}); "
+            f"samples: {path} cannot be read ({getattr(error, 'strerror', None) or error}); "
             "give a TSV file with the columns sample and fasta, or a glob"
         ) from error
     columns = rows[0][1] if rows else []
@@ -111,22 +160,39 @@ def _read_sheet(path: str) -> list[InputFile]:
     lines = [(n, row) for n, row in lines if (row["sample"] or row["fasta"]) and not row["sample"].startswith("#")]
     if not lines:
         raise InputError(f"{path}: lists no sample")
-    files = []
+    files: list[InputFile] = []
+    names = [row["sample"] for _, row in lines]
     for line, row in lines:
-        sample, fasta = row["sample"], row["fasta"]
+        sample, fasta = row.pop("sample"), row.pop("fasta")
         if not sample or not fasta:
             raise InputError(f"{path}, line {line}: sample and fasta must both be filled in")
-        files += [InputFile(sample, file) for file in _expand(fasta, f"{path}, line {line}: fasta")]
-    names = [row["sample"] for _, row in lines]
+        about = tuple((name, value) for name, value in row.items() if name)
+        found = _expand(fasta, f"{path}, line {line}: fasta", os.path.dirname(path))
+        files += [InputFile(sample, file, about) for file in found]
     _refuse_repeats(names, "{samples}: sample {name} is listed twice; give each its own name", path)
     return files
 
 
-def _expand(place: str, where: str) -> list[str]:
+def _expand(place: str, where: str, folder: str = "") -> list[str]:
+    """The files of a place, which is looked for here, in the home of `~`, and in a folder."""
+    if "\0" in place:
+        raise InputError(f"{where}: {place!r} has a NUL character in it; correct the path")
+    candidates = (place, os.path.expanduser(place), os.path.join(folder, place))
+    there = next((path for path in candidates if os.path.lexists(path) or glob.glob(path, recursive=True)), place)
     try:
-        return expand(place)
+        files = expand(there)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    for file in files:
+        name = os.fsencode(file).decode(errors="backslashreplace")
+        if name != file:
+            raise InputError(f"{where}: the name {name} is not UTF-8; rename it, or link to it by another name")
+        if _WILDCARD.search(file):
+            raise InputError(
+                f"{where}: the name {name} has braces or angle brackets around a word, which Snakemake takes for a "
+                "wildcard; rename it, or link to it by another name"
+            )
+    return files
 
 
 def _refuse_repeats(names: Sequence[str], message: str, samples: str) -> None:
@@ -139,19 +205,21 @@ def expand(place: str) -> list[str]:
     """The files that a path, a folder or a glob stands for, sorted. Raises InputError if there are none.
 
     Of a folder all files with a FASTA suffix, compressed or not, and none of its subfolders. A path that is neither a
-    folder nor a glob is not looked at.
+    folder nor a glob is not looked at. Folders that a glob meets are passed over, unless it meets nothing else.
     """
     if os.path.isdir(place):
-        found = sorted(entry.name for entry in os.scandir(place) if entry.is_file() and _is_fasta(entry.name))
+        found = _fasta_files(place)
         if not found:
             raise InputError(f"the folder {place} holds no FASTA file; their names end in {', '.join(FASTA_SUFFIXES)}, "
                              "and .gz, .bz2, .xz or .zst after that if they are compressed")  # fmt: skip
-        return [os.path.join(place, name) for name in found]
+        return found
     if is_glob(place):
         matched = sorted(glob.glob(place, recursive=True))
-        if not matched:
-            raise InputError(f"{place} matches no file")
-        return matched
+        files = [path for path in matched if not os.path.isdir(path)]
+        files = files or [file for folder in matched for file in _fasta_files(folder)]
+        if not files:
+            raise InputError(f"{place} matches no file" + (" and no folder with FASTA files" if matched else ""))
+        return files
     return [place]
 
 
@@ -160,8 +228,9 @@ def is_glob(place: str) -> bool:
     return any(character in place for character in "*?[") and not os.path.exists(place)
 
 
-def _is_fasta(name: str) -> bool:
-    return not name.startswith(".") and Path(without_compression(name)).suffix.lower() in FASTA_SUFFIXES
+def _fasta_files(folder: str) -> list[str]:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    return [os.path.join(folder, name) for name in names if suffix(name) in FASTA_SUFFIXES]
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:

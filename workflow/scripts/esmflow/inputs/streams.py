@@ -1,4 +1,4 @@
-"""Input files as bytes: decompressed by their suffix and read in chunks, with one kind of line end."""
+"""Input files as bytes: decompressed by their first bytes and read in chunks, with one kind of line end."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from pathlib import Path
 
 TABLE_SUFFIXES = (".parquet", ".tsv", ".csv")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\0", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst"))
+_MAGIC_BYTES = 6
 # What a damaged or mislabelled compressed file raises while it is read.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _CHUNK_BYTES = 1 << 18
+_HEAD_BYTES = 4096
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
 _ARROW_CHUNK_BYTES = 8192
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def without_compression(path: str | os.PathLike[str]) -> str:
     """The file's name without its folder and its compression suffix: `a/b.faa.gz` gives `b.faa`."""
     name = Path(path).name
     for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 
@@ -41,19 +45,25 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     return suffix(path) in TABLE_SUFFIXES
 
 
+def _compression(path: str | os.PathLike[str], head: bytes) -> str:
+    """How a file is compressed, as a suffix: by what it begins with, or by its name, so that damage is noticed."""
+    found = next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
+    return found or os.path.splitext(path)[1].lower()
+
+
 @contextmanager
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
-    """Opens a file for reading, decompressed by its suffix. Raises OSError if it is not there or may not be read."""
-    name = os.fspath(path)
+    """Opens a file for reading, decompressed. Raises OSError if it is not there or may not be read."""
     with open(path, "rb") as raw:
+        compression = _compression(path, raw.peek(_MAGIC_BYTES))
         stream: io.BufferedIOBase = raw
-        if name.endswith(".gz"):
+        if compression == ".gz":
             stream = gzip.GzipFile(fileobj=raw, mode="rb")
-        elif name.endswith(".bz2"):
+        elif compression == ".bz2":
             stream = bz2.BZ2File(raw, "rb")
-        elif name.endswith(".xz"):
+        elif compression == ".xz":
             stream = lzma.LZMAFile(raw, "rb")
-        elif name.endswith(".zst"):
+        elif compression == ".zst":
             # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one. Imported here,
             # since a dry run imports this module, where there may be nothing but Snakemake.
             import pyarrow as pa
@@ -70,16 +80,16 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
     Raises one of `DAMAGE` where the file cannot be read on; what came before has been yielded then.
     """
-    size = _ARROW_CHUNK_BYTES if os.fspath(path).endswith(".zst") else _CHUNK_BYTES
     with open_bytes(path) as stream:
+        size = _CHUNK_BYTES if isinstance(stream, io.BufferedIOBase) else _ARROW_CHUNK_BYTES
         start, held = b"", b""
         at_start = True
         while chunk := stream.read1(size):
             if at_start:
                 start += chunk
-                if len(start) < len(_BYTE_ORDER_MARK):
+                if len(start) < len(BYTE_ORDER_MARK):
                     continue
-                chunk, at_start = start.removeprefix(_BYTE_ORDER_MARK), False
+                chunk, at_start = start.removeprefix(BYTE_ORDER_MARK), False
             if held or b"\r" in chunk:
                 chunk = held + chunk
                 # The other half of a \r\n may be in the next chunk.
@@ -90,3 +100,21 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if held:
             yield b"\n"
+
+
+def first_bytes(path: str | os.PathLike[str]) -> bytes:
+    """What a file begins with, decompressed as far as that can be done. Raises OSError if it may not be read."""
+    head = b""
+    open(path, "rb").close()
+    try:
+        with open_bytes(path) as stream:
+            while len(head) < _HEAD_BYTES and (more := stream.read1(_HEAD_BYTES)):
+                head += more
+    except DAMAGE:
+        pass
+    return head
+
+
+def is_fasta(head: bytes) -> bool:
+    """Whether text begins with a FASTA header."""
+    return head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b">")

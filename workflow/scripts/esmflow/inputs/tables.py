@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,8 +28,22 @@ from esmflow.inputs.records import BlockTask, RecordBlock, file_row, printable
 from esmflow.inputs.residues import ResiduePolicy, normalise
 from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
 
+_READ = (ID, SEQUENCE, DESCRIPTION)
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 1 << 20
+
+
+def annotation_columns(path: str) -> list[str]:
+    """The columns of a table that say more about its records: all but those that are read, and lists and bytes."""
+    if suffix(path) != ".parquet":
+        return [name for name in dict.fromkeys(table_columns(path)) if name and name not in _READ]
+    fields = pq.read_schema(path)
+    plain = [f.name for f in fields if not pa.types.is_nested(f.type) and not _is_bytes(f.type)]
+    return [name for name in plain if name not in _READ]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
@@ -43,7 +58,7 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
     try:
         for batch, wrong in _parquet_batches(file) if suffix(file) == ".parquet" else _text_batches(file):
             if len(batch):
-                yield partial(_read_batch, file, position + 1, batch, wrong, policy)
+                yield partial(read_batch, file, position + 1, batch, wrong, policy)
             position += len(batch)
     # Arrow says ArrowInvalid when a file is no Parquet.
     except (*DAMAGE, pa.ArrowInvalid) as error:
@@ -55,19 +70,20 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
 
 
 # Rows, and what is wrong with those that cannot be read, by index.
-Batch = tuple[pa.RecordBatch, Mapping[int, str]]
+Wrong = Mapping[int, tuple[Reason, str]]
+Batch = tuple[pa.RecordBatch, Wrong]
 
 
 def _parquet_batches(path: str) -> Iterator[Batch]:
     with pq.ParquetFile(path) as table:
-        columns = [name for name in (ID, SEQUENCE, DESCRIPTION) if name in table.schema_arrow.names]
-        for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
+        needed = [name for name in _READ if name in table.schema_arrow.names]
+        for batch in table.iter_batches(_BATCH_ROWS, columns=[*needed, *annotation_columns(path)]):
             yield batch, {}
 
 
 def _text_batches(path: str) -> Iterator[Batch]:
     names = table_columns(path)
-    places = {name: names.index(name) for name in (ID, SEQUENCE, DESCRIPTION) if name in names}
+    places = {name: names.index(name) for name in names if name}
     rows: list[Row] = []
     size = 0
     source = read_rows(text_chunks(path), DELIMITERS[suffix(path)])
@@ -87,16 +103,19 @@ def _text_batches(path: str) -> Iterator[Batch]:
 
 def _batch(path: str, rows: Sequence[Row], places: Mapping[str, int]) -> Batch:
     """Rows as columns of bytes, so that an id that is not UTF-8 does not cost the file."""
-    wrong = {i: f"{path}, line {row.line}: {row.wrong}" for i, row in enumerate(rows) if row.wrong}
+    wrong = {
+        i: (Reason.UNREADABLE_FILE, f"{path}, line {row.line}: {row.wrong}") for i, row in enumerate(rows) if row.wrong
+    }
     columns = {name: [row.cells[at] if at < len(row.cells) else b"" for row in rows] for name, at in places.items()}
     for i in wrong:
         columns[SEQUENCE][i] = b""
     return pa.record_batch({name: pa.array(column, pa.binary()) for name, column in columns.items()}), wrong
 
 
-def _read_batch(
-    file: str, first_position: int, batch: pa.RecordBatch, wrong: Mapping[int, str], policy: ResiduePolicy
+def read_batch(
+    file: str, first_position: int, batch: pa.RecordBatch, wrong: Wrong, policy: ResiduePolicy
 ) -> RecordBlock:
+    """Rows with the columns `id`, `sequence` and perhaps `description`, as a block of records."""
     columns = dict(zip(batch.schema.names, batch.columns))
     ids = _texts(file, ID, columns[ID])
     nothing = pa.array([""] * len(batch), pa.string())
@@ -106,9 +125,10 @@ def _read_batch(
     text = bytes(sequences.buffers()[2] or b"")
     line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     found = normalise(text, offsets[:-1], offsets[1:], line_ends, policy)
-    for i, detail in wrong.items():
-        found.reasons[i], found.details[i] = Reason.UNREADABLE_FILE, detail
-    return RecordBlock.of(file, first_position, ids, descriptions, found)
+    for i, reason_and_detail in wrong.items():
+        found.reasons[i], found.details[i] = reason_and_detail
+    others = {name: _texts(file, name, column) for name, column in columns.items() if name not in _READ}
+    return replace(RecordBlock.of(file, first_position, ids, descriptions, found), annotations=others)
 
 
 def _cast(file: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -123,8 +143,9 @@ def _texts(file: str, name: str, column: pa.Array) -> pa.StringArray:
     try:
         texts = _cast(file, name, column, pa.string()).fill_null("")
         texts.validate(full=True)
-        if not pc.any(pc.match_substring(texts, "\0")).as_py():
+        if not pc.any(pc.match_substring_regex(texts, r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}]")).as_py():
             return texts
-        return pc.replace_substring(texts, "\0", "\\x00")
+        column = texts
     except pa.ArrowInvalid:
-        return pa.array([printable(text or b"") for text in column.cast(pa.binary()).to_pylist()], pa.string())
+        pass
+    return pa.array([printable(text or b"") for text in column.cast(pa.binary()).to_pylist()], pa.string())

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.files import file_stamp
-from esmflow.inputs.readers import input_tasks
+from esmflow.inputs.readers import annotation_names, input_tasks
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.sheet import InputFile
 from esmflow.logs import tell
@@ -99,17 +99,22 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
         stored=stored,
         to_embed=to_embed,
     )
-    with RecordTable(settings.records) as table, dealer:
-        tasks = ((file, task) for file in settings.inputs for task in input_tasks(file.path, settings.policy))
+    with RecordTable(settings.records, annotation_names(settings.inputs)) as table, dealer:
+        tasks = (
+            (file, task)
+            for file in settings.inputs
+            for task in input_tasks(file.path, settings.policy, settings.id_rule)
+        )
         for file, block in run_in_order(tasks, _useful_processes(settings.inputs, settings.processes)):
             lengths = block.lengths[block.valid()]
-            table.add_block(file.sample, block)
+            table.add_block(file.sample, block, dict(file.annotations))
             _log_rejected(block, rejected)
             records += len(block)
             rejected += len(block.reasons)
             valid.add(lengths)
             id_bytes += block.ids.nbytes
-            text_bytes += block.ids.nbytes + block.descriptions.nbytes
+            texts = (block.ids, block.descriptions, *block.annotations.values())
+            text_bytes += sum(column.nbytes for column in texts)
             text_bytes += len(block) * (len(file.path) + len(file.sample))
             candidates.offer_block(block.digests, block.residues, lengths)
             dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,18 +36,37 @@ RECORD_SCHEMA = pa.schema(
 )
 # Of the others hardly a value comes twice.
 _DICTIONARIES = ["sample", "file", "reason", "detail"]
+# Names that a run's tables use, or AnnData: an annotation of such a name is called input_NAME.
+_TAKEN = frozenset(
+    (
+        *RECORD_SCHEMA.names,
+        "record",
+        "status",
+        "truncated",
+        "windowed",
+        "precision",
+        "segment",
+        "row",
+        "_index",
+        "embedding",
+    )
+)
 _REASONS = pa.array([reason.value for reason in Reason])
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _REASON_NUMBER = {reason: number for number, reason in enumerate(Reason)}
 
 
 class RecordTable:
     """Writes `records.parquet` block by block in bounded memory; the file appears whole when the block ends.
 
-    Compression is done in a thread of its own.
+    Compression is done in a thread of its own. annotations: the names of what the inputs say about records besides;
+    each is a column behind the others.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], annotations: Sequence[str] = ()) -> None:
         self._path = path
+        self._annotations = annotations
+        self._schema = pa.schema([*RECORD_SCHEMA, *((name, _TEXT) for name in _free_names(annotations))])
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
 
@@ -53,7 +74,12 @@ class RecordTable:
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self._path))
             self._writer = stack.enter_context(
-                pq.ParquetWriter(temporary, RECORD_SCHEMA, compression="zstd", use_dictionary=_DICTIONARIES)
+                pq.ParquetWriter(
+                    temporary,
+                    self._schema,
+                    compression="zstd",
+                    use_dictionary=[*_DICTIONARIES, *self._schema.names[len(RECORD_SCHEMA) :]],
+                )
             )
             self._writing = stack.enter_context(Background())
             self._stack = stack.pop_all()
@@ -80,8 +106,8 @@ class RecordTable:
         )
         self.add_block(sample, block)
 
-    def add_block(self, sample: str, block: RecordBlock) -> None:
-        """Adds a block of records."""
+    def add_block(self, sample: str, block: RecordBlock, about: Mapping[str, str] = _NOTHING) -> None:
+        """Adds a block of records; about: annotations of all of them, where they have none of that name themselves."""
         rows = len(block)
         valid = block.valid()
         reasons = np.zeros(rows, np.int32)
@@ -105,8 +131,14 @@ class RecordTable:
                     pa.Array.from_buffers(pa.binary(DIGEST_BYTES), rows, buffers),
                     pa.DictionaryArray.from_arrays(pa.array(reasons, mask=valid), _REASONS),
                     pa.array(details),
+                    *(
+                        block.annotations[name].dictionary_encode()
+                        if name in block.annotations
+                        else _same(about.get(name, ""), rows)
+                        for name in self._annotations
+                    ),
                 ],
-                schema=RECORD_SCHEMA,
+                schema=self._schema,
             )
         )
         self._rows += rows
@@ -115,7 +147,7 @@ class RecordTable:
 
     def _flush(self, last: bool = False) -> None:
         """Hands whole row groups to the thread, and at the end what is left."""
-        table = pa.Table.from_batches(self._waiting, RECORD_SCHEMA)
+        table = pa.Table.from_batches(self._waiting, self._schema)
         rows = len(table) if last else len(table) - len(table) % ROWS_PER_GROUP
         self._waiting = table.slice(rows).to_batches()
         self._rows = len(table) - rows
@@ -124,6 +156,16 @@ class RecordTable:
 
     def _write(self, table: pa.Table) -> None:
         self._writer.write_table(table.unify_dictionaries(), ROWS_PER_GROUP)
+
+
+def _free_names(annotations: Sequence[str]) -> list[str]:
+    """The names of their columns: their own, where they are not taken."""
+    names: list[str] = []
+    for name in annotations:
+        while name in _TAKEN or name in names:
+            name = f"input_{name}"
+        names.append(name)
+    return names
 
 
 def _same(value: str, rows: int) -> pa.DictionaryArray:

@@ -18,6 +18,7 @@ class PlanSettings:
 
     records, candidates, plan: files to write: the record table, the sequences that the certificate may compute again
     (some of all, and some of those that are planned), and `plan.json`. groups: a folder to write for each shard group.
+    id_rule: what records are called, see `inputs.ids`.
     assignment: `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so far)
     or `round_robin` (whole files, in order). shard_residues: in one shard at most, unless one sequence has more.
     workers: of one job, which share a group: it is cut into shards small enough to keep all of them busy to the end.
@@ -36,6 +37,7 @@ class PlanSettings:
     store: str
     cost_model: CostModel
     policy: ResiduePolicy
+    id_rule: str
     assignment: str
     shard_residues: int
     workers: int

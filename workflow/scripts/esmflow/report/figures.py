@@ -82,7 +82,7 @@ def flow_links(counts: ManifestCounts) -> dict[tuple[str, str], int]:
 
 def flow_figure(counts: ManifestCounts, width: int) -> Figure:
     """Records from the input to what became of them. Places are in pixels; names stand on the right of their boxes."""
-    height, gap, box, letters = 276, 40, 14, 76
+    height, gap, box, letters = 240, 40, 14, 76
     links = flow_links(counts)
     into, out = Counter[str](), Counter[str]()
     for (source, target), number in links.items():
@@ -150,7 +150,7 @@ def _level_bars(rows: Sequence[tuple[str, float, str, str]], shade: str, width: 
         {"name": name, "size": size, "text": text, "what": f"{name}: {what}"} for name, size, text, what in rows
     )
     # The values need room.
-    room = 1 + 0.4 * 80 / width * max(len(text) for _, _, text, _ in rows) / 4
+    room = 1 + _LETTER * (2 + max(len(text) for _, _, text, _ in rows)) / (0.6 * width)
     x = alt.X("size:Q", axis=None, scale=alt.Scale(domain=[0, room * max(max(size for _, size, *_ in rows), 1)]))
     y = alt.Y("name:N", sort=None, axis=_names(width, (name for name, *_ in rows)), scale=alt.Scale(paddingInner=0.4))
     bars = data.mark_bar(color=colour(shade)).encode(x=x, y=y, description="what:N")

@@ -8,24 +8,31 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 import pyarrow.parquet as pq
 
 LONGEST = 100_000
-_COLUMNS = (
-    "file",
-    "record",
-    "id",
-    "length",
+_FAILED_COLUMNS = ("file", "record", "id", "detail")
+_SAMPLED_COLUMNS = ("file", "id", "length", "segment", "row")
+_COLUMNS = {
+    "sample",
+    *_FAILED_COLUMNS,
+    *_SAMPLED_COLUMNS,
     "digest",
     "status",
     "reason",
-    "detail",
     "truncated",
     "windowed",
     "precision",
-)
+}
+_EMBEDDED = pl.col("status") == "embedded"
+_KINDS = {
+    "whole": _EMBEDDED & ~pl.col("truncated") & ~pl.col("windowed"),
+    "truncated": pl.col("truncated"),
+    "windowed": pl.col("windowed"),
+    "failed": pl.col("status") == "failed",
+    "rejected": pl.col("status") == "rejected",
+}
 _ROW_BITS = 40
 
 
@@ -54,13 +61,14 @@ class SampledRecord:
 class ManifestCounts:
     """What became of the records.
 
-    files: for each input file, in input order, records by status. precisions, reasons: records by these; first: the
-    first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`, `failed`, `rejected`) the
-    records of each length in residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
+    files, samples: for each input file and for each sample, in input order, records by status. precisions, reasons:
+    records by these; first: the first few of each reason. lengths: for each kind (`whole`, `truncated`, `windowed`,
+    `failed`, `rejected`) the records of each length in residues, int64 `[LONGEST + 2]`; longer ones count as LONGEST.
     computed, reused: sequences embedded by this run and taken from the store; failed: sequences, not records.
     """
 
     files: dict[str, Counter[str]] = field(default_factory=dict)
+    samples: dict[str, Counter[str]] = field(default_factory=dict)
     precisions: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, list[FailedRecord]] = field(default_factory=dict)
@@ -102,16 +110,19 @@ def count_manifest(
     keys = [np.empty(0, np.int64)]
     failed_digests: set[str] = set()
     passed = 0
-    for block in pq.ParquetFile(path).iter_batches(columns=[*_COLUMNS, "segment", "row"]):
-        table = pa.Table.from_batches([block])
-        _count_statuses(counts, table)
-        _count_lengths(counts, table)
+    for block in pq.ParquetFile(path).iter_batches(columns=list(_COLUMNS)):
+        table = pl.DataFrame(pl.from_arrow(block)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+        _count(counts, table)
         _keep_first(counts, table, first)
-        failed_digests.update(table.filter(pc.equal(table["status"], "failed"))["digest"].to_pylist())
-        here = table.filter(pc.equal(table["status"], "embedded"))
-        keys.append(_keys(here, segments))
+        failed_digests.update(table.filter(_KINDS["failed"])["digest"])
+        here = table.filter(_EMBEDDED)
+        for name in here["segment"].unique():
+            segments.setdefault(name, len(segments))
+        # One number for each place in the store, equal for records that share a vector.
+        numbers = here["segment"].replace_strict(segments, return_dtype=pl.Int64).to_numpy()
+        keys.append((numbers << _ROW_BITS) | here["row"].to_numpy())
         mine = drawn[np.searchsorted(drawn, passed) : np.searchsorted(drawn, passed + len(here))] - passed
-        counts.sample += _sampled(here.take(pa.array(mine)))
+        counts.sample += [SampledRecord(*row) for row in here[mine].select(_SAMPLED_COLUMNS).iter_rows()]
         passed += len(here)
     counts.failed = len(failed_digests)
     places = np.concatenate(keys)
@@ -125,53 +136,21 @@ def count_manifest(
     return counts
 
 
-def _count_statuses(counts: ManifestCounts, table: pa.Table) -> None:
-    grouped = table.group_by(["file", "status"], use_threads=False).aggregate([([], "count_all")])
-    for file, status, number in zip(*(grouped[name].to_pylist() for name in ("file", "status", "count_all"))):
-        counts.files.setdefault(file, Counter())[status] += number
-    for entry in table["precision"].drop_null().value_counts().to_pylist():
-        counts.precisions[entry["values"]] += entry["counts"]
+def _count(counts: ManifestCounts, table: pl.DataFrame) -> None:
+    for column, counters in (("file", counts.files), ("sample", counts.samples)):
+        for name, status, number in table.group_by(column, "status", maintain_order=True).len().iter_rows():
+            counters.setdefault(name, Counter())[status] += number
+    for name, counter in (("precision", counts.precisions), ("reason", counts.reasons)):
+        counter.update(dict(table[name].drop_nulls().value_counts().iter_rows()))
+    for kind, mask in _KINDS.items():
+        lengths = table.filter(mask)["length"].fill_null(0).clip(0, LONGEST).to_numpy()
+        if len(lengths):
+            counts.lengths[kind] = counts.lengths.get(kind, 0) + np.bincount(lengths, minlength=LONGEST + 2)
 
 
-def _count_lengths(counts: ManifestCounts, table: pa.Table) -> None:
-    embedded = pc.equal(table["status"], "embedded")
-    cut = pc.or_(table["truncated"], table["windowed"])
-    kinds = {
-        "whole": pc.and_(embedded, pc.invert(cut)),
-        "truncated": table["truncated"],
-        "windowed": table["windowed"],
-        "failed": pc.equal(table["status"], "failed"),
-        "rejected": pc.equal(table["status"], "rejected"),
-    }
-    for kind, mask in kinds.items():
-        values = np.minimum(pc.fill_null(table.filter(mask)["length"], 0).to_numpy(), LONGEST)
-        if len(values):
-            found = np.bincount(values, minlength=LONGEST + 2)
-            counts.lengths[kind] = counts.lengths.get(kind, 0) + found
-
-
-def _keep_first(counts: ManifestCounts, table: pa.Table, first: int) -> None:
-    without = table.filter(table["reason"].is_valid())
-    numbers = without["reason"].value_counts().to_pylist() if len(without) else []
-    for reason, number in ((entry["values"], entry["counts"]) for entry in numbers):
-        counts.reasons[reason] += number
+def _keep_first(counts: ManifestCounts, table: pl.DataFrame, first: int) -> None:
+    without = table.filter(pl.col("reason").is_not_null()).group_by("reason", maintain_order=True).head(first)
+    for reason, file, record, id, detail in without.select("reason", *_FAILED_COLUMNS).iter_rows():
         kept = counts.first.setdefault(reason, [])
         if len(kept) < first:
-            rows = without.filter(pc.equal(without["reason"], reason)).slice(0, first - len(kept))
-            columns = (rows[name].to_pylist() for name in ("file", "record", "id", "detail"))
-            kept += [FailedRecord(file, record, id or "", detail or "") for file, record, id, detail in zip(*columns)]
-
-
-def _keys(embedded: pa.Table, segments: dict[str, int]) -> np.ndarray:
-    """One number for each place in the store, equal for records that share a vector: int64 `[N]`."""
-    column = embedded["segment"].cast(pa.string()).combine_chunks().dictionary_encode()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    numbers = [segments.setdefault(name, len(segments)) for name in column.dictionary.to_pylist()]
-    mine = np.array(numbers, np.int64)[column.indices.to_numpy()] if numbers else np.empty(0, np.int64)
-    return (mine << _ROW_BITS) | embedded["row"].to_numpy()
-
-
-def _sampled(rows: pa.Table) -> list[SampledRecord]:
-    columns = (rows[name].to_pylist() for name in ("file", "id", "length", "segment", "row"))
-    return [SampledRecord(*values) for values in zip(*columns)]
+            kept.append(FailedRecord(file, record, id or "", detail or ""))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
@@ -21,7 +22,11 @@ from esmflow.verify.certificate import Certificate
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run; those in JSON are read. certificate: None if verification was off."""
+    """The files of a run; those in JSON are read. certificate: None if verification was off.
+
+    command: what was typed. configuration: with every default filled in. finished: when the last step before the report
+    was done, in seconds since 1970.
+    """
 
     results: str
     manifest: str
@@ -33,6 +38,9 @@ class RunFiles:
     summary: Summary
     runs: Sequence[RunRecord]
     certificate: Certificate | None
+    command: str
+    configuration: Mapping[str, Any]
+    finished: float
 
     @classmethod
     def read(
@@ -47,6 +55,8 @@ class RunFiles:
         summary: str,
         runs: Sequence[str],
         certificate: str | None,
+        command: str,
+        configuration: Mapping[str, Any],
     ) -> RunFiles:
         """Reads the small ones. Raises OSError if one is missing."""
         fingerprint = read_fingerprint(Path(store, Plan.read(plan).fingerprint))
@@ -61,6 +71,9 @@ class RunFiles:
             summary=Summary.read(summary),
             runs=[RunRecord.read(path) for path in runs],
             certificate=Certificate.read(certificate) if certificate else None,
+            command=command,
+            configuration=configuration,
+            finished=os.stat(certificate or summary).st_mtime,
         )
 
     @property

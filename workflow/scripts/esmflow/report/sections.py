@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import yaml
 
 from esmflow.failures import REMEDY, Reason
 from esmflow.report.embedding_map import FEWEST, embedding_map, map_array
@@ -25,6 +26,7 @@ from esmflow.report.figures import (
     timeline_figure,
 )
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts
+from esmflow.report.methods import REFERENCES, methods_paragraph
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
 from esmflow.text import bytes_in_words, clock, duration, percent, plural, span
@@ -47,12 +49,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What a section shows. note: what its figure says, in words; facts: names and values; figure: for a width."""
+    """What a section shows. note: what its figure says, in words; facts: names and values; figure: for a width.
+
+    texts: titles, and what is shown as it is.
+    """
 
     note: str = ""
     facts: Sequence[tuple[str, str]] = ()
     figure: Callable[[int], Figure] | None = None
     tables: Sequence[Table] = ()
+    texts: Sequence[tuple[str, str]] = ()
 
 
 def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -70,7 +76,7 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Checkpoint", model.digest),
         ("Outputs", f"{', '.join(files.summary.arrays)} as {', '.join(files.summary.formats)}"),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
-        ("Engine", f"{method.engine}, method version {method.method_version}: {method.arithmetic}"),
+        ("Engine", f"{method.engine}, method version {method.method_version}: {_arithmetic(files, counts)}"),
         ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
         ("Invalid residues", method.invalid_residues.replace("_", " ")),
         ("Fingerprint", files.store.fingerprint),
@@ -79,11 +85,28 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Hosts", ", ".join(sorted({run.host for run in runs}))),
     ]
     if runs:
-        facts.append(("Time", span(min(run.started for run in runs), max(run.ended for run in runs))))
+        started, ended = min(run.started for run in runs), max(run.ended for run in runs)
+        facts.append(("Embedding", f"{span(started, ended)}: {duration(ended - started)}"))
+        # Files that were copied may have any time.
+        if files.finished >= ended:
+            steps = "collecting and verifying" if files.certificate else "collecting"
+            facts.append((f"With {steps}", f"{duration(files.finished - started)} in all"))
     again = [f"group {run.group}, attempt {run.attempt}" for run in runs if run.attempt > 1]
     if again:
         facts.append(("Tried again", ", ".join(again)))
     return Section(facts=facts)
+
+
+def _arithmetic(files: RunFiles, counts: ManifestCounts) -> str:
+    """How the engine computes, in the fingerprint's words: those for what this run did."""
+    clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith("auto is")]
+    half = bool({"fp16", "bf16"} & counts.precisions.keys())
+    if half and not files.slots():
+        return "; ".join(clauses)
+    tanh = half and any(slot.device == "cuda" for _, slot in files.slots())
+    said = {"GELU by tanh in bf16 and fp16 on a GPU, else by erf": f"GELU by {'tanh' if tanh else 'erf'}"}
+    words = "; ".join(said.get(clause, clause) for clause in clauses)
+    return words if half else words.replace(", under autocast in bf16 and fp16", "")
 
 
 def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -95,19 +118,26 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
         f"Of {counts.computed + counts.reused + counts.failed:,} unique sequences {counts.computed:,} were computed, "
         f"{counts.reused:,} taken from the store, {counts.failed:,} failed."
     )
-    table = _table(
-        "By input file",
-        {
-            "file": lambda entry: entry[0],
-            "records": lambda entry: f"{entry[1].total():,}",
-            "embedded": lambda entry: f"{entry[1]['embedded']:,}",
-            "rejected": lambda entry: f"{entry[1]['rejected']:,}",
-            "failed": lambda entry: f"{entry[1]['failed']:,}",
-        },
-        list(counts.files.items()),
-        "the manifest",
-    )
-    return Section(note=note, figure=partial(flow_figure, counts), tables=[table])
+    columns: dict[str, Callable[[Any], str]] = {
+        "records": lambda entry: f"{entry[1].total():,}",
+        "embedded": lambda entry: f"{entry[1]['embedded']:,}",
+        "rejected": lambda entry: f"{entry[1]['rejected']:,}",
+        "failed": lambda entry: f"{entry[1]['failed']:,}",
+    }
+    tables = [
+        _table(
+            f"By {what}",
+            {what.split()[-1]: lambda entry: entry[0]} | columns,
+            list(found.items()),
+            "the manifest",
+            folded,
+        )
+        for what, found, folded in (
+            ("sample", counts.samples, len(counts.samples) > 12),
+            ("input file", counts.files, True),
+        )
+    ]
+    return Section(note=note, figure=partial(flow_figure, counts), tables=tables)
 
 
 def failures(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -250,6 +280,13 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
     return Section(note=note, figure=partial(disk_figure, sizes))
 
 
+def paper(files: RunFiles, counts: ManifestCounts) -> Section:
+    """What to write about the run, and what it takes to do it again."""
+    configuration = yaml.safe_dump(dict(files.configuration), sort_keys=False, allow_unicode=True)
+    texts = [("References", REFERENCES), ("Command", files.command), ("Configuration", configuration)]
+    return Section(note=methods_paragraph(files, counts), texts=texts)
+
+
 def _table(
     title: str, columns: Mapping[str, Callable[[Any], Any]], entries: Sequence[Any], where: str, folded: bool = True
 ) -> Table:
@@ -261,12 +298,13 @@ def _table(
 
 SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] = [
     ("method", "What ran", what_ran),
-    ("flow", "Records in and out", records_flow),
-    ("failures", "Records without an embedding", failures),
+    ("flow", "Records", records_flow),
+    ("failures", "Rejected and failed", failures),
     ("lengths", "Lengths", lengths),
     ("timeline", "Slots over time", slots_over_time),
     ("speed", "Speed and memory", speed),
     ("certificate", "Certificate", certificate),
-    ("map", "Map of the embeddings", map_of_embeddings),
+    ("map", "Map", map_of_embeddings),
     ("disk", "Disk", disk),
+    ("paper", "Methods", paper),
 ]

@@ -58,15 +58,28 @@ class Slot:
         return re.sub(r"[^0-9A-Za-z.-]", "_", self.uuid or self.token) + ".lock"
 
 
-def use_slot(slot: Slot) -> None:
-    """Makes this process, a worker, see no other GPU than its slot's.
+def use_slot(slot: Slot) -> dict[str, str | None]:
+    """Makes this process, a worker, see no other GPU than its slot's. Imports torch.
 
-    CUDA reads `CUDA_VISIBLE_DEVICES` once, when torch first asks for a device: raises RuntimeError if torch has been
-    imported already.
+    Returns what it then sees, for its record: `visible_devices`, and `seen_uuid`, which torch tells of a GPU. Raises
+    RuntimeError if torch has been imported already, as CUDA reads `CUDA_VISIBLE_DEVICES` once, and SlotError if it is
+    another GPU than the one leased.
     """
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before CUDA_VISIBLE_DEVICES was set")
     os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_devices
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if slot.device == "cuda" else None
+    # Of a MIG instance torch tells no UUID that could be compared.
+    other = seen is not None and slot.uuid is not None and slot.uuid.startswith("GPU-") and seen != slot.uuid
+    if visible != slot.visible_devices or other:
+        raise SlotError(
+            f"slot {slot.token} ({slot.uuid}) was leased, but this worker sees another GPU: {seen}, with "
+            f"CUDA_VISIBLE_DEVICES={visible}"
+        )
+    return {"visible_devices": visible, "seen_uuid": seen}
 
 
 def driver_gpus() -> list[Gpu] | None:

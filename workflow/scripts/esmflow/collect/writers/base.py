@@ -47,9 +47,10 @@ class Description:
 class Batch:
     """Embedded records that follow one another.
 
-    records: sample, file, record, id, description, length and digest of each, as in the manifest. arrays: for each
-    output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`). lengths: residues of each that
-    were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants them.
+    records: sample, file, record, id, description, length and digest of each, as in the manifest, and annotations
+    behind them. arrays: for each output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`).
+    lengths: residues of each that were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants
+    them.
     """
 
     records: pa.Table
@@ -96,10 +97,13 @@ class Numbering:
     def encode(self, column: pa.ChunkedArray) -> np.ndarray:
         """The numbers of a column of the manifest, a dictionary of texts: int32 `[N]`. New texts get new numbers."""
         values = column.combine_chunks()
-        # A dictionary may hold names that no record of the batch has.
-        used, codes = np.unique(values.indices.to_numpy(), return_inverse=True)
+        indices = values.indices.to_numpy()
+        # A dictionary may hold names that no record of the batch has. Counting finds the others sooner than sorting.
+        used = np.flatnonzero(np.bincount(indices))
+        numbers = np.zeros(len(values.dictionary), np.int32)
         names = values.dictionary.take(used).to_pylist()
-        return np.array([self._numbers.setdefault(each, len(self._numbers)) for each in names], np.int32)[codes]
+        numbers[used] = [self._numbers.setdefault(each, len(self._numbers)) for each in names]
+        return numbers[indices]
 
 
 class EmbeddingWriter(ABC):

@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
-from esmflow.collect.writers.h5 import append, new_h5
+from esmflow.collect.tables import MANIFEST_SCHEMA
+from esmflow.collect.writers.base import Batch, Numbering
+from esmflow.collect.writers.h5 import Hdf5Writer
 from esmflow.collect.writers.names import warn_of_repeated_ids
 
 _INDEX = "_index"
@@ -21,23 +22,28 @@ _NUMBERS = ("record", "length")
 _BLOCK = 65_536
 
 
-class H5adWriter(EmbeddingWriter):
+class H5adWriter(Hdf5Writer):
     """Appends block by block; of earlier records only an 8-byte hash of each id stays in memory."""
 
     def open(self) -> None:
-        self._file = new_h5(self, "embeddings.h5ad")
+        self._file = self.new_h5("embeddings.h5ad")
         self._obs = self._file.create_group("obs")
         self._hashes: list[np.ndarray] = []
+        self._annotations: dict[str, None] = {}
         self._categories = {name: Numbering() for name in _CATEGORIES}
 
     def add(self, batch: Batch) -> None:
-        append(self._file, "X", batch.arrays[self.description.array])
-        append(self._obs, "id", batch.ids)
+        self.append(self._file, "X", batch.arrays[self.description.array])
+        self.append(self._obs, "id", batch.ids)
         self._hashes.append(_hashes(batch.ids))
         for name in _NUMBERS:
-            append(self._obs, name, batch.records[name].to_numpy())
+            self.append(self._obs, name, batch.records[name].to_numpy())
+        for name in batch.records.column_names:
+            if name not in MANIFEST_SCHEMA.names:
+                self._annotations[name.replace("/", "_")] = None
+                self.append(self._obs, name.replace("/", "_"), batch.records[name].cast("string").to_numpy())
         for name, numbering in self._categories.items():
-            append(self._obs, f"{name}/codes", numbering.encode(batch.records[name]))
+            self.append(self._obs, f"{name}/codes", numbering.encode(batch.records[name]))
 
     def finish(self) -> None:
         repeated = self._name_records()
@@ -47,8 +53,12 @@ class H5adWriter(EmbeddingWriter):
             _mark(self._obs[name], "categorical", ordered=False)
         for dataset in (self._file["X"], *(self._obs[name] for name in _NUMBERS)):
             _mark(dataset, "array")
+        for name in self._annotations:
+            _mark(self._obs[name], "string-array")
         _mark(self._obs, "dataframe", _index=_INDEX)
-        self._obs.attrs["column-order"] = np.array(["id", *_CATEGORIES, *_NUMBERS], h5py.string_dtype())
+        self._obs.attrs["column-order"] = np.array(
+            ["id", *_CATEGORIES, *_NUMBERS, *self._annotations], h5py.string_dtype()
+        )
         dimensions = pd.DataFrame(index=[str(number) for number in range(self._file["X"].shape[1])])
         anndata.io.write_elem(self._file, "var", dimensions)
         anndata.io.write_elem(self._file, "uns", {"esmflow": self.description.attributes()})
@@ -82,7 +92,7 @@ class H5adWriter(EmbeddingWriter):
                     renamed += 1
                 else:
                     last[identifier] = 0
-            append(self._obs, _INDEX, names)
+            self.append(self._obs, _INDEX, names)
         _mark(self._obs[_INDEX], "string-array")
         return renamed
 

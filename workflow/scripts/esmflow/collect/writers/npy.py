@@ -39,7 +39,8 @@ class NpyWriter(EmbeddingWriter):
         self._ids.write(text)
         self._widths.append(widths)
         self._sample_numbers.append(self._samples.encode(batch.records["sample"]))
-        self._rows.append(self.description.array.rows(batch.lengths))
+        if not self.description.array.is_pooled:
+            self._rows.append(self.description.array.rows(batch.lengths))
 
     def finish(self) -> None:
         self._write_ids()
