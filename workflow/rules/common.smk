@@ -17,6 +17,7 @@ from esmflow.collect.written import note_number
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
+    estimate_verification,
     guess_model,
     guess_work,
     has_gpu_driver,
@@ -154,6 +155,24 @@ def get_embed_memory(wildcards, attempt):
 
 def get_embed_runtime(wildcards, attempt):
     return get_embed_estimate(wildcards).runtime_minutes(attempt)
+
+
+def get_verify_estimate():
+    """Seconds and memory of the certificate's job."""
+    return estimate_verification(
+        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        job_settings(config, get_kind_of_device()),
+        config["verify"]["sample"],
+        f"{RESULTS}/plan/plan.json",
+    )
+
+
+def get_verify_memory(wildcards, attempt):
+    return get_verify_estimate().memory_mb_to_ask_for(attempt)
+
+
+def get_verify_runtime(wildcards, attempt):
+    return get_verify_estimate().runtime_minutes(attempt)
 
 
 def get_logs_to_join():

@@ -16,9 +16,8 @@ rule verify:
     threads: config["threads"]
     resources:
         gpu=get_gpus_to_verify(),
-        # Large models are read layer by layer, so this does for every one of them.
-        mem_mb=lambda wildcards, attempt: 12000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=get_verify_memory,
+        runtime=get_verify_runtime,
     params:
         method=get_method(),
         store=get_store(),

@@ -16,6 +16,7 @@ from esmflow.config.job_estimates import (
     JobEstimate,
     count_parameters,
     estimate_job,
+    estimate_verification,
     guess_model,
     guess_work,
     job_settings,
@@ -113,6 +114,49 @@ def test_a_model_is_known_from_its_description_its_folder_its_name_or_its_size(t
     with open(sized, "wb") as handle:
         handle.truncate(2_610_000_000)
     assert guess_model(str(sized), "none").hidden == 1280
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_a_folder_without_a_description_is_known_by_the_size_of_its_weights(tmp_path, ending):
+    for part in range(2):
+        with open(tmp_path / f"weights-{part}{ending}", "wb") as handle:
+            handle.truncate(1_305_000_000)
+    assert guess_model(str(tmp_path), "none").hidden == 1280
+    # The same weights in the other form are not twice the model.
+    with open(tmp_path / f"all{'.bin' if ending == '.safetensors' else '.safetensors'}", "wb") as handle:
+        handle.truncate(2_610_000_000)
+    assert guess_model(str(tmp_path), "none").hidden == 1280
+
+
+def verification(name, device="cpu", sample=32, plan="none", **config):
+    return estimate_verification(guess_model(name, "none"), settings(device, **config), sample, plan)
+
+
+def test_the_certificates_job_asks_for_what_its_model_takes(tmp_path):
+    small, medium, large = (verification(f"esm2_{name}_UR50D") for name in ("t6_8M", "t33_650M", "t48_15B"))
+    # Measured: 550 MB for the demo.
+    assert 500 < small.memory_mb < 1400
+    # The weights in fp32, and no more than a few layers of what is read layer by layer.
+    assert medium.memory_mb - small.memory_mb > 2600
+    assert 5000 < large.memory_mb < 12_000
+    assert small.runtime_minutes(1) == 10 < medium.runtime_minutes(1) < large.runtime_minutes(1)
+    on_gpu = verification("esm2_t36_3B_UR50D", "cuda", device_tflops=500)
+    # Measured: 15 s on an H100.
+    assert 10 < on_gpu.seconds < 120
+    assert on_gpu.memory_mb < 5000
+
+
+def test_the_certificates_job_asks_for_more_where_it_computes_or_looks_up_more(tmp_path):
+    name = "esm2_t6_8M_UR50D"
+    once = verification(name)
+    assert verification(name, sample=128).seconds > once.seconds
+    assert verification(name, threads=4).seconds < once.seconds
+    assert verification(name, long_sequences="whole").memory_mb > once.memory_mb + 1000
+    assert verification(name, include=["mean", "contacts"]).memory_mb > once.memory_mb + 1000
+    assert verification(name, include=["per_residue"]).memory_mb > once.memory_mb + 100
+    Plan(fingerprint="f", records=100_000_000, groups=()).write(tmp_path / "plan.json")
+    # 28 bytes for each sequence of the index that the manifest is held against.
+    assert verification(name, plan=tmp_path / "plan.json").memory_mb == pytest.approx(once.memory_mb + 2800)
 
 
 def test_work_is_read_from_the_plan_and_guessed_from_the_inputs_before_there_is_one(tmp_path):

@@ -1,4 +1,4 @@
-"""How long an embed job takes and how much memory it needs, estimated before it runs, without torch.
+"""How long a job on a slot takes and how much memory it needs, estimated before it runs, without torch.
 
 docs/resources.md says in words how the estimates are made and what they were held against.
 """
@@ -20,9 +20,10 @@ from esmflow.files import read_json
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
 from esmflow.plan.cost import CostModel, Workload
+from esmflow.verify import CONTACT_MAP_BYTES, LONGEST, RESIDENT_BYTES, TOKENS_BY_LAYER
 
 if TYPE_CHECKING:
-    from esmflow.plan.run_plan import GroupPlan
+    from esmflow.plan.run_plan import Plan
 
 # Sustained speed under `device_tflops: auto`: of one CPU thread, of one GPU.
 _TFLOPS = {"cpu": 0.05, "cuda": 100.0}
@@ -34,6 +35,10 @@ _WEIGHTS_PER_SECOND = 250e6
 _RESIDUES_PER_BYTE, _RESIDUES_PER_COMPRESSED_BYTE = 0.75, 1.4
 _RESIDUES_PER_SEQUENCE = 300
 _CPU_BATCH_TOKENS = 4096
+# Of a sequence that the certificate draws, from every length bin the same number.
+_SAMPLED_RESIDUES = 600
+# In fp32, as a part of a GPU's speed in 16 bits.
+_FP32_SPEED = 0.1
 # MB: the job's own process and Snakemake's; a worker's interpreter and libraries, on a GPU with CUDA's host side.
 _JOB_MB = 250
 _WORKER_MB = {"cpu": 280, "cuda": 3000}
@@ -117,6 +122,36 @@ def estimate_job(work: GroupWork, model: ModelDimensions, settings: JobSettings)
     return JobEstimate(load + operations / speed, _JOB_MB + settings.workers * (worker + results))
 
 
+def estimate_verification(
+    model: ModelDimensions, settings: JobSettings, sample: int, plan: str | os.PathLike[str]
+) -> JobEstimate:
+    """Estimates the certificate's job, which computes `sample` sequences with fair-esm's module in fp32.
+
+    Twice as many where a few of very many are new. plan: `plan.json`, which may not be there yet.
+    """
+    sampled = Workload(sequences=2 * sample, residues=2 * sample * _SAMPLED_RESIDUES)
+    sampled.pairs = sampled.residues * _SAMPLED_RESIDUES
+    parameters, on_cpu = count_parameters(model), settings.device == "cpu"
+    # What is too large to stay in memory is read layer by layer, for each batch anew.
+    stays = 4 * parameters <= RESIDENT_BYTES
+    loads = 1 if stays else math.ceil(sampled.residues / TOKENS_BY_LAYER)
+    load = _START_SECONDS[settings.device] + loads * parameters / _WEIGHTS_PER_SECOND
+    operations = sampled.sequences * CostModel(model, settings.long).cost(_SAMPLED_RESIDUES)
+    speed = settings.tflops * 1e12 * (settings.threads if on_cpu else _FP32_SPEED)
+    weights = 4 * parameters if stays and on_cpu else 2 * 4 * parameters / model.layers
+    memory = _JOB_MB + _WORKER_MB[settings.device] + (weights + 28 * _planned_records(plan)) / 1e6
+    memory += _results_mb(sampled, model, settings)
+    if on_cpu:
+        longest = max(end - start for start, end in settings.long.pieces(LONGEST))
+        tokens = longest if stays else max(longest, TOKENS_BY_LAYER)
+        layers = len(settings.outputs.layers)
+        # fair-esm has a layer's attention maps three times; and the layers that are asked for, with their neighbours.
+        memory += 4 * tokens * (3 * model.heads * longest + (16 + 3 * layers) * model.hidden) / 1e6
+        if "contacts" in settings.outputs.include:
+            memory += min(CONTACT_MAP_BYTES, 12 * model.layers * model.heads * longest**2) / 1e6
+    return JobEstimate(load + operations / speed, memory)
+
+
 def count_parameters(model: ModelDimensions) -> int:
     """Weights of the model: 12 D² in each layer, and the token embedding."""
     return model.layers * 12 * model.hidden**2 + 33 * model.hidden
@@ -136,12 +171,15 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
 
 
 def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, length: int) -> float:
-    """A shard's results: batch by batch, put together, and once more on their way to the disk."""
     residues = min(work.residues, settings.shard_residues)
     shard = Workload(sequences=math.ceil(residues / length), residues=residues, pairs=residues * length)
+    return _results_mb(shard, model, settings)
+
+
+def _results_mb(work: Workload, model: ModelDimensions, settings: JobSettings) -> float:
+    """Results: batch by batch, put together, and once more on their way to the disk."""
     outputs = settings.outputs
-    once = sum(shard.rows(array) * outputs.row_bytes(array, model.hidden) for array in outputs.arrays())
-    return 3 * once / 1e6
+    return 3 * sum(work.rows(array) * outputs.row_bytes(array, model.hidden) for array in outputs.arrays()) / 1e6
 
 
 def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensions:
@@ -160,7 +198,9 @@ def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensio
             found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], True, True
         )
     except (OSError, ValueError, KeyError):
-        size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.bin"))
+        # A folder may have its weights in both forms, of which one is read.
+        forms = [[path]] if path.is_file() else [path.glob("*.safetensors"), path.glob("*.bin")]
+        size = max(sum(file.stat().st_size for file in files) for files in forms)
     # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
     fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if count_parameters(dimensions) >= 0.9 * size / 4]
     return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]
@@ -170,23 +210,34 @@ def guess_work(
     group: int, groups: int, plan: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]
 ) -> GroupWork:
     """A group's share: from `plan.json` where it is there, else an equal part of what the inputs' sizes suggest."""
-    try:
-        planned = _planned_groups(str(plan), os.stat(plan).st_mtime_ns)
-    except (OSError, ValueError):
-        planned = ()
+    found = _read_plan(plan)
+    planned = found.groups if found else ()
     if len(planned) == groups:
         return GroupWork(planned[group].residues, planned[group].sequences, True)
     residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 
 
+def _planned_records(plan: str | os.PathLike[str]) -> int:
+    found = _read_plan(plan)
+    return found.records if found else 0
+
+
+def _read_plan(plan: str | os.PathLike[str]) -> Plan | None:
+    """`plan.json`, None where there is none yet, or none that can be read."""
+    try:
+        return _read_plan_once(str(plan), os.stat(plan).st_mtime_ns)
+    except (OSError, ValueError):
+        return None
+
+
 # Asked once for each of thousands of groups, of thousands of files: remembered.
 @lru_cache(maxsize=4)
-def _planned_groups(plan: str, changed: int) -> tuple[GroupPlan, ...]:
+def _read_plan_once(plan: str, changed: int) -> Plan:
     # Here and not above: a dry run without a plan does without.
     from esmflow.plan.run_plan import Plan
 
-    return Plan.read(plan).groups
+    return Plan.read(plan)
 
 
 @lru_cache(maxsize=4)

@@ -24,8 +24,8 @@ from esmflow.verify.certificate import Certificate
 class RunFiles:
     """The files of a run; those in JSON are read. certificate: None if verification was off.
 
-    command: what was typed. configuration: with every default filled in. finished: when the last step before the report
-    was done, in seconds since 1970.
+    stored_segments: what the store had before the run. command: what was typed. configuration: with every default
+    filled in. finished: when the last step before the report was done, in seconds since 1970.
     """
 
     results: str
@@ -37,6 +37,7 @@ class RunFiles:
     store: Store
     summary: Summary
     runs: Sequence[RunRecord]
+    stored_segments: Sequence[str]
     certificate: Certificate | None
     command: str
     configuration: Mapping[str, Any]
@@ -59,7 +60,8 @@ class RunFiles:
         configuration: Mapping[str, Any],
     ) -> RunFiles:
         """Reads the small ones. Raises OSError if one is missing."""
-        fingerprint = read_fingerprint(Path(store, Plan.read(plan).fingerprint))
+        planned = Plan.read(plan)
+        fingerprint = read_fingerprint(Path(store, planned.fingerprint))
         return cls(
             results=os.path.dirname(manifest),
             manifest=manifest,
@@ -70,6 +72,7 @@ class RunFiles:
             store=Store(store, fingerprint),
             summary=Summary.read(summary),
             runs=[RunRecord.read(path) for path in runs],
+            stored_segments=planned.stored_segments,
             certificate=Certificate.read(certificate) if certificate else None,
             command=command,
             configuration=configuration,
@@ -94,12 +97,14 @@ class RunFiles:
         """Bytes by what they are for; what is not there is left out."""
         places = {f"output {path.name}": path for path in sorted(Path(self.embeddings).glob("*")) if path.is_dir()}
         places |= {
-            "store": self.store.folder,
             "plan": Path(self.results, "plan"),
             "converted checkpoint": Path(self.checkpoint),
             "manifest": Path(self.manifest),
         }
-        sizes = {name: _size(path) for name, path in places.items()}
+        # A store may be shared: only the segments that this run's records are in.
+        segments = self.written_segments.union(self.stored_segments, *(run.segments_reused for run in self.runs))
+        sizes = {"store": sum(_size(self.store.path(name)) for name in segments)}
+        sizes |= {name: _size(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
 
 

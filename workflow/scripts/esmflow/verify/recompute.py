@@ -22,17 +22,12 @@ from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.engine.fair_esm import layer_bytes, load_fair_esm, padded_batches, padded_tokens
 from esmflow.engine.memory import release_memory, unless_out_of_memory
 from esmflow.method import LongSequences
+from esmflow.verify import CONTACT_MAP_BYTES, RESIDENT_BYTES, TOKENS_BY_LAYER
 
 log = logging.getLogger(__name__)
 
-# A model of more bytes than this in fp32 keeps a layer in memory only while it computes: at 15B that is 1.3 GB of 60.
-RESIDENT_BYTES = 4 << 30
 # Of sequences of about one length, padded. On a CPU the tokens of long ones together cost more than batches save.
 _BATCH_TOKENS = {"cuda": 8192, "cpu": 512}
-# Where each batch reads all weights anew.
-_TOKENS_BY_LAYER = 8192
-# fair-esm keeps the attention maps of all layers, more than once, to predict contacts.
-_CONTACT_MAP_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Recomputation:
             resident_bytes = 0
         self.model = model
         by_layer = layer_bytes(self.dimensions) > resident_bytes
-        self._batch_tokens = _TOKENS_BY_LAYER if by_layer else _BATCH_TOKENS[self.device.type]
+        self._batch_tokens = TOKENS_BY_LAYER if by_layer else _BATCH_TOKENS[self.device.type]
 
     def expect(
         self, sequences: Sequence[str], outputs: Outputs, long: LongSequences
@@ -148,7 +143,7 @@ class Recomputation:
     @torch.no_grad()
     def _contacts(self, residues: str) -> np.ndarray | None:
         maps = self.dimensions.layers * self.dimensions.heads
-        if 4 * maps * (len(residues) + 2) ** 2 * 3 > _CONTACT_MAP_BYTES:
+        if 4 * maps * (len(residues) + 2) ** 2 * 3 > CONTACT_MAP_BYTES:
             return None
         tokens = padded_tokens(self.model, [residues]).to(self.device)
         contacts = unless_out_of_memory(lambda: self.model.predict_contacts(tokens)[0].cpu().numpy())

@@ -18,6 +18,7 @@ from esmflow.slots.gpus import candidate_slots
 from esmflow.slots.leases import SlotSettings, leased_slots
 from esmflow.store.segments import Store
 from esmflow.text import versions
+from esmflow.verify import LONGEST
 from esmflow.verify.agreement import LIMITS, Limits
 from esmflow.verify.certificate import Certificate
 from esmflow.verify.manifest_check import ManifestCheck, check_manifest
@@ -28,9 +29,6 @@ from esmflow.verify.worker import Verified, VerifyTask, verify_sequences
 from esmflow.workers.manager import WorkerError, run_one
 
 log = logging.getLogger(__name__)
-
-LONGEST = 4000
-"""fair-esm's attention maps grow with the square of the length: longer sequences are not computed again."""
 
 MOST_RECORDS_OF_PT = 1_000_000
 """`pt` files of more records take too much memory to open; the sample is then read from the store."""
