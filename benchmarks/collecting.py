@@ -115,6 +115,8 @@ class MadeUp:
                 summary=str(out / "summary.json"),
                 logs=[],
                 joined_log=str(out / "run.log"),
+                note=str(out / "embeddings.json"),
+                note_number=0,
                 store=str(self.store.folder.parent),
                 fingerprint=self.store.description,
                 model="made up",

@@ -90,6 +90,8 @@ def collect_settings(folder: Path, out: Path, fingerprint: Fingerprint, **change
         summary=str(out / "summary.json"),
         logs=[],
         joined_log=str(out / "run.log"),
+        note=str(out / "embeddings.json"),
+        note_number=0,
         store=str(folder / "store"),
         fingerprint=fingerprint,
         model="made up",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from esmflow.logs import last_lines
+from esmflow.logs import end_logging, last_lines
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "workflow" / "scripts"
 
@@ -23,10 +23,21 @@ def test_a_log_keeps_every_attempt_under_a_heading_and_a_new_run_starts_it_anew(
     log = tmp_path / "logs" / "group-0.log"
     log_in_a_process(log, 1, "of an earlier run")
     log_in_a_process(log, 1, "the first crash")
+    # As Snakemake does before every attempt.
+    log.unlink()
     log_in_a_process(log, 2, "the second try")
     lines = log.read_text().splitlines()
     assert [line.split(",")[0] for line in lines if line.startswith("=")] == ["===== attempt 1", "===== attempt 2"]
     assert [line.rsplit(": ", 1)[-1] for line in lines[1::2]] == ["the first crash", "the second try"]
+
+
+def test_nothing_is_left_beside_the_log_of_a_job_that_will_not_be_tried_again(tmp_path):
+    log = tmp_path / "group-0.log"
+    log_in_a_process(log, 1, "message")
+    assert len(list(tmp_path.iterdir())) == 2
+    end_logging(log)
+    assert list(tmp_path.iterdir()) == [log]
+    end_logging(log)
 
 
 def test_a_step_without_attempts_starts_its_log_anew_and_needs_no_heading(tmp_path):

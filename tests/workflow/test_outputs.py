@@ -99,3 +99,28 @@ def test_scikit_bio_s_format_comes_with_the_sequences_of_every_input(small_run, 
         text = file["id"][:].tobytes().decode()
         assert file["embedding"].shape == (PROTEINS, 320)
     assert [text[start:end] for start, end in zip([0, *ends], ends)] == wanted
+
+
+def test_embeddings_are_what_the_configuration_asks_for_whatever_was_done_to_the_folder(small_run):
+    run = small_run(PROTEINS, groups=1, formats=["h5", "esm"])
+    run.succeed()
+    assert "Nothing to be done" in run.succeed()
+    embeddings = run.results / "embeddings"
+    (embeddings / "notes.txt").write_text("mine")
+    run.succeed()
+    (embeddings / "mean_layer6" / "embeddings.h5").unlink()
+    run.succeed()
+    assert len(read(run, "mean_layer6")[0]) == PROTEINS
+    assert not (embeddings / "notes.txt").exists()
+    assert "Nothing to be done" in run.succeed()
+
+
+def test_a_certificate_and_a_report_of_an_earlier_run_do_not_stay_beside_one_without(small_run):
+    run = small_run(PROTEINS, groups=1, verify={"sample": 1}, report=True)
+    run.succeed()
+    earlier = [run.results / name for name in ("certificate.json", "report.html", "report/flow.svg")]
+    assert all(path.exists() for path in earlier)
+    run.configure(verify={"sample": 0}, report=False)
+    run.succeed()
+    assert not any(path.exists() for path in earlier)
+    assert "verified   no (verify.sample: 0)" in (run.results / "summary.txt").read_text()

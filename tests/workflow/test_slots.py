@@ -109,6 +109,8 @@ def test_after_a_supervisor_is_killed_its_slot_is_free_and_the_run_finishes(run_
     assert process.wait(240) == 0
     assert run.groups()[0]["attempt"] == 2
     assert run.summary()["embedded"] == 120
+    log = (run.folder / "logs" / "embed" / "group-0.log").read_text()
+    assert log.index("===== attempt 1, ") < log.index("model loaded") < log.index("===== attempt 2, ")
 
 
 def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_only_what_is_missing(run_in_the_middle):

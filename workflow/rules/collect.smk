@@ -25,6 +25,8 @@ rule collect:
         pooled_precision=config["pooled_precision"],
         reading=get_reading,
         logs=get_logs_to_join(),
+        note=NOTE_OF_EMBEDDINGS,
+        written=get_written,
     script:
         "../scripts/collect.py"
 

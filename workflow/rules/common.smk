@@ -13,6 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
 from esmflow.collect.formats import FORMATS, named_after_inputs
+from esmflow.collect.written import note_number
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -38,6 +39,7 @@ except EsmflowError as error:
 GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")
 LOGS = workflow.pathvars.apply("<logs>")
+NOTE_OF_EMBEDDINGS = f"{RESULTS}/embeddings.json"
 
 
 wildcard_constraints:
@@ -104,6 +106,11 @@ def get_run_records():
     from esmflow.embed.run_record import read_run_records
 
     yield from read_run_records(f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS)
+
+
+def get_written(wildcards):
+    """What changes when a file of the embeddings is deleted or cut behind Snakemake's back."""
+    return {"written": note_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
 
 
 def get_gpus_to_verify():

@@ -20,6 +20,8 @@ def collect_settings(snakemake) -> CollectSettings:
         summary=outputs.summary,
         logs=params.logs,
         joined_log=outputs.joined_log,
+        note=params.note,
+        note_number=params.written["written"],
         store=params.store,
         fingerprint=make_fingerprint(model, params.method),
         model=model.name,

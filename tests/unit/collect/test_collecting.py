@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import logging
 import os
 import subprocess
@@ -530,6 +531,23 @@ def test_a_segment_that_is_cut_or_gone_is_an_error_and_leaves_no_manifest(diffic
         difficult.collect()
     assert not os.path.exists(difficult.outputs.manifest)
     assert not cut.exists()
+
+
+@pytest.mark.parametrize("place", ["digests", *OUTPUTS.names()])
+def test_a_bit_that_flipped_since_embedding_is_noticed_before_anything_is_written(difficult, place):
+    difficult.plan()
+    difficult.embed()
+    path = difficult.store.path(RunRecord.read(difficult.run_paths[1]).segments_written[0])
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + size])[place]["data_offsets"]
+    content[8 + size + (begin + end) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CollectError, match=r"missing, or damaged.* The same command again computes"):
+        difficult.collect(formats=["h5"])
+    assert not path.exists()
+    assert not os.path.exists(difficult.outputs.manifest)
+    assert not os.path.exists(difficult.outputs.embeddings)
 
 
 def test_a_failure_of_a_sequence_goes_to_every_record_that_has_it(tmp_path, engine):

@@ -1,6 +1,7 @@
 """Every format, through the real collect: what it holds, what it does with difficult ids, that its readers open it."""
 
 import csv
+import gc
 import logging
 import re
 import subprocess
@@ -139,6 +140,32 @@ def test_parquet_has_a_fixed_size_list_for_each_record_and_leads_to_the_manifest
     for column in ("id", "sample", "file", "record", "length"):
         assert table[column].to_pylist() == manifest[column].to_pylist()
     assert pq.read_metadata(path).metadata[b"model"] == b"made up"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_full_disk_is_an_error_that_leaves_no_file_behind(tmp_path, small_disk, name):
+    outputs, sequences = Outputs((6,), ("mean",)), proteins(800, 5, 9)
+    made = CollectedRun(tmp_path, as_records(sequences), [random_segment(sequences, outputs, 1024)], outputs)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="No space left on device"):
+        made.collect([name], str(small_disk / "results"))
+    gc.collect()
+    assert threading.active_count() == before
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert made.collect([name], str(small_disk / "results")).exists()
 
 
 @pytest.mark.parametrize("array", ["mean_layer6", "per_residue_layer6"])

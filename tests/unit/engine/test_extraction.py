@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_up import proteins, random_model, relative_error, with_digests, write_converted
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import INCLUDE, Array, Outputs
 from esmflow.engine import extraction
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
@@ -281,7 +281,7 @@ EXTRACT_IN_LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 import numpy as np, torch
-from esmflow.arrays import Outputs
+from esmflow.arrays import INCLUDE, Array, Outputs
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.inputs.residues import sequence_digest
 from esmflow.engine.fair_esm import ReferenceEngine
@@ -363,6 +363,33 @@ def test_a_non_finite_value_in_any_array_is_noticed(engine_with_nan_for_pyrrolys
         narrow = ReferenceEngine(engine.model, Outputs((0,), include), "fp32", engine.device)
         result = extract_esm_features(with_digests(sequences), narrow, 1000)
         assert len(result.segment.failures) == failures
+
+
+class SpoiltEngine(ReferenceEngine):
+    """The real engine, but for one value of one array of every sequence of this length, which is NaN."""
+
+    array, column, length = "", 0, 0
+
+    def fetch(self, launched):
+        arrays, lengths = super().fetch(launched), launched[1]
+        if self.length in lengths:
+            after = Array.named(self.array).offsets(np.array(lengths))[lengths.index(self.length) + 1]
+            arrays[self.array] = arrays[self.array].copy()
+            arrays[self.array][(after - 1, *([self.column] if arrays[self.array].ndim > 1 else []))] = np.nan
+        return arrays
+
+
+@pytest.mark.parametrize("column", [1, 17, 31])
+@pytest.mark.parametrize("array", Outputs((0, 2), INCLUDE).names())
+def test_one_value_that_is_not_finite_is_noticed_in_whatever_column_of_whatever_array(checkpoint, array, column):
+    engine = SpoiltEngine.load(str(checkpoint), Outputs((0, 2), INCLUDE), "fp32", "cpu")
+    sequences = [*proteins(8, 5, 9), "MKVLAGWYTRED"]
+    engine.array, engine.column, engine.length = array, column, 12
+    result = extract_esm_features(with_digests(sequences), engine, 60)
+    assert [failure.digest for failure in result.segment.failures] == [sequence_digest(sequences[-1]).hex()]
+    assert result.segment.failures[0].reason == Reason.NON_FINITE
+    assert len(result.segment) == len(set(sequences)) - 1
+    assert all(np.isfinite(values).all() for values in result.segment.arrays.values())
 
 
 def overflowing_model():

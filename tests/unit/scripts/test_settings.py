@@ -55,6 +55,8 @@ CONFIG = {
     "window_overlap": 33,
     "invalid_residues": "replace_with_x",
     "nucleotide_sequences": "keep",
+    "gaps": "keep",
+    "id": "accession",
     "groups": 3,
     "assignment": "round_robin",
     "shard_residues": 555,
@@ -102,6 +104,8 @@ SLOTS = {
     "slot_wait_minutes": ("slots.wait_seconds", 13 * 60),
 }
 OF_PLAN = {"checkpoint": "results/model/checkpoint.safetensors", "checkpoint_stamp": (5, 6)}
+ANNOTATED = {"annotations": (("host", "bat"),)}
+INPUTS = [{"sample": "one", "path": "a.fasta", **ANNOTATED}, {"sample": "two", "path": "b.fasta", **ANNOTATED}]
 RUNS = [f"results/embed/group-{group}/run.json" for group in range(3)]
 
 
@@ -133,9 +137,11 @@ STAGES = [
         plan.plan_settings,
         METHOD
         | {
-            "samples": ("inputs", [{"sample": "one", "path": "a.fasta"}, {"sample": "two", "path": "b.fasta"}]),
+            "samples": ("inputs", INPUTS),
             "max_residues": ("policy.max_residues", 77),
             "nucleotide_sequences": ("policy.nucleotides", "keep"),
+            "gaps": ("policy.gaps", "keep"),
+            "id": ("id_rule", "accession"),
             "groups": ("groups", [f"results/plan/shards/group-{group}" for group in range(3)]),
             "assignment": ("assignment", "round_robin"),
             "shard_residues": ("shard_residues", 555),
@@ -189,6 +195,7 @@ STAGES = [
         METHOD
         | {
             "groups": ("runs", RUNS),
+            "gaps": ("gaps", "keep"),
             "formats": ("formats", ["npy", "h5"]),
             "pooled_precision": ("pooled_precision", "fp16"),
         },
@@ -265,7 +272,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "config").mkdir()
     (folder / "config" / "config.yaml").write_text("groups: 9\n")
-    (folder / "samples.tsv").write_text("sample\tfasta\none\ta.fasta\ntwo\tb.fasta\n")
+    (folder / "samples.tsv").write_text("sample\tfasta\thost\none\ta.fasta\tbat\ntwo\tb.fasta\tbat\n")
     for name in ("a", "b"):
         (folder / f"{name}.fasta").write_text(">p\nMKV\n")
     MODEL.write(folder / "results" / "model" / "model.json")
@@ -291,22 +298,35 @@ def rules(folder):
         yield rules_of(folder, CONFIG)
 
 
+GROUP = SimpleNamespace(group="2")
+
+
 class Files(list):
     """Files of a rule by number and by name, as Snakemake hands them to a script."""
 
     def __init__(self, files) -> None:
-        super().__init__(plain(file) for file in files)
-        for name, value in files.items():
-            setattr(self, name, plain(value) if isinstance(value, str) else [plain(file) for file in value])
+        super().__init__()
+        for name, value in [*files.items()] or [(None, list(files))]:
+            value = named(value)
+            self.extend([value] if isinstance(value, str) else value)
+            if name:
+                setattr(self, name, value)
 
 
-def plain(file: str) -> str:
-    return re.sub(r"\{group(,\[0-9\]\{1,5\})?\}", "2", str(file))
+def named(files) -> str | list[str]:
+    """One file or several, or what a function of the wildcards gives, for group 2."""
+    if callable(files):
+        files = files(GROUP)
+    if isinstance(files, str):
+        return re.sub(r"\{group(,\[0-9\]\{1,5\})?\}", "2", str(files))
+    return [named(file) for file in files]
 
 
 def job(rule, config: dict) -> SimpleNamespace:
     """Snakemake's object for a script: the second attempt of a job of a rule, for group 2."""
-    params = {name: {"plan number": 17} if callable(value) else value for name, value in rule.params.items()}
+    params = {name: value(GROUP) if callable(value) else value for name, value in rule.params.items()}
+    if "plan_number" in params:
+        params["plan_number"] = {"plan number": 17}
     return SimpleNamespace(
         input=Files(rule.input),
         output=Files(rule.output),
@@ -315,7 +335,7 @@ def job(rule, config: dict) -> SimpleNamespace:
         config=with_defaults(config, SCHEMA),
         threads=rule.resources["_cores"].value,
         resources=SimpleNamespace(gpu=2, attempt=2),
-        wildcards=SimpleNamespace(group="2"),
+        wildcards=GROUP,
     )
 
 

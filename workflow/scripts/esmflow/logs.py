@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from esmflow.files import atomic_path
@@ -35,16 +36,37 @@ def start_logging(path: str | os.PathLike[str], attempt: int | None = None) -> N
     """Starts a job's log file anew, and shows warnings and errors on the terminal.
 
     A job that is tried again, so `attempt` is more than 1, goes on with it: what ended the attempt before is in there.
+    Snakemake removes a job's log before every attempt, so the file has a second, hidden name while it may be needed.
     """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "a" if attempt and attempt > 1 else "w", encoding="utf-8") as handle:
-        if attempt:
+    log_file, kept = Path(path), _second_name(path)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    again = attempt is not None and attempt > 1
+    # Not every file system has hard links; then there is the last attempt's log only.
+    with suppress(OSError):
+        if not again:
+            kept.unlink()
+        elif not log_file.exists():
+            os.link(kept, log_file)
+    with open(log_file, "a" if again else "w", encoding="utf-8") as handle:
+        if attempt is not None:
             handle.write(f"===== attempt {attempt}, {clock(time.time())} =====\n")
+    if attempt is not None:
+        with suppress(OSError):
+            os.link(log_file, kept)
     add_log_file(path)
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("esmflow: %(message)s"))
     logging.getLogger().addHandler(terminal)
+
+
+def end_logging(path: str | os.PathLike[str]) -> None:
+    """Says that a job will not be tried again."""
+    _second_name(path).unlink(missing_ok=True)
+
+
+def _second_name(path: str | os.PathLike[str]) -> Path:
+    return Path(path).with_name(f".{Path(path).name}.attempts")
 
 
 def last_lines(path: str | os.PathLike[str], count: int, process: int | None = None, start: int = 0) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.errors import EsmflowError
-from esmflow.logs import start_logging
+from esmflow.logs import end_logging, start_logging
 from esmflow.method import Fingerprint
 from esmflow.workers.lifetime import (
     TERMINATED_EXIT_STATUS,
@@ -39,6 +39,7 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     raise_when_terminated()
     try:
         yield
+        end_logging(log_file)
     except (EsmflowError, OSError) as error:
         log.error("%s", error)
         sys.exit(1)

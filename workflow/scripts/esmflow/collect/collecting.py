@@ -18,6 +18,7 @@ from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
+from esmflow.collect.written import write_note
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
@@ -43,6 +44,7 @@ class CollectSettings:
     records, plan, runs, failure_lists: what earlier steps left: the record table, the plan, and each group's `run.json`
     and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
     summary: files to write. logs: files to be joined to one, joined_log.
+    note, note_number: see `written`.
     model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
     gaps: what was done with them when the inputs were read.
     """
@@ -58,6 +60,8 @@ class CollectSettings:
     summary: str
     logs: Sequence[str]
     joined_log: str
+    note: str
+    note_number: int
     store: str
     fingerprint: Fingerprint
     model: str
@@ -106,6 +110,7 @@ def collect(settings: CollectSettings) -> Summary:
     tally.check(plan.records)
     summary = _summary(tally, plan, runs, settings.formats, method.outputs.names())
     summary.write(settings.summary)
+    write_note(settings.note, settings.note_number, settings.embeddings)
     join_logs([Path(path) for path in settings.logs], settings.joined_log)
     return summary
 

@@ -77,7 +77,7 @@ def open_tables(
 def _open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Table], None]]:
     """A TSV file that whatever splits lines at tabs can read: without quotes, see `_cell`."""
     with atomic_path(target) as path, open(path, "wb") as handle:
-        handle.write("\t".join(columns).encode() + b"\n")
+        handle.write("\t".join(_cell(pa.array(columns, pa.string())).to_pylist()).encode() + b"\n")
 
         def write(rows: pa.Table) -> None:
             cells = [_cell(rows[name].combine_chunks()) for name in columns]

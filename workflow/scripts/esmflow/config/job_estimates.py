@@ -60,7 +60,7 @@ class JobSettings:
     outputs: Outputs
     shard_residues: int
     long: LongSequences
-    batch_tokens: int | None
+    token_budget: int | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def job_settings(config: Mapping[str, Any], device: str) -> JobSettings:
         outputs=Outputs(tuple(config["layers"]), tuple(config["include"]), config["per_residue_precision"]),
         shard_residues=config["shard_residues"],
         long=LongSequences.configured(config),
-        batch_tokens=None if config["batch_tokens"] == "auto" else config["batch_tokens"],
+        token_budget=None if config["batch_tokens"] == "auto" else config["batch_tokens"],
     )
 
 
@@ -131,7 +131,7 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
     """A batch in flight on a CPU: the stream, its norm, q k v, attention's result and fc1's, in fp32."""
     if settings.device != "cpu":
         return 0.0
-    tokens = max(settings.batch_tokens or _CPU_BATCH_TOKENS, settings.long.max_residues or 0)
+    tokens = max(settings.token_budget or _CPU_BATCH_TOKENS, settings.long.max_residues or 0)
     return tokens * model.hidden * 16 * 4 / 1e6
 
 

@@ -66,25 +66,25 @@ def process_esm_files_worker(
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
     file_subset.about(model_load_seconds=load_seconds)
     worker = _Worker(device_id, slot, engine, Store(output_dir, fingerprint), load_seconds, file_subset.progress)
-    budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (settings.attempt - 1))
+    token_budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (settings.attempt - 1))
     processed, failed = [], []
     for file in file_subset:
         try:
-            result = worker.embed(file, budget)
+            result = worker.embed(file, token_budget)
         except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             complaint = str(error) or "out of memory"
         else:
-            budget = result.token_budget
+            token_budget = result.token_budget
             file_subset.done(file, result)
             processed.append(file)
             continue
         # Outside of the except block, where the traceback no longer keeps the failed attempt's tensors alive.
         release_memory()
-        detail = f"memory ran out with {budget} tokens per batch: {complaint}"
+        detail = f"memory ran out with {token_budget} tokens per batch: {complaint}"
         failed.append(file_subset.failed(file, Reason.OUT_OF_MEMORY, detail))
-        budget = max(1, budget // 2)
+        token_budget = max(1, token_budget // 2)
     return processed, failed
 
 
@@ -99,7 +99,7 @@ class _Worker:
     load_seconds: float
     on_progress: Callable[[int], None]
 
-    def embed(self, file: str, budget: int) -> ShardResult:
+    def embed(self, file: str, token_budget: int) -> ShardResult:
         """Embeds one shard and commits it."""
         from esmflow.engine.extraction import extract_esm_features
 
@@ -108,7 +108,7 @@ class _Worker:
         extraction = extract_esm_features(
             sequences,
             self.engine,
-            budget,
+            token_budget,
             long=self.store.description.long,
             on_progress=self.on_progress,
         )

@@ -35,8 +35,9 @@ def draw(specifications: Sequence[dict[str, Any]]) -> list[str | DrawingError]:
         [sys.executable, "-P", __file__], input=json.dumps(specifications), capture_output=True, encoding="utf-8"
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = f"the process that draws ended with {done.returncode}: {lines[0] if lines else 'no message'}"
+        lines = [line.strip("# ") for line in done.stderr.splitlines()]
+        words = " ".join(line for line in lines if line).partition(" ====")[0][:150] or "it said nothing"
+        reason = f"the process that draws ended with {done.returncode}: {words}"
         return [DrawingError(reason)] * len(specifications)
     return [tidy(one["svg"]) if "svg" in one else DrawingError(one["error"]) for one in json.loads(done.stdout)]
 

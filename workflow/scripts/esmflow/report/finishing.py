@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from esmflow.failures import Reason
 from esmflow.files import atomic_path
 from esmflow.report.summary import Places, summary_lines
 from esmflow.verify.certificate import Certificate
+
+log = logging.getLogger(__name__)
 
 
 class FinishError(EsmflowError):
@@ -42,6 +46,7 @@ def finish(settings: FinishSettings) -> None:
     summary = Summary.read(settings.summary)
     certificate = Certificate.read(settings.certificate) if settings.certificate else None
     lines = summary_lines(summary, certificate, settings.model, settings.places)
+    _remove_earlier(settings)
     ends = []
     if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({settings.certificate}):", *certificate.problem_lines()]
@@ -62,3 +67,15 @@ def finish(settings: FinishSettings) -> None:
         raise FinishError("\n".join([*lines, *ends]))
     with atomic_path(settings.output) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _remove_earlier(settings: FinishSettings) -> None:
+    """Removes a certificate or report that an earlier run left and this one has not: it may be about other results."""
+    results = Path(settings.summary).parent
+    if settings.certificate is None and (results / "certificate.json").exists():
+        (results / "certificate.json").unlink()
+        log.info("removed %s/certificate.json of an earlier run (verify.sample: 0)", results)
+    if settings.places.report is None and (results / "report.html").exists():
+        (results / "report.html").unlink()
+        shutil.rmtree(results / "report", ignore_errors=True)
+        log.info("removed %s/report.html of an earlier run (report: false)", results)

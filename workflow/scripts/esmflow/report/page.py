@@ -70,11 +70,11 @@ def _draw(sections: dict[str, Section]) -> dict[str, dict[str, str]]:
             sections[key] = replace(section, note=f"{_excuse(key, error)} {section.note}")
     drawn = iter(draw([one for both in specifications.values() for one in both]))
     for key in specifications:
-        for width, one in zip(WIDTHS, drawn):
-            if isinstance(one, str):
-                drawings.setdefault(key, {})[width] = one
-            else:
-                sections[key] = replace(sections[key], note=f"{_excuse(key, one)} {section.note}")
+        both = dict(zip(WIDTHS, drawn))
+        if errors := [one for one in both.values() if not isinstance(one, str)]:
+            sections[key] = replace(sections[key], note=f"{_excuse(key, errors[0])} {sections[key].note}")
+        else:
+            drawings[key] = {width: str(one) for width, one in both.items()}
     return drawings
 
 

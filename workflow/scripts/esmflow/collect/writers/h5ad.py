@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from esmflow.collect.tables import MANIFEST_SCHEMA
-from esmflow.collect.writers.base import Batch, EmbeddingWriter, Numbering
-from esmflow.collect.writers.h5 import append, new_h5
+from esmflow.collect.writers.base import Batch, Numbering
+from esmflow.collect.writers.h5 import Hdf5Writer
 from esmflow.collect.writers.names import warn_of_repeated_ids
 
 _INDEX = "_index"
@@ -22,28 +22,28 @@ _NUMBERS = ("record", "length")
 _BLOCK = 65_536
 
 
-class H5adWriter(EmbeddingWriter):
+class H5adWriter(Hdf5Writer):
     """Appends block by block; of earlier records only an 8-byte hash of each id stays in memory."""
 
     def open(self) -> None:
-        self._file = new_h5(self, "embeddings.h5ad")
+        self._file = self.new_h5("embeddings.h5ad")
         self._obs = self._file.create_group("obs")
         self._hashes: list[np.ndarray] = []
         self._annotations: dict[str, None] = {}
         self._categories = {name: Numbering() for name in _CATEGORIES}
 
     def add(self, batch: Batch) -> None:
-        append(self._file, "X", batch.arrays[self.description.array])
-        append(self._obs, "id", batch.ids)
+        self.append(self._file, "X", batch.arrays[self.description.array])
+        self.append(self._obs, "id", batch.ids)
         self._hashes.append(_hashes(batch.ids))
         for name in _NUMBERS:
-            append(self._obs, name, batch.records[name].to_numpy())
+            self.append(self._obs, name, batch.records[name].to_numpy())
         for name in batch.records.column_names:
             if name not in MANIFEST_SCHEMA.names:
                 self._annotations[name.replace("/", "_")] = None
-                append(self._obs, name.replace("/", "_"), batch.records[name].cast("string").to_numpy())
+                self.append(self._obs, name.replace("/", "_"), batch.records[name].cast("string").to_numpy())
         for name, numbering in self._categories.items():
-            append(self._obs, f"{name}/codes", numbering.encode(batch.records[name]))
+            self.append(self._obs, f"{name}/codes", numbering.encode(batch.records[name]))
 
     def finish(self) -> None:
         repeated = self._name_records()
@@ -92,7 +92,7 @@ class H5adWriter(EmbeddingWriter):
                     renamed += 1
                 else:
                     last[identifier] = 0
-            append(self._obs, _INDEX, names)
+            self.append(self._obs, _INDEX, names)
         _mark(self._obs[_INDEX], "string-array")
         return renamed
 
