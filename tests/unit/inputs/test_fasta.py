@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import random
+import time
 import warnings
 
 import pyarrow as pa
@@ -238,6 +239,14 @@ def test_headers_joined_to_text_above_the_first_are_named(read):
     row, good = read("MKVLAG>b second\nEDR\nMKV>c\n>a\nMKV\n")
     assert (row.reason, good.sequence) == (Reason.TEXT_BEFORE_HEADER, "MKV")
     assert row.detail.endswith("; joined to its lines and not read: '>b second', '>c'")
+
+
+def test_a_line_of_a_million_headers_takes_no_time(read):
+    started = time.perf_counter()
+    (record,) = read(b">a\nM|" + b">b" * 1_000_000)
+    assert record.reason == Reason.INVALID_RESIDUE
+    assert len(read(b"x\n" + b"y>z\n" * 300_000)) == 1
+    assert time.perf_counter() - started < 20
 
 
 def test_files_joined_at_block_borders_keep_every_record(tmp_path):

@@ -111,7 +111,12 @@ REFUSED = {
     "JSON": [b'{"id": "a", "sequence": "MKV"}', b'[{"id": 1}]', b"[\n  []\n]"],
     "RTF, a word processor's document": [b"{\\rtf1\\ansi >a\\par MKV"],
     "a pointer of Git LFS": [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"],
-    "FASTQ, sequencing reads": [FASTQ, b"@a\nMKV\n+a\nIII\n", FASTQ.replace(b"\n", b"\r\n")],
+    "FASTQ, sequencing reads": [
+        FASTQ,
+        b"@a\nMKV\n+a\nIII\n",
+        b"@long\n" + b"ACGT" * 5000 + b"\n+\n",
+        FASTQ.replace(b"\n", b"\r\n"),
+    ],
     "SAM, aligned reads": [b"@HD\tVN:1.6\n@SQ\tSN:1\tLN:9\n"],
     "a Clustal alignment": [b"CLUSTAL O(1.2.4) multiple sequence alignment\n\na  MKV\n", b"MUSCLE (3.8) multiple\n"],
     "an MSF alignment": [b"!!AA_MULTIPLE_ALIGNMENT 1.0\n", b" a.msf  MSF: 131  Type: P\n", b"PileUp\n"],
@@ -176,6 +181,27 @@ def test_fasta_is_never_taken_for_anything_else(tmp_path, content):
     path.write_bytes(content)
     (record,) = records(path)
     assert record.reason is None
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "(c) 2020, us",
+        "TITLE a",
+        "3 5",
+        '{"made": "by us"}',
+        "id,sequence",
+        "BLASTP 2.12",
+        "CLUSTAL",
+        "#NEXUS",
+        "##gff",
+        "[\n  []",
+    ],
+)
+def test_text_above_a_header_never_costs_the_records_below_it(tmp_path, above):
+    path = tmp_path / "a.fasta"
+    path.write_text(f"{above}\n>a\nMKV\n")
+    assert [r.reason for r in records(path)] == [Reason.TEXT_BEFORE_HEADER, None]
 
 
 def test_text_that_is_like_nothing_is_text_above_a_header(tmp_path):

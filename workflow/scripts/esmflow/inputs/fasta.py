@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from esmflow.failures import Reason
 from esmflow.inputs.records import STRICT, BlockTask, Record, RecordBlock, file_row, printable
-from esmflow.inputs.residues import HEADER_SHOWN, ResiduePolicy, normalise
+from esmflow.inputs.residues import ResiduePolicy, headers_in, normalise
 from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, text_chunks
 
 BLOCK_BYTES = 1 << 19
@@ -29,7 +29,8 @@ _SEQUENCE_LETTERS = (string.ascii_letters + string.whitespace + "*.-").encode()
 # What a3m files may begin with: a mark, or the lengths of a query's chains and how often they occur.
 _A3M_TITLE = re.compile(r"#A3M#|#\d[\d,]*\s+\d[\d,]*")
 _JOINED = "cut off the line before it, which lacked its end"
-_HEADERS_NAMED = 20
+# Of text above the first header.
+_LINES_KEPT = 10_000
 # Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
 _PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
 
@@ -55,11 +56,11 @@ def _cut_at_joined_headers(text: bytes) -> tuple[bytes, list[int], int]:
     whole, cuts = bytearray(), []
     done = line_end = 0
     for mark in inside.tolist():
-        start = text.rfind(b"\n", 0, mark) + 1
-        if mark < line_end or text[start] == _HEADER:
+        if mark < line_end:
             continue
+        start = text.rfind(b"\n", 0, mark) + 1
         line_end = end if (end := text.find(b"\n", mark)) >= 0 else len(text)
-        if _is_joined(text[start:mark], text[mark + 1 : line_end]):
+        if text[start] != _HEADER and _is_joined(text[start:mark], text[mark + 1 : line_end]):
             # The byte order mark of the file that was appended goes.
             whole += text[done:start] + text[start:mark].replace(BYTE_ORDER_MARK, b"") + b"\n"
             cuts.append(len(whole))
@@ -119,10 +120,8 @@ def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator
 
 def _preamble_row(file: str, preamble: list[str]) -> BlockTask:
     detail = f"{file} has text above its first '>', beginning {preamble[0][:60]!r}"
-    joined = [line[line.index(">") :][:HEADER_SHOWN] for line in preamble if ">" in line]
-    if joined:
-        more = f" and {len(joined) - _HEADERS_NAMED} more" if len(joined) > _HEADERS_NAMED else ""
-        detail += f"; joined to its lines and not read: {', '.join(map(repr, joined[:_HEADERS_NAMED]))}{more}"
+    if any(">" in line for line in preamble):
+        detail += f"; joined to its lines and not read: {headers_in(preamble)}"
     return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
 
@@ -136,7 +135,7 @@ def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[by
         # As if a line had ended before the file, whose first line may be a header.
         start = (line_end + chunk).find(_NEXT_HEADER)
         above = chunk if start < 0 else chunk[:start]
-        if above:
+        if above and (not preamble or (b">" in above and len(preamble) < _LINES_KEPT)):
             lines = [line for line in map(str.strip, above.decode("utf-8", "surrogateescape").split("\n")) if line]
             lines = [line for line in lines if not _A3M_TITLE.fullmatch(line)]
             preamble += [line for i, line in enumerate(lines) if (i == 0 and not preamble) or ">" in line]

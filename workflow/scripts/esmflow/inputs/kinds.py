@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esmflow.inputs.streams import BYTE_ORDER_MARK, is_fasta, suffix
 
@@ -15,6 +15,7 @@ class Kind:
 
     name: what it is. begins: what its text begins with. parser: its name in Bio.SeqIO, if it is read; holds: what its
     records are. remedy: what to do with one that is not read. tables: the suffixes with which it is read as a table.
+    has_no_headers: with a line that begins with `>` it is FASTA with text above it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Kind:
     holds: str = "records"
     remedy: str = ""
     tables: tuple[str, ...] = ()
+    has_no_headers: bool = False
 
 
 def kind_of(path: str | os.PathLike[str], head: bytes) -> Kind | None:
@@ -32,11 +34,17 @@ def kind_of(path: str | os.PathLike[str], head: bytes) -> Kind | None:
     kind = kind or next((kind for kind in _TEXT if kind.begins.match(text)), None)
     if kind is None and not is_fasta(head) and len(head) - len(head.translate(None, _CONTROLS)) > len(head) / 20:
         return _NO_TEXT
-    return None if kind and suffix(path) in kind.tables else kind
+    if kind and (suffix(path) in kind.tables or (kind.has_no_headers and b"\n>" in text)):
+        return None
+    return kind
 
 
 def _refused(name: str, begins: bytes, remedy: str) -> Kind:
     return Kind(name, re.compile(begins, re.DOTALL), remedy=remedy)
+
+
+def _without_headers(name: str, begins: bytes, remedy: str) -> Kind:
+    return replace(_refused(name, begins, remedy), has_no_headers=True)
 
 
 def _read(name: str, begins: bytes, parser: str, holds: str) -> Kind:
@@ -77,16 +85,19 @@ _TABLE = Kind(
     re.compile(rb'(?=(?:[^\n]*[\t,])?"?id"?[\t,\n])(?=(?:[^\n]*[\t,])?"?sequence"?[\t,\n])'),
     remedy="give its name the suffix .tsv if it has tabs, or .csv if it has commas",
     tables=(".tsv", ".csv"),
+    has_no_headers=True,
 )
 _TEXT = (
     _read("a UniProt XML file", rb"(?:<\?xml[^>]*>\s*)?<uniprot\b", "uniprot-xml", "entries"),
     _refused("HTML, a web page", rb"(?i:<!doctype html|<html|<head|<body|<pre\b|<script)", _DOWNLOAD),
     _refused("XML", rb"<\?xml|<!DOCTYPE|<!--", "of XML only UniProt's is read; " + _FASTA),
-    _refused("JSON", rb"[\[{]\s*[\"\[{}\]]", _FASTA),
+    _without_headers("JSON", rb"[\[{]\s*[\"\[{}\]]", _FASTA),
     _refused("RTF, a word processor's document", rb"\{\\rtf", _UTF_8),
     _refused("a pointer of Git LFS", rb"version https://git-lfs", "fetch what it stands for with git lfs pull"),
-    _refused("FASTQ, sequencing reads", rb"@[^\n]*\n[A-Za-z.*~\n-]+\n\+", "find the proteins in them, and give these"),
-    _refused("SAM, aligned reads", rb"@(?:HD|SQ|RG|PG|CO)\t", "find the proteins in them, and give these"),
+    _refused(
+        "FASTQ, sequencing reads", rb"@[^\n]*\n[A-Za-z.*~\n-]+(?:\n\+|\Z)", "find the proteins in them, and give these"
+    ),
+    _without_headers("SAM, aligned reads", rb"@(?:HD|SQ|RG|PG|CO)\t", "find the proteins in them, and give these"),
     _read("a GenPept file", rb"LOCUS +\S+ +\d+ aa\b", "genbank", "proteins"),
     _read("a GenBank file", rb"LOCUS {2,}|[^\n]*Genetic Sequence Data Bank", "genbank-cds", "CDS features"),
     _read(
@@ -95,21 +106,28 @@ _TEXT = (
     _read("an EMBL file", rb"ID {3}[^\n]*\bBP\b", "embl-cds", "CDS features"),
     _read("a PIR file", rb">(?:P1|F1|D[LC]|R[LC]|N[13]|XX);", "pir", "entries"),
     _read("a Stockholm alignment", rb"# ?STOCKHOLM", "stockholm", "sequences"),
-    _refused("a Clustal alignment", rb"CLUSTAL|MUSCLE \(|PROBCONS|MSAPROBS|Kalign", _FASTA + ", and set gaps: remove"),
-    _refused("an MSF alignment", rb"!![AN]A_MULTIPLE|PileUp|[^\n]*\bMSF: *\d", _FASTA + ", and set gaps: remove"),
-    _refused("a NEXUS file", rb"(?i:#nexus)", _FASTA + ", and set gaps: remove"),
-    _refused("a PHYLIP alignment", rb"\d+[ \t]+\d+[ \t]*[IS]?[ \t]*\n", _FASTA + ", and set gaps: remove"),
-    _read(
+    _without_headers(
+        "a Clustal alignment", rb"CLUSTAL|MUSCLE \(|PROBCONS|MSAPROBS|Kalign", _FASTA + ", and set gaps: remove"
+    ),
+    _without_headers(
+        "an MSF alignment", rb"!![AN]A_MULTIPLE|PileUp|[^\n]*\bMSF: *\d", _FASTA + ", and set gaps: remove"
+    ),
+    _without_headers("a NEXUS file", rb"(?i:#nexus)", _FASTA + ", and set gaps: remove"),
+    _without_headers("a PHYLIP alignment", rb"\d+[ \t]+\d+[ \t]*[IS]?[ \t]*\n", _FASTA + ", and set gaps: remove"),
+    Kind(
         "a PDB file",
-        rb"(?:HEADER|TITLE|COMPND|CRYST1|MODEL|ATOM  |HETATM|REMARK|SEQRES|OBSLTE|CAVEAT|EXPDTA|AUTHOR) {1,8}\S",
+        re.compile(
+            rb"(?:HEADER|TITLE|COMPND|CRYST1|MODEL|ATOM  |HETATM|REMARK|SEQRES|OBSLTE|CAVEAT|EXPDTA|AUTHOR) {1,8}\S"
+        ),
         "pdb-seqres",
         "SEQRES records",
+        has_no_headers=True,
     ),
     _read("an mmCIF file", rb"(?:#[^\n]*\n)*\s*data_\S*\s", "cif-seqres", "polymers (_pdbx_poly_seq_scheme)"),
-    _refused("a Newick tree", rb"\([^>\n]*[,)]", _NO_SEQUENCES),
-    _refused("GFF, GTF, BED or VCF", rb"##gff|##fileformat|#!genome|track |browser ", _NO_SEQUENCES),
-    _refused("a profile", rb"HMMER\d|HH-suite|PssmWithParameters", _NO_SEQUENCES),
-    _refused("BLAST's report", rb"T?BLAST[NPX] \d|# T?BLAST[NPX]", _NO_SEQUENCES),
-    _refused("ASN.1", rb"[A-Z][\w-]* ::= ", _FASTA),
+    _without_headers("a Newick tree", rb"\([^>\n]*[,)]", _NO_SEQUENCES),
+    _without_headers("GFF, GTF, BED or VCF", rb"##gff|##fileformat|#!genome|track |browser ", _NO_SEQUENCES),
+    _without_headers("a profile", rb"HMMER\d|HH-suite|PssmWithParameters", _NO_SEQUENCES),
+    _without_headers("BLAST's report", rb"T?BLAST[NPX] \d|# T?BLAST[NPX]", _NO_SEQUENCES),
+    _without_headers("ASN.1", rb"[A-Z][\w-]* ::= ", _FASTA),
     _TABLE,
 )

@@ -44,8 +44,8 @@ _IS_AMINO_ACID = np.isin(np.arange(256), list(_AMINO_ACIDS.encode()))
 
 _WITHOUT_GAPS = str.maketrans("", "", GAPS)
 _WITH_X = str.maketrans(dict.fromkeys(_REPLACEABLE, "X"))
-# Of a header that was found in the wrong place so many letters are named.
-HEADER_SHOWN = 100
+# Of headers that were found in the wrong place so many are named, and so many letters of each.
+_HEADERS_NAMED, _HEADER_SHOWN = 20, 100
 _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_uppercase, string.whitespace)
 
 
@@ -217,12 +217,18 @@ def _hints(lines: list[str], invalid: str) -> Iterator[str]:
     """What may have put these letters into a sequence."""
     if "\ufeff" in invalid:
         yield "files with byte order marks were joined here, and what follows the mark is not read"
-    joined = [line[line.index(">") :].strip() for line in lines if ">" in line]
-    if joined:
+    if ">" in invalid:
         yield (
             "a header is joined to this line, as when the file before it lacked its last line end; not read: "
-            f"{', '.join(repr(header[:HEADER_SHOWN]) for header in joined)}"
+            + headers_in(lines)
         )
+
+
+def headers_in(lines: list[str]) -> str:
+    """The headers that are joined to lines, in words: the first of them, shortened."""
+    joined = [line[line.index(">") :].strip()[:_HEADER_SHOWN] for line in lines if ">" in line]
+    more = f" and {len(joined) - _HEADERS_NAMED} more" if len(joined) > _HEADERS_NAMED else ""
+    return ", ".join(map(repr, joined[:_HEADERS_NAMED])) + more
 
 
 def sequence_digest(sequence: str) -> bytes:
