@@ -43,7 +43,7 @@ def compare(name: str, dtype: torch.dtype, shard_size: str, folder: Path) -> tup
     engine = PackedEngine.load(folder / "converted.safetensors", Outputs((3,), ("mean",)), "fp32", "cpu")
     found = engine.fetch(engine.launch(engine.prepare(SEQUENCES)))["mean_layer3"]
     # Loaded anew in fp32, as a user would who embeds with transformers.
-    encoder = transformers.EsmModel.from_pretrained(folder / "saved", dtype=torch.float32).eval()
+    encoder = transformers.EsmModel.from_pretrained(folder / "saved").float().eval()
     letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
     errors = []
     for sequence, mean in zip(SEQUENCES, found, strict=True):

@@ -69,6 +69,20 @@ def test_one_frequency_for_all_layers_is_read_like_one_for_each(folder, tmp_path
     assert (expected.frequencies, found.frequencies) == (AS_STORED, "as stored, one for all layers")
 
 
+def test_norms_with_the_names_of_tensorflow_are_read_like_any_other(folder, tmp_path):
+    """As transformers 5.24 stores a base model."""
+    expected = convert_checkpoint(folder, tmp_path / "each.safetensors", "each")
+
+    def rename(tensors):
+        for key in [key for key in tensors if ".LayerNorm." in key]:
+            stem, _, parameter = key.rpartition(".")
+            tensors[f"{stem}.{'gamma' if parameter == 'weight' else 'beta'}"] = tensors.pop(key)
+
+    change(folder, rename)
+    assert any(key.endswith("LayerNorm.gamma") for key in load_file(folder / "model.safetensors"))
+    assert convert_checkpoint(folder, tmp_path / "x.safetensors", "x").digest == expected.digest
+
+
 def test_without_frequencies_they_are_those_of_the_published_models_and_it_is_said(folder, tmp_path, caplog):
     expected = convert_checkpoint(folder, tmp_path / "each.safetensors", "each")
     change(folder, without_frequencies, num_attention_heads=HEADS, hidden_size=HIDDEN)
