@@ -13,7 +13,6 @@ sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.sources import files_of_checkpoint
 from esmflow.collect.formats import FORMATS, named_after_inputs
-from esmflow.collect.written import note_number
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     estimate_job,
@@ -26,7 +25,7 @@ from esmflow.config.job_estimates import (
 from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
 from esmflow.method import computing_method
-from esmflow.plan.freshness import input_stamps, plan_number
+from esmflow.plan.freshness import embeddings_number, input_stamps, plan_number
 from esmflow.workers.lifetime import note_run
 
 note_run()
@@ -111,7 +110,7 @@ def get_run_records():
 
 def get_written(wildcards):
     """What changes when a file of the embeddings is deleted or cut behind Snakemake's back."""
-    return {"written": note_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
+    return {"written": embeddings_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
 
 
 def get_gpus_to_verify():

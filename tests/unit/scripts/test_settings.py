@@ -211,6 +211,8 @@ STAGES = [
             "summary": "results/summary.json",
             "logs": ["logs/model.log", "logs/plan.log", *(f"logs/embed/group-{group}.log" for group in range(3))],
             "joined_log": "results/run.log",
+            "note": "results/embeddings.json",
+            "note_number": 0,
             "model": "made up",
             "threads": 4,
         },

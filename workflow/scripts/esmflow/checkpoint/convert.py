@@ -12,11 +12,19 @@ import logging
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions, raw_bytes, write_checkpoint
+from esmflow.checkpoint.file import (
+    AS_STORED,
+    CheckpointError,
+    CheckpointInfo,
+    ModelDimensions,
+    raw_bytes,
+    write_checkpoint,
+)
+from esmflow.checkpoint.hugging_face import fair_esm_tensors, read_config
 from esmflow.files import file_sha256
 
 if TYPE_CHECKING:
@@ -24,25 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# fair-esm's names, with {n} for the layer, from transformers' names without the "esm." prefix.
-_FROM_HUGGING_FACE = {
-    "embeddings.word_embeddings.weight": "embed_tokens.weight",
-    "encoder.layer.{n}.attention.self.query.{p}": "layers.{n}.self_attn.q_proj.{p}",
-    "encoder.layer.{n}.attention.self.key.{p}": "layers.{n}.self_attn.k_proj.{p}",
-    "encoder.layer.{n}.attention.self.value.{p}": "layers.{n}.self_attn.v_proj.{p}",
-    "encoder.layer.{n}.attention.self.rotary_embeddings.inv_freq": "layers.{n}.self_attn.rot_emb.inv_freq",
-    "encoder.layer.{n}.attention.output.dense.{p}": "layers.{n}.self_attn.out_proj.{p}",
-    "encoder.layer.{n}.attention.LayerNorm.{p}": "layers.{n}.self_attn_layer_norm.{p}",
-    "encoder.layer.{n}.intermediate.dense.{p}": "layers.{n}.fc1.{p}",
-    "encoder.layer.{n}.output.dense.{p}": "layers.{n}.fc2.{p}",
-    "encoder.layer.{n}.LayerNorm.{p}": "layers.{n}.final_layer_norm.{p}",
-    "encoder.emb_layer_norm_after.{p}": "emb_layer_norm_after.{p}",
-    "contact_head.regression.{p}": "contact_head.regression.{p}",
-    "lm_head.dense.{p}": "lm_head.dense.{p}",
-    "lm_head.layer_norm.{p}": "lm_head.layer_norm.{p}",
-    "lm_head.decoder.weight": "lm_head.weight",
-    "lm_head.bias": "lm_head.bias",
-}
 _FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
 
 
@@ -53,10 +42,17 @@ def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
     size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
     """
     files = _weight_files(source)
-    tensors = _read_hugging_face(files) if source.is_dir() else _read_fair_esm(source)
+    tensors, frequencies = _read_hugging_face(source, files) if source.is_dir() else (_read_fair_esm(source), "")
+    _check_tensors(tensors, source)
     dimensions = _dimensions(tensors, source)
     info = write_checkpoint(
-        target, tensors, name=name, dimensions=dimensions, source=source.name, source_sha256=_digest_of_files(files)
+        target,
+        tensors,
+        name=name,
+        dimensions=dimensions,
+        source=source.name,
+        source_sha256=_digest_of_files(files),
+        frequencies=frequencies or AS_STORED,
     )
     log.info("%s: %d layers of width %d, %d heads", source, dimensions.layers, dimensions.hidden, dimensions.heads)
     return info
@@ -74,6 +70,8 @@ def _weight_files(source: Path) -> list[Path]:
         raise CheckpointError(f"{source}: no such checkpoint")
     if source.is_file():
         return [source]
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: neither a file nor a folder; give a .pt file or a Hugging Face folder")
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -86,6 +84,11 @@ def _weight_files(source: Path) -> list[Path]:
             if missing:
                 raise CheckpointError(f"{source}: {index} names {', '.join(missing)}, which is not there; fetch it")
             return [source / n for n in names]
+    if (source / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{source}: holds an adapter and no model; merge it into its base model first (peft's merge_and_unload, "
+            "then save_pretrained), and give the folder of the result"
+        )
     raise CheckpointError(
         f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
     )
@@ -93,7 +96,10 @@ def _weight_files(source: Path) -> list[Path]:
 
 def _shards_listed_in(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name that is no text")
+        return sorted(names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of weight files ({error!r}); fetch it again") from error
 
@@ -141,9 +147,11 @@ def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in tensors.items() if not key.endswith("version")}
 
 
-def _read_hugging_face(files: list[Path]) -> dict[str, torch.Tensor]:
+def _read_hugging_face(folder: Path, files: list[Path]) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a folder under fair-esm's names, and where their rotary frequencies are from."""
     from safetensors.torch import load_file
 
+    config = read_config(folder)
     stored: dict[str, torch.Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
@@ -153,18 +161,18 @@ def _read_hugging_face(files: list[Path]) -> dict[str, torch.Tensor]:
                 raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
         else:
             stored.update(_unpickle_tensors(file))
-    return {name: value for key, value in stored.items() if (name := _fair_esm_name(key.removeprefix("esm.")))}
+    return fair_esm_tensors(stored, config, folder)
 
 
-def _fair_esm_name(key: str) -> str | None:
-    """fair-esm's name for a tensor of transformers; None for one that only transformers has."""
-    layer = re.search(r"\.layer\.(\d+)\.", key)
-    general = key.replace(layer.group(), ".layer.{n}.", 1) if layer else key
-    stem, _, parameter = general.rpartition(".")
-    ours = _FROM_HUGGING_FACE.get(general)
-    if ours is None and parameter in ("weight", "bias"):
-        ours = _FROM_HUGGING_FACE.get(f"{stem}.{{p}}")
-    return ours and ours.format(n=layer and layer.group(1), p=parameter)
+def _check_tensors(tensors: dict[str, Any], source: Path) -> None:
+    """Raises CheckpointError for what is no dense tensor, before anything looks at its shape."""
+    import torch
+
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{source}: {key} is a {type(value).__name__} and no tensor: the file is damaged")
+        if value.layout is not torch.strided:
+            raise CheckpointError(f"{source}: {key} is a sparse tensor, which no ESM-2 has: it is another model")
 
 
 def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensions:
@@ -173,8 +181,14 @@ def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensio
     frequencies = tensors.get("layers.0.self_attn.rot_emb.inv_freq")
     if embedding is None or frequencies is None or embedding.shape[0] != 33:
         raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
+    if embedding.ndim != 2 or frequencies.ndim != 1 or not frequencies.shape[0]:
+        raise CheckpointError(f"{source}: its token embedding or its rotary frequencies are empty or misshapen")
     hidden = embedding.shape[1]
-    layers = 1 + max(int(match.group(1)) for key in tensors if (match := re.match(r"layers\.(\d+)\.", key)))
+    numbers = {int(match.group(1)) for key in tensors if (match := re.match(r"layers\.(\d+)\.", key))}
+    layers = len(numbers)
+    # Before anything is done for each of them: one wrong number may say three million.
+    if max(numbers) != layers - 1:
+        raise CheckpointError(f"{source}: has a layer {max(numbers)}, and {layers} layers in all: it is incomplete")
     heads = hidden // (2 * frequencies.shape[0])
     expected = {
         "embed_tokens.weight": (33, hidden),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "esmflow-checkpoint-1"
+AS_STORED = "as stored, for each layer"
 
 
 class CheckpointError(EsmflowError):
@@ -64,7 +65,8 @@ class CheckpointInfo(JsonFile):
     """What a converted checkpoint says of itself, and `model.json` of it.
 
     digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
-    source: name of the file that was converted; source_sha256: its digest.
+    source: name of the file that was converted; source_sha256: its digest. frequencies: where the rotary frequencies
+    are from.
     """
 
     name: str
@@ -72,6 +74,7 @@ class CheckpointInfo(JsonFile):
     source: str
     source_sha256: str
     dimensions: ModelDimensions
+    frequencies: str = AS_STORED
 
 
 def write_checkpoint(
@@ -82,10 +85,11 @@ def write_checkpoint(
     dimensions: ModelDimensions,
     source: str = "",
     source_sha256: str = "",
+    frequencies: str = AS_STORED,
 ) -> CheckpointInfo:
     """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically."""
     digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()})
-    info = CheckpointInfo(name, digest, source, source_sha256, dimensions)
+    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
     return info

@@ -34,6 +34,12 @@ class Place:
     what: str
 
 
+def official_name(model: str) -> str:
+    """`facebook/esm2_…`, as the published models are called on Hugging Face, by fair-esm's name; others as they are."""
+    name = model.removeprefix("facebook/")
+    return name if name in OFFICIAL_MODELS and not Path(model).exists() else model
+
+
 def is_path(model: str) -> bool:
     """Whether the `model` key names a path rather than an official checkpoint."""
     return "/" in model or model.endswith(".pt") or Path(model).exists()

@@ -18,13 +18,13 @@ from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
-from esmflow.collect.written import write_note
 from esmflow.embed.run_record import RunRecord
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
 from esmflow.logs import join_logs
 from esmflow.method import Fingerprint
+from esmflow.plan.freshness import write_embeddings_note
 from esmflow.plan.run_plan import Plan
 from esmflow.store.gather import SegmentIndex
 from esmflow.store.segments import SegmentError, Store
@@ -110,7 +110,7 @@ def collect(settings: CollectSettings) -> Summary:
     tally.check(plan.records)
     summary = _summary(tally, plan, runs, settings.formats, method.outputs.names())
     summary.write(settings.summary)
-    write_note(settings.note, settings.note_number, settings.embeddings)
+    write_embeddings_note(settings.note, settings.note_number, settings.embeddings)
     join_logs([Path(path) for path in settings.logs], settings.joined_log)
     return summary
 

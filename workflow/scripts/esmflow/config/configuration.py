@@ -14,7 +14,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path
+from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path, official_name
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -57,6 +57,7 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(complete), key=lambda e: list(map(str, e.path)))
     if errors:
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
+    complete["model"] = official_name(str(complete["model"]))
     _check_model(complete)
     _check_id(complete["id"])
     try:
@@ -140,7 +141,13 @@ def _check_model(config: Mapping[str, Any]) -> None:
     model = str(config["model"])
     if is_path(model):
         if not Path(model).expanduser().exists():
-            raise ConfigurationError(f"model: {model} does not exist; give a .pt file, a Hugging Face folder or a name")
+            stem = Path(model).name.removesuffix(".pt")
+            hint = (
+                f"did you mean the name {stem}, which is looked for and downloaded?"
+                if stem in OFFICIAL_MODELS
+                else ("give a .pt file, a Hugging Face folder or a name")
+            )
+            raise ConfigurationError(f"model: {model} does not exist; {hint}")
     elif model not in OFFICIAL_MODELS:
         close = difflib.get_close_matches(model, OFFICIAL_MODELS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(OFFICIAL_MODELS)}"

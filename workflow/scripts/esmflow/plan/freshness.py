@@ -1,9 +1,10 @@
-"""What a plan counts on and Snakemake does not watch: the segments in the store, and inputs whose time is not newer.
+"""What a run counts on and Snakemake does not watch: segments in the store, inputs whose time is not newer, embeddings.
 
 Snakemake sees that a file is newer than what was made of it. It does not see that somebody emptied the store, that a
 damaged segment was set aside, or that an input was replaced by one with an older time, as `mv`, `cp -p` and `rsync -a`
 do. So a plan leaves a note of what it is based on, and the plan rule has a parameter that changes when the note is no
-longer true. Then the same command plans again, whatever happened.
+longer true. Then the same command plans again, whatever happened. In the same way collecting leaves a note of the files
+that it wrote, of which Snakemake sees no more than their folder. The rules import this, in environments without NumPy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from esmflow.files import JsonFile, file_stamp
+from esmflow.files import JsonFile, file_stamp, read_json, write_json
 from esmflow.store import SEGMENT_SUFFIX
 
 
@@ -90,3 +91,33 @@ def _changed_unnoticed(stamps: Mapping[str, tuple[int, ...]], inputs: Sequence[s
         if size != before[0] or (now != before and time < planned):
             return True
     return False
+
+
+def write_embeddings_note(path: str | os.PathLike[str], number: int, embeddings: str | os.PathLike[str]) -> None:
+    """Notes the sizes of the files. Of a folder with a file for each record, its index stands for all.
+
+    The note must survive the outputs of collecting, so Snakemake does not know of it.
+    """
+    files = {}
+    for folder, _, names in os.walk(embeddings):
+        for name in ["index.tsv"] if "index.tsv" in names else names:
+            file = Path(folder, name)
+            files[os.path.relpath(file, embeddings)] = file.stat().st_size
+    write_json(path, {"number": number, "files": files})
+
+
+def embeddings_number(path: str | os.PathLike[str], embeddings: str | os.PathLike[str]) -> int:
+    """The number of the last note if it is still true, else one more. 0 if there is none."""
+    try:
+        note = read_json(path)
+        number, files = int(note["number"]), dict(note["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return number if all(_size(Path(embeddings, name)) == size for name, size in files.items()) else number + 1
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
