@@ -9,7 +9,7 @@ import shutil
 import psutil
 import pytest
 import torch
-from workflow_run import kill, wait_until
+from workflow_run import Hold, kill, wait_until
 
 from esmflow.inputs.residues import RESIDUE_TOKEN
 from esmflow.plan.shards import list_shards, read_shard, shard_name
@@ -110,17 +110,22 @@ def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empt
 
 def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
     run = small_run(200, groups=2, failures={"retries": 0})
-    process = run.start(cores=1, gpus=1)
+    # A worker that has loaded its model is held at its first shard until it is killed.
+    hold = Hold(run.folder, segments=0)
+    process = run.start(cores=1, gpus=1, environment=hold.environment)
     log = run.folder / "logs" / "embed"
     for number in (1, 2):
         wait_until(
-            lambda number=number: sum(path.read_text().count("model loaded") for path in log.glob("*")) == number,
+            lambda number=number: (
+                sum(path.read_text().count("model loaded") for path in log.glob("group-*.log")) == number
+            ),
             what="a worker at work",
         )
         workers = [
             p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
         ]
         kill(workers[0].pid)
+    hold.release()
     assert process.wait(240) == 0
     crashed, good = sorted(run.groups(), key=lambda group: not group["shards_failed"])
     (failed,) = crashed["shards_failed"]

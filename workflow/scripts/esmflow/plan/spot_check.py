@@ -22,6 +22,8 @@ CANDIDATES_PER_BIN = 128
 _LONG_BIN = 13
 _LONG_PER_BIN = 8
 _BINS = 40
+# Of a large window all would be looked at one by one: what the first ones leave no room for is passed over after these.
+_AT_ONCE = 2048
 
 
 def length_bin(residues: int) -> int:
@@ -71,8 +73,11 @@ class Candidates:
         bins = np.frexp(lengths)[1]
         ends = np.cumsum(lengths)
         text = memoryview(residues)
-        for i in np.arange(len(lengths))[rows][(first_halves <= self._first_halves[bins])[rows]]:
-            self.offer(digests[i].tobytes(), str(text[ends[i] - lengths[i] : ends[i]], "ascii"))
+        meant = np.arange(len(lengths))[rows]
+        for start in range(0, len(meant), _AT_ONCE):
+            part = meant[start : start + _AT_ONCE]
+            for i in part[first_halves[part] <= self._first_halves[bins[part]]]:
+                self.offer(digests[i].tobytes(), str(text[ends[i] - lengths[i] : ends[i]], "ascii"))
 
     def sequences(self) -> dict[bytes, str]:
         """Those with the lowest digests, by digest."""
