@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from typing import TypeVar
@@ -44,3 +45,19 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# Of glibc's malloc.h: from how many bytes on memory comes from the system, and how much is kept when it is freed.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees for what it needs next, up to 1 GiB at once; with glibc only.
+
+    On a CPU a quarter of the time of fair-esm's module goes into memory for attention maps that is taken from the
+    system, cleared and given back at every layer.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 1 << 30)

@@ -59,7 +59,10 @@ def verify_sequences(slot: Slot, task: VerifyTask) -> Verified:
     use_slot(slot)
     import torch
 
+    from esmflow.engine.memory import keep_freed_memory
+
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     return recompute(task, slot.device, slot.name)
 
 
