@@ -17,7 +17,6 @@ from esmflow.text import plural
 CLS, PAD, EOS, UNK = 0, 1, 2, 3
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 FIRST_RESIDUE = 4
-MASK = 32
 SIZE = 33
 
 RESIDUE_TOKEN = {residue: FIRST_RESIDUE + i for i, residue in enumerate(RESIDUES)}

@@ -21,9 +21,7 @@ from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
 from esmflow.workers.process import FileSubset, Task, WorkerFunction
 from esmflow.workers.queue import FailedFile, FileQueue
-from esmflow.workers.worker import Worker, WorkerExit, WorkerStatus
-
-__all__ = ["BatchQueueManager", "FailedFile", "FileSubset", "WorkerExit", "WorkerStatus"]
+from esmflow.workers.worker import Worker, WorkerStatus
 
 log = logging.getLogger(__name__)
 
