@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clone import PROJECT, make_clone, make_recipe
+from workflow_run import STARTED
 
 EXAMPLE = PROJECT / "examples" / "enzymes"
 
@@ -21,7 +22,7 @@ EXAMPLE = PROJECT / "examples" / "enzymes"
 def example(tmp_path_factory, real_model_folder) -> Path:
     """The results of what `make example` runs."""
     clone = make_clone(tmp_path_factory.mktemp("example") / "clone")
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one_thread = {**os.environ, **STARTED, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         make_recipe(clone, "example"), shell=True, cwd=clone, env=one_thread, capture_output=True, text=True
     )

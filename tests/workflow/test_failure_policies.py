@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 
 import psutil
 import pytest
 import torch
+from made_up import fetch, random_model, stored_tensors, write_fair_esm
 from workflow_run import Hold, kill, wait_until
 
 from esmflow.inputs.residues import RESIDUE_TOKEN
@@ -18,21 +18,22 @@ GOOD = {f"good{n}": "MKVLAAGIVGLLLAQWERTYDE"[: 12 + n] for n in range(8)}
 FAILING = {"with_pyrrolysine": "MKVLAOGIVG", "another": "OMKVLAAG"}
 
 
-@pytest.fixture
-def model_without_pyrrolysine(real_model_folder, tmp_path):
-    """The real model, damaged so that every sequence with an O gives NaN: failures as they really come."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(real_model_folder, folder)
-    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    weights["esm.embeddings.word_embeddings.weight"][RESIDUE_TOKEN["O"]] = float("nan")
-    torch.save(weights, folder / "pytorch_model.bin")
-    return folder
+@pytest.fixture(scope="module")
+def model_without_pyrrolysine(tmp_path_factory):
+    """A model so damaged that every sequence with an O gives NaN: failures as they really come."""
+    model = random_model(2, 32, 2)
+    with torch.no_grad():
+        model.embed_tokens.weight[RESIDUE_TOKEN["O"]] = float("nan")
+    path = write_fair_esm(tmp_path_factory.mktemp("damaged") / "damaged.pt", stored_tensors(model))
+    fetch(path, path.parent)
+    return path
 
 
 @pytest.fixture
-def run(small_run, model_without_pyrrolysine):
+def run(quick_run, model_without_pyrrolysine):
     """Two groups of several shards; two sequences fail."""
-    run = small_run(0, model=model_without_pyrrolysine, groups=2, shard_residues=40)
+    run = quick_run(0, model=model_without_pyrrolysine, groups=2, shard_residues=40)
+    run.has_fetched(model_without_pyrrolysine.parent)
     (run.folder / "part0.faa").write_text("".join(f">{i}\n{s}\n" for i, s in {**GOOD, **FAILING}.items()))
     return run
 
@@ -88,8 +89,8 @@ def test_switching_from_error_to_report_keeps_everything_and_succeeds(run):
     assert run.summary()["failed"] == 2
 
 
-def test_a_rejected_record_counts_under_error_too(small_run):
-    run = small_run(4, groups=1, failures={"policy": "error"})
+def test_a_rejected_record_counts_under_error_too(quick_run):
+    run = quick_run(4, groups=1, failures={"policy": "error"})
     with open(run.folder / "part0.faa", "a") as handle:
         handle.write(">none\n\n")
     ended = run.run()
@@ -97,8 +98,8 @@ def test_a_rejected_record_counts_under_error_too(small_run):
     assert "1 × empty_sequence" in ended.stdout
 
 
-def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empty(small_run):
-    run = small_run(0, groups=1)
+def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empty(quick_run):
+    run = quick_run(0, groups=1)
     run.succeed()
     assert run.summary()["reasons"] == {"empty_file": 1}
     (run.folder / "part0.faa").write_text(">a\nMKV123\n>b\n")
@@ -108,8 +109,8 @@ def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empt
     assert "1 × invalid_residue" in ended.stdout
 
 
-def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
-    run = small_run(200, groups=2, failures={"retries": 0})
+def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(quick_run):
+    run = quick_run(200, groups=2, failures={"retries": 0})
     # A worker that has loaded its model is held at its first shard until it is killed.
     hold = Hold(run.folder, segments=0)
     process = run.start(cores=1, gpus=1, environment=hold.environment)
@@ -139,8 +140,8 @@ def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_o
 
 
 @pytest.mark.parametrize("triggers", [(), ("--rerun-triggers", "input")], ids=["by plan", "by embed"])
-def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(small_run, triggers):
-    run = small_run(12, groups=1, failures={"retries": 0})
+def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(quick_run, triggers):
+    run = quick_run(12, groups=1, failures={"retries": 0})
     run.succeed("--until", "plan")
     checkpoint = run.results / "model" / "checkpoint.safetensors"
     intact = checkpoint.read_bytes()
@@ -158,8 +159,8 @@ def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(small_run, trigg
     assert run.summary()["embedded"] == 12
 
 
-def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(small_run):
-    run = small_run(12, groups=1, shard_residues=300, batch_tokens=1, threads=1, failures={"retries": 0})
+def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(quick_run):
+    run = quick_run(12, groups=1, shard_residues=300, batch_tokens=1, threads=1, failures={"retries": 0})
     # A store in which no file can be created: every shard fails when it is committed, wherever it runs.
     run.configure(store="store")
     run.succeed("--until", "plan")

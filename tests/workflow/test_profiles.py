@@ -114,8 +114,8 @@ def test_the_workstation_profile_limits_gpus_and_runs_nothing_again_for_a_touche
     assert "plan" in snakemake(*profile, "--dry-run", "--quiet", "reason", folder=run.folder)
 
 
-def test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again(small_run, tmp_path):
-    run = small_run(40, groups=1, shard_residues=800)
+def test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again(quick_run, tmp_path):
+    run = quick_run(40, groups=1, shard_residues=800)
     batch = tmp_path / "batch"
     batch.mkdir()
     (run.folder / "profiles").symlink_to(PROJECT / "profiles")

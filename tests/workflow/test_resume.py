@@ -12,8 +12,8 @@ def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_a
     assert sum(trial.computed_again for trial in trials) == 0
 
 
-def test_more_groups_than_sequences_finish_and_the_empty_ones_take_no_slot(small_run):
-    run = small_run(2, groups=5)
+def test_more_groups_than_sequences_finish_and_the_empty_ones_take_no_slot(quick_run):
+    run = quick_run(2, groups=5)
     run.succeed()
     busy = [group for group in run.groups() if group["workers"]]
     assert len(run.groups()) == 5

@@ -55,9 +55,9 @@ def worker_of(run) -> int:
     return processes(run, "spawn_main")[0].pid
 
 
-def test_two_runs_at_once_never_share_a_slot_and_both_finish(small_run, tmp_path):
+def test_two_runs_at_once_never_share_a_slot_and_both_finish(quick_run, tmp_path):
     runs = [
-        small_run(16, folder=name, groups=4, cpu_slots=2, slot_lock_folder=str(tmp_path / "slots"))
+        quick_run(16, folder=name, groups=4, cpu_slots=2, slot_lock_folder=str(tmp_path / "slots"))
         for name in ("one", "two")
     ]
     # No limit on gpu: up to four jobs of each run are started at once and must wait for one of the two slots.
@@ -71,9 +71,9 @@ def test_two_runs_at_once_never_share_a_slot_and_both_finish(small_run, tmp_path
 
 
 @pytest.fixture
-def run_in_the_middle(small_run):
+def run_in_the_middle(quick_run):
     """A run with one group of many shards, two of them committed, and held with the third in hand until released."""
-    run = small_run(120, groups=1, shard_residues=1500, cpu_slots=1)
+    run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=1)
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
     wait_until(lambda: len(run.segments()) >= 2, what="two segments")

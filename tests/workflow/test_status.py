@@ -18,9 +18,9 @@ def show(run) -> str:
     return subprocess.run(command, cwd=run.folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
+def test_the_status_follows_a_run_through_work_death_and_the_end(quick_run):
     # Two jobs at once and one slot: the second waits for it.
-    run = small_run(90, groups=2, shard_residues=1500, cpu_slots=1)
+    run = quick_run(90, groups=2, shard_residues=1500, cpu_slots=1)
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
     try:

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -35,15 +35,16 @@ from esmflow.verify.certificate import Certificate, VerifiedSequence
 HOSTILE = "<script>&amp;</script>\"'"
 
 
-def svg_of(figure, width="wide"):
+@cache
+def svg_of(figure, width):
     """What is drawn, as it goes into the page. figure: of a width."""
     (svg,) = draw([figure(WIDTHS[width]).to_dict()])
     assert isinstance(svg, str), svg
     return svg
 
 
-def drawn(figure, *more):
-    return ElementTree.fromstring(svg_of(figure, *more))
+def drawn(figure, width="wide"):
+    return ElementTree.fromstring(svg_of(figure, width))
 
 
 def elements(svg, tag):
