@@ -45,6 +45,11 @@ class ModelDimensions:
         """Width of one attention head."""
         return self.hidden // self.heads
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the model: 12 D² in each layer, and the token embedding."""
+        return self.layers * 12 * self.hidden**2 + 33 * self.hidden
+
 
 def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
     """Raises ValueError when something is asked for whose head the checkpoint does not hold."""

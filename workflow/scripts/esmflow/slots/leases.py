@@ -38,12 +38,13 @@ _WAITING_LOG_SECONDS = 30.0
 class SlotSettings:
     """Which slots a job may lease, and how it waits for them.
 
-    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU. lock_folder: local to the
-    node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an error.
+    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU, None for one on each
+    core. lock_folder: local to the node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an
+    error.
     """
 
     device: str
-    cpu_slots: int
+    cpu_slots: int | None
     lock_folder: str
     wait_seconds: float
 
