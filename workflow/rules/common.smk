@@ -173,6 +173,11 @@ def get_embed_estimate(wildcards):
     )
 
 
+def get_attempt(wildcards, attempt):
+    """For scripts, which Snakemake does not tell."""
+    return attempt
+
+
 def get_embed_memory(wildcards, attempt):
     return get_embed_estimate(wildcards).memory_mb_to_ask_for(attempt)
 

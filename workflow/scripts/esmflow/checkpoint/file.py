@@ -29,6 +29,8 @@ AS_STORED = "as stored, for each layer"
 class CheckpointError(EsmflowError):
     """A checkpoint that cannot be used. The message says which file, what is wrong, and what to do."""
 
+    mendable = False
+
 
 @dataclass(frozen=True)
 class ModelDimensions:

@@ -22,6 +22,8 @@ _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
 class SlotError(EsmflowError):
     """No slot can be had. The message says what was found and what to do."""
 
+    mendable = False
+
 
 @dataclass(frozen=True)
 class Gpu:
