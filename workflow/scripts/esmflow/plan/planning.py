@@ -93,6 +93,7 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
     dealer = Dealer(
         [Path(folder) for folder in settings.groups],
         settings.cost_model.cost,
+        least_cost=settings.least_cost,
         shard_residues=settings.shard_residues,
         fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
         window_residues=WINDOW_RESIDUES,
@@ -120,8 +121,9 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
             dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)
     write_candidates(Path(settings.candidates), candidates, dealer.candidates)
     log.info(
-        "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
-        *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences, len(dealer.groups)),
+        "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d of %d groups",
+        *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences),
+        *(sum(group.sequences > 0 for group in dealer.groups), len(dealer.groups)),
     )
     return Plan(
         fingerprint=settings.fingerprint.digest(),
@@ -131,6 +133,7 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
         stored=dealer.stored,
         stored_segments=tuple(sorted(dealer.stored_segments)),
         groups=tuple(dealer.groups),
+        work=settings.work,
         valid=valid,
         to_embed=to_embed,
         id_bytes=id_bytes,
