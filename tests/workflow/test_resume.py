@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from kill_at_random import kill_at_random
 
+# Workers, supervisors and Snakemake alone are killed in test_slots.
+TARGETS = ("everything", "collect", "plan")
 
-def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_and_repeats_no_finished_work(tmp_path):
-    # Workers, supervisors and Snakemake alone are killed in test_slots.
-    trials = kill_at_random(tmp_path / "run", 3, seed=2, proteins=60, targets=("everything", "collect", "plan"))
+
+def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_and_repeats_no_finished_work(
+    tmp_path, made_up_model
+):
+    trials = kill_at_random(tmp_path / "run", 3, seed=2, proteins=60, targets=TARGETS, model=made_up_model)
     assert sum(trial.hit for trial in trials) >= 2
     assert sum(trial.computed_again for trial in trials) == 0
 
