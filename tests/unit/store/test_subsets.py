@@ -122,4 +122,4 @@ def test_a_damaged_wider_segment_is_not_counted_on_and_one_that_says_nothing_is_
     path.write_bytes(content)
     assert [any(found(wide, replace(WIDE, layers=(layer,)))[0]) for layer in (3, 6)] == [False, True]
     (wide.folder / "fingerprint.json").write_text("{}")
-    assert not any(found(wide, replace(WIDE, layers=(6,), include=("per_residue",)))[0])
+    assert not any(found(wide, replace(WIDE, layers=(3,), include=("per_residue",)))[0])
