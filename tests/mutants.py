@@ -26,7 +26,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = "workflow/scripts"
 LIBRARY = f"{SCRIPTS}/esmflow"
-_SECONDS = 300
+_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ MUTANTS = [
     Mutant("the last file of the fullest list is lost", f"{LIBRARY}/workers/queue.py", "self._in_hand[worker].append(file)\n        return file", "return file", QUEUE),
     Mutant("two failures in a row abort", f"{LIBRARY}/workers/manager.py", "if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and", "if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW - 1 and", f"{MANAGER} -k in_a_row"),
     Mutant("a success does not end the row of failures", f"{LIBRARY}/workers/manager.py", "self._failed_in_a_row.clear()", "pass", f"{MANAGER} -k in_a_row"),
-    Mutant("a waiting worker counts as hanging", f"{LIBRARY}/workers/manager.py", "self._hang_seconds and not worker.asking and", "self._hang_seconds and", f"{MANAGER} -k silent"),
+    Mutant("a waiting worker counts as hanging", f"{LIBRARY}/workers/manager.py", "self._hang_seconds and not worker.asking and", "self._hang_seconds and", f"{MANAGER} -k waits_for_a_file"),
     Mutant("lost progress counts", f"{LIBRARY}/workers/manager.py", "self._on_progress(-worker.progress_in_hand)", "pass", f"{MANAGER} -k dead_worker"),
     Mutant("workers do not inherit the lease", f"{LIBRARY}/workers/worker.py", "send_handle(ours, descriptor, process.pid)", "pass", f"{MANAGER} -k lock --timeout 30"),
     Mutant("workers outlive their parent", f"{LIBRARY}/workers/lifetime.py", ".prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)", "", f"{MANAGER} -k dies_with --timeout 30"),
@@ -148,7 +148,7 @@ MUTANTS = [
     # Plan
     Mutant("the digest is of the wrong length", f"{LIBRARY}/inputs/residues.py", "hasher.update(residues[start:end])", "hasher.update(residues[start : end - 1])", DIGESTS),
     Mutant("a stop at the end stays", f"{LIBRARY}/inputs/residues.py", 'return "*" if self.gaps == "keep" else "*."', 'return ""', FASTA),
-    Mutant("too long is one residue more", f"{LIBRARY}/inputs/residues.py", "lengths > policy.max_residues", "lengths > policy.max_residues + 1", f"{PLANNING} -k limit"),
+    Mutant("too long is one residue more", f"{LIBRARY}/inputs/residues.py", "lengths > policy.max_residues", "lengths > policy.max_residues + 1", f"{FASTA} -k limit"),
     Mutant("names of segments depend on the order", f"{LIBRARY}/plan/shards.py", "for digest in sorted(digests):", "for digest in digests:", SEGMENTS),
     Mutant("a damaged shard is embedded", f"{LIBRARY}/plan/shards.py", "if header[1:].strip() != sequence_digest(sequence).hex():", "if False:", f"{PLANNING} -k shard"),
     Mutant("repeats are planned again", f"{LIBRARY}/plan/dealing.py", "self._seen.find(window.digests[first]) < 0]", "self._seen.find(window.digests[first]) < 9]", f"{PLANNING} -k 'once or repeats'"),
@@ -217,7 +217,7 @@ def survives(mutant: Mutant, copy: Path) -> str | None:
             text=True,
         )
     except subprocess.TimeoutExpired:
-        return None
+        return f"its tests had not ended after {_SECONDS} seconds ({mutant.tests})"
     finally:
         path.write_text(text)
     if ran.returncode == pytest.ExitCode.TESTS_FAILED:

@@ -135,7 +135,7 @@ def demo_folder(folder: Path) -> Path:
     return folder
 
 
-def wait_until(condition, seconds: float = 60.0, what: str = "the condition"):
+def wait_until(condition, seconds: float = 240.0, what: str = "the condition"):
     """Waits for something to become true, and returns it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

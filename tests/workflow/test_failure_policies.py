@@ -58,7 +58,7 @@ def test_error_fails_after_all_is_done_the_next_run_executes_only_the_failed_sha
     assert ended.returncode == 1
     assert "2 records have no embedding" in ended.stdout
     # Everything that could be done is done: the results are there, for the good records.
-    assert (run.results / "embeddings" / "mean_layer6" / "embeddings.h5").exists()
+    assert (run.results / "embeddings" / "mean_layer2" / "embeddings.h5").exists()
     assert "8 of 10 records have an embedding" in (run.results / "report.html").read_text()
     assert run.summary()["embedded"] == 8
     before = {path: path.stat().st_mtime_ns for path in run.segments()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from kill_at_random import kill_at_random
 
 # Workers, supervisors and Snakemake alone are killed in test_slots.
 TARGETS = ("everything", "collect", "plan")
 
 
+@pytest.mark.timeout(1200)
 def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_and_repeats_no_finished_work(
     tmp_path, made_up_model
 ):

@@ -84,7 +84,7 @@ def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_go
     for member in family:
         member.terminate()
     hold.release()
-    assert process.wait(60) != 0
+    assert process.wait(240) != 0
     printed = (run.folder / "snakemake.out").read_text()
     assert "returned non-zero exit status 143" in printed
     assert "asked to end (SIGTERM)" in printed

@@ -40,7 +40,7 @@ def test_the_status_follows_a_run_through_work_death_and_the_end(quick_run):
     finally:
         kill(process.pid)
         process.wait()
-    wait_until(lambda: is_over(read_status(run.results)), 20, "the jobs' death")
+    wait_until(lambda: is_over(read_status(run.results)), what="the jobs' death")
     assert {group.state for group in read_status(run.results)} == {State.DIED}
     assert show(run).count("died; last heard of at") == 2
 
