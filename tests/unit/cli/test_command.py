@@ -175,4 +175,6 @@ def test_a_profile_says_cores_and_gpus(here, monkeypatch):
     assert " ".join(ran[-1]).endswith("--profile slurm --cores 8 --resources gpu=4 --dry-run")
     embed_inputs(["a.fasta"], "out", options, ["cpu_slots=3"], Compute(0, None, None), dry_run=True)
     assert "gpu=3" in ran[-1]
+    embed_inputs(["a.fasta"], "out", options, [], Compute(0, 5, None), dry_run=True)
+    assert " ".join(ran[-1]).endswith("--cores 5 --resources gpu=5 --dry-run")
     assert yaml.safe_load((here / "out/config/config.yaml").read_text())["device"] == "cpu"

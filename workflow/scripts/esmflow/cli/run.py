@@ -43,6 +43,11 @@ class Compute:
     cores: int | None
     profile: str | None
 
+    @property
+    def cores_here(self) -> int:
+        """The cores to use where no profile says it."""
+        return self.cores or len(os.sched_getaffinity(0))
+
 
 def embed_inputs(
     inputs: Sequence[str],
@@ -76,15 +81,16 @@ def embed_inputs(
 
 def _slots(compute: Compute, typed: dict[str, Any], checked: Mapping[str, Any]) -> int | None:
     """How many jobs with a slot may run at once; None leaves it to the profile. Without GPUs they run on the CPU."""
+    on_cpu = compute.cores_here if checked["cpu_slots"] == "auto" else checked["cpu_slots"]
     if compute.gpus == 0:
-        typed["device"] = checked["device"] if checked["device"] == "cpu" else "cpu"
-        return None if compute.profile else checked["cpu_slots"]
+        typed["device"] = "cpu"
+        return None if compute.profile else on_cpu
     if compute.profile:
         return compute.gpus
     if compute.gpus and checked["device"] == "cpu":
         raise CommandError(f"--gpus {compute.gpus} and device: cpu say different things; leave one out")
     try:
-        slots = candidate_slots(checked["device"], checked["cpu_slots"])
+        slots = candidate_slots(checked["device"], on_cpu)
     except SlotError as error:
         raise CommandError(f"{error}; --gpus 0 runs on the CPU") from error
     there = len(slots) if slots[0].device == "cuda" else 0
@@ -100,7 +106,7 @@ def _command(folder: Path, gpus: int | None, compute: Compute, *more: str) -> li
     if compute.profile:
         words += ["--profile", compute.profile]
     if compute.cores or not compute.profile:
-        words += ["--cores", str(compute.cores or len(os.sched_getaffinity(0)))]
+        words += ["--cores", str(compute.cores_here)]
     if gpus is not None:
         words += ["--resources", f"gpu={gpus}"]
     return [*words, *more]
