@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_one_sentence(here, monkeypatch, capsys, argument
 def test_check_says_what_would_be_rejected(here, monkeypatch, capsys):
     assert run("check", "a.fasta", "more", monkeypatch=monkeypatch) == 1
     shown = capsys.readouterr().out
-    assert f"{here}/a.fasta\trecord 2 (two)\tinvalid_residue\t'*' at residue 3\n" in shown
+    assert "a.fasta\trecord 2 (two)\tinvalid_residue\t'*' at residue 3\n" in shown
     assert "5 records in 2 files: 3 can be embedded, 2 not" in shown
     assert "1 repeat the sequence of another record" in shown
     assert run("check", "more/b.faa", monkeypatch=monkeypatch) == 0

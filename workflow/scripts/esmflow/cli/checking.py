@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def check_inputs(places: Sequence[str], settings: Sequence[str], everything: boo
                 reasons[record.reason] += 1
                 if everything or reasons.total() <= _LISTED:
                     name = f"record {record.position} ({record.id or 'no id'})" if record.position else "the file"
-                    print(f"{file.path}\t{name}\t{record.reason.value}\t{record.detail}")
+                    path = min(file.path, os.path.relpath(file.path), key=len)
+                    print(f"{path}\t{name}\t{record.reason.value}\t{record.detail}")
     rejected = reasons.total()
     if rejected > _LISTED and not everything:
         print(f"… and {rejected - _LISTED:,} more; --all lists them")
