@@ -22,7 +22,7 @@ from esmflow.embedding.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.timeline import COMPUTE, IDLE, LOAD, WRITE, Piece
-from esmflow.text import bytes_in_words
+from esmflow.text import bytes_in_words, shown
 from esmflow.verify.certificate import Certificate
 
 Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
@@ -290,7 +290,7 @@ def certificate_figure(certificate: Certificate, width: int) -> Figure:
             "length": entry.length,
             "distance": math.log10(max(1 - found.cosine, smallest)),
             "output": name,
-            "what": f"{_cut(entry.id)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
+            "what": f"{shown(entry.id, 60)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
         }
         for entry in certificate.sequences
         for name, found in entry.outputs.items()
@@ -332,7 +332,7 @@ def map_figure(mapped: EmbeddingMap, sample: Sequence[SampledRecord], files: Seq
             "x": x,
             "y": y,
             "file": labels.get(record.file, "other files"),
-            "what": f"{_cut(record.id)}\n{record.length:,} residues\n{_short_path(record.file)}",
+            "what": f"{shown(record.id, 60)}\n{record.length:,} residues\n{_short_path(record.file)}",
         }
         for (x, y), record in zip(mapped.points[::thinned].tolist(), sample[::thinned])
     ]
@@ -434,8 +434,3 @@ def _short_path(path: str, parts: int = 1, letters: int = 40) -> str:
     """The end of a path that fits a legend."""
     name = "/".join(path.split("/")[-parts:])
     return name if len(name) <= letters else f"…{name[-letters:]}"
-
-
-def _cut(text: str, letters: int = 60) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"
