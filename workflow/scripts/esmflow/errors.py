@@ -5,7 +5,12 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *ran
 
 
 class EsmflowError(Exception):
-    """An error whose message is a sentence for the user: what is wrong, where, and what to do."""
+    """An error whose message is a sentence for the user: what is wrong, where, and what to do.
+
+    mendable: whether another attempt of the same job may go better, without anybody doing something.
+    """
+
+    mendable = True
 
     def __str__(self) -> str:
         return without_controls(super().__str__())
