@@ -247,6 +247,18 @@ def test_a_damaged_segment_is_set_aside_and_its_shard_computed_again(job):
     assert len(list(job.store.folder.glob("*.damaged-*"))) == 2
 
 
+def test_a_segment_under_the_name_of_another_is_set_aside_and_its_shard_computed_again(job):
+    job.run()
+    one, another = sorted(job.names.values())[:2]
+    shutil.copy2(job.store.path(one), job.store.path(another))
+    run = job.run()
+    assert run["segments_written"] == [another]
+    assert len(list(job.store.folder.glob(f"{another}*.damaged-*"))) == 1
+    lost = job.run()
+    assert (lost["segments_written"], len(lost["segments_reused"])) == ([], SHARDS)
+    assert job.store.read(one).sequences().isdisjoint(job.store.read(another).sequences())
+
+
 @pytest.mark.parametrize("seconds", [-86_400, 86_400])
 def test_a_clock_that_jumps_neither_ends_nor_stalls_a_job(job, monkeypatch, seconds):
     now = time.time
