@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import shutil
 import subprocess
@@ -326,6 +327,23 @@ def test_a_store_that_cannot_be_written_is_verified_all_the_same(run, caplog):
     caplog.set_level("INFO")
     assert run.verify().computed_again == run.verify().computed_again == 12
     assert "what was verified is not remembered" in caplog.text
+
+
+def test_a_full_disk_is_an_error_that_leaves_no_half_certificate(run, small_disk, caplog):
+    lines = remembered(run)
+    lines.unlink()
+    lines.symlink_to(small_disk / lines.name)
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as handle:
+        while handle.write(bytes(4096)):
+            pass
+    found = run.verify()
+    assert (found.passed, found.computed_again) == (True, 12)
+    with pytest.raises(OSError, match="No space left on device"):
+        found.write(small_disk / "certificate.json")
+    assert {path.name for path in small_disk.iterdir() if path.stat().st_size} == {"filler"}
+    (small_disk / "filler").unlink()
+    assert run.verify().computed_again == 12
+    assert run.verify().computed_again == 0
 
 
 def remember(folder, numbers):

@@ -126,18 +126,6 @@ def test_every_row_of_the_documentation_names_a_test_that_is_there():
     assert named_in_the_documentation() <= found
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_ends_the_job_with_a_sentence_and_keeps_what_was_committed(job, small_disk):
     job.settings = replace(job.settings, store=str(small_disk / "store"))
     with pytest.raises(EmbedError, match="No space left on device"):

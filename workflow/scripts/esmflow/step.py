@@ -33,7 +33,10 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     Foreseeable errors become one sentence there and on the terminal, and exit status 1. SIGTERM ends the step with exit
     status 143.
     """
-    start_logging(log_file, attempt)
+    try:
+        start_logging(log_file, attempt)
+    except OSError as error:
+        sys.exit(f"esmflow: the log {log_file} cannot be written: {error}")
     # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
     end_with_run(lambda: os._exit(1))
     raise_when_terminated()

@@ -22,7 +22,7 @@ import numpy as np
 from esmflow.arrays import Array
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
-from esmflow.files import write_json
+from esmflow.files import open_to_others, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
 from esmflow.store import SEGMENT_SUFFIX
@@ -75,7 +75,9 @@ class Store:
 
     def create(self) -> None:
         """Makes the folder, with a file that says in words what the fingerprint stands for."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            open_to_others(self.folder)
         description = self.folder / "fingerprint.json"
         if not description.exists():
             write_json(description, self.description.__dict__)
