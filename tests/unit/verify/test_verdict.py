@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from esmflow.verify.agreement import LIMITS, MEDIAN_SHARE, Agreement
+from esmflow.verify.certificate import Certificate
 from esmflow.verify.manifest_check import ManifestCheck
 from esmflow.verify.read_back import Sampled
 from esmflow.verify.verdict import judge
@@ -70,3 +71,14 @@ def test_a_median_scale_that_is_off_is_found_though_no_sequence_is_beyond_a_limi
         assert judged([GOOD, GOOD, *[Agreement(1.0, 0.0, within)] * 3], precision).passed
         verdict = judged([GOOD, GOOD, *[Agreement(1.0, 0.0, beyond)] * 3], precision)
         assert (verdict.passed, verdict.remedy) == (False, "another_way")
+
+
+def test_an_output_that_nobody_could_compare_is_not_said_to_be_right():
+    with_contacts = {"mean_layer6": GOOD, "contacts": GOOD}
+    arrays = ("mean_layer6", "contacts")
+    assert judged([with_contacts, GOOD], "fp32", arrays).not_verified == ()
+    verdict = judged([GOOD, GOOD, {}], "fp32", arrays)
+    assert (verdict.passed, verdict.not_verified) == (True, ("contacts",))
+    certificate = Certificate(**vars(verdict), computed_again=2)
+    assert certificate.line().endswith("; not verified: contacts")
+    assert certificate.verified_sequences() == 2

@@ -29,7 +29,7 @@ from esmflow.report.manifest_counts import LONGEST, ManifestCounts
 from esmflow.report.methods import REFERENCES, methods_paragraph
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
-from esmflow.text import bytes_in_words, clock, duration, percent, plural, span
+from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plural, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
@@ -240,6 +240,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     verdict = f"{found.verdict.capitalize() if found.passed else found.verdict.upper()}{remarks[found.passed]}"
     note = f"{verdict}. {plural(found.computed_again, 'sequence')} computed again with {found.verified_with}"
     note += f", {found.verified_before:,} verified by an earlier run." if found.verified_before else "."
+    note += f" Not verified: {in_words(found.not_verified)}." if found.not_verified else ""
     tables = []
     if found.problems:
         problems = {"problem": lambda problem: problem}
