@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow.collect.formats import FORMATS
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.files import atomic_path, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint

@@ -53,8 +53,8 @@ def measure_job(
 def run_job(folder: Path, checkpoint: str, device: str) -> None:
     """What the workflow's embed step does for one group, and like it without torch in this process."""
     from esmflow.checkpoint.file import read_checkpoint_info
-    from esmflow.embed.job import embed_group
-    from esmflow.embed.settings import EmbedSettings
+    from esmflow.embedding.job import embed_group
+    from esmflow.embedding.settings import EmbedSettings
     from esmflow.files import file_stamp
     from esmflow.method import ARITHMETIC, Fingerprint
     from esmflow.slots.leases import SlotSettings

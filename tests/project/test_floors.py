@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "step": (*EVERYWHERE, "checkpoint.file", "workers.lifetime"),
     "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime"),
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
-    "embed": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
-    "collect": (*EVERYWHERE, "store", "plan", "inputs", "embed.run_record"),
+    "embedding": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
+    "collect": (*EVERYWHERE, "store", "plan", "inputs", "embedding.run_record"),
     "verify": (
         *EVERYWHERE,
         "store",
@@ -42,14 +42,23 @@ MAY_IMPORT = {
         "engine.memory",
     ),
     "report": (
-        *(*EVERYWHERE, "store", "checkpoint.file", "plan", "collect", "verify", "embed.run_record", "embed.status"),
+        *(
+            *EVERYWHERE,
+            "store",
+            "checkpoint.file",
+            "plan",
+            "collect",
+            "verify",
+            "embedding.run_record",
+            "embedding.status",
+        ),
         *("slots.gpus", "step"),
     ),
-    "config": (*EVERYWHERE, "inputs", "checkpoint", "store", "plan", "collect", "slots", "embed", "verify"),
+    "config": (*EVERYWHERE, "inputs", "checkpoint", "store", "plan", "collect", "slots", "embedding", "verify"),
 }
 # Rooms whose use costs seconds or must wait for CUDA_VISIBLE_DEVICES: imported inside functions only, or for types.
-INSIDE_FUNCTIONS = {("embed", "engine"), ("verify", "engine")}
-TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embed", "slots", "verify")
+INSIDE_FUNCTIONS = {("embedding", "engine"), ("verify", "engine")}
+TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embedding", "slots", "verify")
 TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py")
 
 

@@ -14,7 +14,7 @@ from stage_settings import collect_settings
 
 from esmflow.arrays import Outputs
 from esmflow.collect.collecting import collect
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import Fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.collect.collecting import CollectSettings
-from esmflow.embed.settings import EmbedSettings
+from esmflow.embedding.settings import EmbedSettings
 from esmflow.files import file_stamp
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile

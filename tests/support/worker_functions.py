@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from esmflow.embed.worker import process_esm_files_worker
+from esmflow.embedding.worker import process_esm_files_worker
 from esmflow.failures import Reason
 from esmflow.workers.process import FileSubset
 from esmflow.workers.queue import FailedFile

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import LeasedSlot, RunRecord, WorkerRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.files import JsonFile
 from esmflow.plan.run_plan import Plan
 from esmflow.verify.certificate import Certificate, Remedy

@@ -7,8 +7,8 @@ import sys
 
 from workflow_run import PROJECT, Hold, kill, wait_until
 
-from esmflow.embed.heartbeat import State
-from esmflow.embed.status import is_over, read_status
+from esmflow.embedding.heartbeat import State
+from esmflow.embedding.status import is_over, read_status
 from esmflow.files import read_json
 
 

@@ -103,7 +103,7 @@ def get_plan_number(wildcards):
 def get_run_records():
     """What the jobs of the groups that have run wrote down."""
     # Here and not above: nobody asks before there is a plan, and a first dry run does without.
-    from esmflow.embed.run_record import read_run_records
+    from esmflow.embedding.run_record import read_run_records
 
     yield from read_run_records(f"{RESULTS}/embed/group-{group}/run.json" for group in GROUPS)
 

@@ -1,8 +1,8 @@
 """Produces the embeddings of one shard group as segments in the store, its `run.json` and its failure list."""
 
 from esmflow.checkpoint.file import CheckpointInfo
-from esmflow.embed.job import embed_group, workers_to_use
-from esmflow.embed.settings import EmbedSettings
+from esmflow.embedding.job import embed_group, workers_to_use
+from esmflow.embedding.settings import EmbedSettings
 from esmflow.plan.run_plan import Plan
 from esmflow.slots.leases import SlotSettings
 from esmflow.step import logged_step, make_fingerprint

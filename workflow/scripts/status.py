@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from esmflow.embed.status import StatusError, is_over, read_status, status_lines
+from esmflow.embedding.status import StatusError, is_over, read_status, status_lines
 
 
 def main() -> int:

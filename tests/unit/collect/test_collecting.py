@@ -24,7 +24,7 @@ from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.collecting import collect
 from esmflow.collect.joining import CollectError
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import RunRecord, ShardResult
+from esmflow.embedding.run_record import RunRecord, ShardResult
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Failure, Reason, write_failures

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from esmflow.embed.run_record import RunRecord, read_run_records
+from esmflow.embedding.run_record import RunRecord, read_run_records
 from esmflow.plan.freshness import PlanNote, input_stamps, note_path, plan_number
 
 HOUR = 3600 * 10**9

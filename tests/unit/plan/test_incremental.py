@@ -11,7 +11,7 @@ from stage_settings import embed_settings, plan_settings
 
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import ModelDimensions
-from esmflow.embed.job import embed_group
+from esmflow.embedding.job import embed_group
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint
 from esmflow.plan.cost import CostModel

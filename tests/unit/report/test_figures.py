@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.report.drawing import draw
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.figures import (

@@ -9,7 +9,7 @@ import pytest
 
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import LeasedSlot, RunRecord, WorkerRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.method import Fingerprint
 from esmflow.report.manifest_counts import ManifestCounts
 from esmflow.report.methods import methods_paragraph

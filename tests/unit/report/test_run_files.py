@@ -4,7 +4,7 @@ from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.method import Fingerprint
 from esmflow.report.run_files import RunFiles
 from esmflow.store.segments import Store

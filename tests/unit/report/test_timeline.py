@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from esmflow.embed.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord, ShardResult, WorkerRecord
 from esmflow.report.timeline import MOST_PIECES, drawable, kind_seconds, slot_name, slot_pieces
 
 SLOT = LeasedSlot("0", "GPU-1", "NVIDIA H100", "cuda")

@@ -29,7 +29,7 @@ from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.summary import Summary
 from esmflow.config.configuration import with_defaults
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.method import ARITHMETIC, METHOD_VERSION, Fingerprint
 from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Store

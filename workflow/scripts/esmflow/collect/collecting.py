@@ -18,7 +18,7 @@ from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names

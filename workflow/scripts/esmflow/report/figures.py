@@ -18,7 +18,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.report.embedding_map import EmbeddingMap
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.timeline import COMPUTE, IDLE, LOAD, WRITE, Piece

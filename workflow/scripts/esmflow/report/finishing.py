@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord
 from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
 from esmflow.files import atomic_path

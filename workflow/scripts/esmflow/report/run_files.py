@@ -12,7 +12,7 @@ from typing import Any
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
-from esmflow.embed.run_record import LeasedSlot, RunRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord
 from esmflow.files import from_json, read_json, stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan

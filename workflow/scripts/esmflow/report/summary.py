@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.collect.summary import Summary
-from esmflow.embed.status import StatusError, read_status, trouble_lines
+from esmflow.embedding.status import StatusError, read_status, trouble_lines
 from esmflow.failures import REMEDY, Reason
 from esmflow.verify.certificate import Certificate, Remedy
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from esmflow.embed.run_record import LeasedSlot, RunRecord, WorkerRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.text import percent
 
 # Beyond these a figure is neither quick nor readable.

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.embed.run_record import ShardResult
-from esmflow.embed.settings import EmbedSettings
+from esmflow.embedding.run_record import ShardResult
+from esmflow.embedding.settings import EmbedSettings
 from esmflow.failures import Reason
 from esmflow.plan.shards import read_shard, shard_name
 from esmflow.slots.gpus import Slot, use_slot

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.checkpoint.file import check_unchanged
-from esmflow.embed.heartbeat import Heartbeat, State
-from esmflow.embed.progress import Progress
-from esmflow.embed.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, WorkerRecord
-from esmflow.embed.settings import EmbedSettings
-from esmflow.embed.status import status_path
-from esmflow.embed.worker import process_esm_files_worker
+from esmflow.embedding.heartbeat import Heartbeat, State
+from esmflow.embedding.progress import Progress
+from esmflow.embedding.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.embedding.settings import EmbedSettings
+from esmflow.embedding.status import status_path
+from esmflow.embedding.worker import process_esm_files_worker
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
 from esmflow.method import Fingerprint

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from workflow_run import wait_until
 
-from esmflow.embed import heartbeat
-from esmflow.embed.heartbeat import Heartbeat, JobStatus, State
-from esmflow.embed.status import StatusError, is_over, read_status, status_lines, status_path
+from esmflow.embedding import heartbeat
+from esmflow.embedding.heartbeat import Heartbeat, JobStatus, State
+from esmflow.embedding.status import StatusError, is_over, read_status, status_lines, status_path
 from esmflow.files import read_json, write_json
 from esmflow.plan.run_plan import GroupPlan, Plan
 from esmflow.report.summary import unfinished_lines
@@ -203,7 +203,7 @@ def test_a_status_that_cannot_be_written_stops_no_job(tmp_path):
 
 JOB = """
 import sys, time
-from esmflow.embed.heartbeat import Heartbeat, State
+from esmflow.embedding.heartbeat import Heartbeat, State
 with Heartbeat(sys.argv[1], "0", "log") as job:
     job.tell(State.EMBEDDING)
     time.sleep(600)

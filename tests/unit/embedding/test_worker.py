@@ -8,7 +8,7 @@ from made_up import proteins, random_model, with_digests, write_converted
 from stage_settings import embed_settings
 
 from esmflow.checkpoint.file import read_checkpoint_info
-from esmflow.embed.worker import process_esm_files_worker
+from esmflow.embedding.worker import process_esm_files_worker
 from esmflow.failures import Reason
 from esmflow.method import ARITHMETIC, Fingerprint
 from esmflow.plan.shards import shard_name, write_shard

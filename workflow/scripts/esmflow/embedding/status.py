@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from esmflow.embed.heartbeat import JobStatus, State
+from esmflow.embedding.heartbeat import JobStatus, State
 from esmflow.errors import EsmflowError
 from esmflow.logs import last_lines
 from esmflow.plan.run_plan import Plan

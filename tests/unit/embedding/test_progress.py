@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from esmflow.embed import progress
-from esmflow.embed.progress import Progress
+from esmflow.embedding import progress
+from esmflow.embedding.progress import Progress
 
 
 def test_the_log_says_how_far_a_job_is_and_what_is_taken_back_does_not_count(caplog, monkeypatch):

@@ -21,7 +21,7 @@ from stage_settings import cpu_slots, embed_settings
 from workflow_run import wait_until
 
 from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
-from esmflow.embed.job import EmbedError, embed_group
+from esmflow.embedding.job import EmbedError, embed_group
 from esmflow.files import read_json
 from esmflow.method import ARITHMETIC, Fingerprint
 from esmflow.plan.shards import shard_name, write_shard
