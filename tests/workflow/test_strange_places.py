@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,16 @@ FORMATS = ["h5", "skbio", "pt", "esm"]
 
 
 @contextmanager
-def read_only(source: Path, target: Path):
-    """Shows a folder at another place, where nobody can write."""
-    target.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "--bind", source, target], capture_output=True, text=True)
+def read_only(folder: Path):
+    """During the block nobody, root neither, can write to a folder."""
+    mounted = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
     try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", target], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
         yield
     finally:
-        subprocess.run(["umount", "-l", target], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 class Elsewhere(WorkflowRun):
@@ -50,7 +50,9 @@ def run(tmp_path, real_model_folder):
     model = tmp_path / "モデル 8M"
     model.symlink_to(real_model_folder)
     places = {"store": "共有 store", "slot_lock_folder": str(tmp_path / "スロット & slots")}
-    with read_only(PROJECT, checkout):
+    for name in ("workflow", "profiles"):
+        shutil.copytree(PROJECT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with read_only(checkout):
         run = Elsewhere(tmp_path / "작업 folder's", checkout, started_in, model, groups=1, formats=FORMATS, **places)
         run.fasta = run.folder / "入力 files" / "蛋白 a.b.faa"
         run.fasta.parent.mkdir()
@@ -96,7 +98,7 @@ def test_every_path_may_have_spaces_and_any_alphabet_and_neither_checkout_nor_st
     assert not list(run.started_in.iterdir())
 
     store = run.folder / "共有 store"
-    with read_only(store, store):
+    with read_only(store):
         run.configure(formats=["npy"], verify={"sample": 0}, report=False)
         run.succeed()
         assert (run.results / "embeddings" / "mean_layer6" / "embeddings.npy").exists()

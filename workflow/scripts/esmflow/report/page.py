@@ -142,7 +142,9 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
         ),
     ]
     if summary.residues_per_second:
-        computed = f"{plural(summary.computed_sequences, 'sequence')} in {duration(summary.seconds)}"
+        computed = f"while embedding: {plural(summary.computed_sequences, 'sequence')} in {duration(summary.seconds)}"
+        if summary.residues_per_second_with_start_up:
+            computed += f"; {summary.residues_per_second_with_start_up:,.0f} with start-up"
         numbers.append(("Residues per second", f"{summary.residues_per_second:,.0f}", computed))
         jobs = plural(sum(bool(run.workers) for run in files.runs), "job")
         numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {devices(files)}"))

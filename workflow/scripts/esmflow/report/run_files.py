@@ -13,10 +13,10 @@ from typing import Any
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord
-from esmflow.files import from_json, read_json, stats_below
+from esmflow.files import stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan
-from esmflow.store.segments import Store
+from esmflow.store.segments import Store, read_fingerprint
 from esmflow.verify.certificate import Certificate
 
 
@@ -106,11 +106,6 @@ class RunFiles:
         sizes = {"store": sum(_size(self.store.path(name)) for name in segments)}
         sizes |= {name: _size(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
-
-
-def read_fingerprint(folder: Path) -> Fingerprint:
-    """What the segments in a folder of a store were computed with, as the run wrote it down."""
-    return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
 def _size(path: Path) -> int:

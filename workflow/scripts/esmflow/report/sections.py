@@ -210,7 +210,8 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     slowest, fastest = (f(run.residues_per_second or 0 for run in ran) for f in (min, max))
     peak = max(run.peak_memory_bytes or 0 for run in ran)
     cards = any(slot.device == "cuda" for _, slot in files.slots())
-    note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
+    note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second while embedding, and took "
+    note += f"{peak / GIB:.2f} GiB of "
     note += "a card's memory at most." if cards else "memory at most."
     table = _table(
         "Groups",
@@ -219,6 +220,7 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
             "sequences": lambda run: f"{run.sequences:,}",
             "residues": lambda run: f"{run.residues:,}",
             "residues/s": lambda run: f"{run.residues_per_second or 0:,.0f}",
+            "with start-up": lambda run: f"{run.residues_per_second_with_start_up or 0:,.0f}",
             "GiB": lambda run: f"{(run.peak_memory_bytes or 0) / GIB:.2f}",
             "model load, s": lambda run: f"{run.model_load_seconds or 0:.1f}",
             "tokens per batch": lambda run: f"{run.token_budget or 0:,}",
