@@ -52,6 +52,7 @@ def run(tmp_path, real_model_folder):
     places = {"store": "共有 store", "slot_lock_folder": str(tmp_path / "スロット & slots")}
     for name in ("workflow", "profiles"):
         shutil.copytree(PROJECT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "environment.yml", checkout)
     with read_only(checkout):
         run = Elsewhere(tmp_path / "작업 folder's", checkout, started_in, model, groups=1, formats=FORMATS, **places)
         run.fasta = run.folder / "入力 files" / "蛋白 a.b.faa"

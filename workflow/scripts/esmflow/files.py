@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
+from esmflow.errors import EsmflowError
+
 T = TypeVar("T")
 
 
@@ -75,6 +77,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+class DamagedJsonError(EsmflowError, ValueError):
+    """A file of a run whose JSON cannot be read or lacks something. The message names the file and says what to do."""
+
+
 class JsonFile:
     """A dataclass that is the content of one JSON file: its fields are the keys, in their order.
 
@@ -83,8 +89,13 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads one file. Raises OSError when it is not there, and ValueError as `from_json` does."""
-        return from_json(cls, read_json(path))
+        """Reads one file. Raises OSError when it is not there, and DamagedJsonError when it is not what was written."""
+        try:
+            return from_json(cls, read_json(path))
+        except ValueError as error:
+            raise DamagedJsonError(
+                f"{path}: not what esmflow wrote ({error}); delete it, and the same command again makes it anew"
+            ) from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, atomically."""
