@@ -3,6 +3,7 @@
 # make test         sets everything up and runs the tests
 # make test-slurm   only those that start a Slurm of their own
 # make mutants      changes the code in small ways, and says which changes no test notices; ONLY=word tries some
+# make test-tools   with other tools, which it installs: transformers, scikit-bio, ProtSpace, Scanpy
 # make check        lint, format and types
 # make lock         resolves requirements.lock anew
 
@@ -11,7 +12,7 @@ BIN := .venv/bin
 # One more than there are processors, up to five: some tests wait for other processes.
 TESTERS := $(shell $(PYTHON) -c 'import os; print(min(5, 1 + len(os.sched_getaffinity(0))))')
 
-.PHONY: demo example test test-slurm mutants check lock library.files clean
+.PHONY: demo example test test-slurm test-tools mutants check lock library.files clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -39,6 +40,10 @@ mutants: .venv/installed
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm
+
+test-tools: .venv/installed
+	$(BIN)/python tests/stress/saved_by_transformers.py
+	$(BIN)/python tests/stress/read_by_other_tools.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -19,6 +19,13 @@ from esmflow.plan.run_plan import Plan
 from esmflow.store.segments import Store, read_fingerprint
 from esmflow.verify.certificate import Certificate
 
+_RESULTS = {
+    "failures.tsv": "records without an embedding",
+    "certificate.json": "certificate",
+    "summary.json": "summary",
+    "run.log": "logs of all steps",
+}
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -92,6 +99,15 @@ class RunFiles:
         """Host and description of each slot that was leased, each once."""
         found = {(run.host, w.slot.token): w.slot for run in self.runs for w in run.workers}
         return [(host, slot) for (host, _), slot in sorted(found.items(), key=lambda item: item[0])]
+
+    def links(self) -> list[tuple[str, str]]:
+        """The results by their paths from the page's folder, each with what it is."""
+        embeddings = Path(self.embeddings)
+        found = {Path(self.manifest): "manifest", Path(self.results, "manifest.tsv"): "manifest"}
+        found |= {Path(self.results, name): what for name, what in _RESULTS.items()}
+        for folder in sorted(path for path in embeddings.glob("*") if path.is_dir()):
+            found |= {path: f"embeddings, {folder.name}" for path in sorted(folder.iterdir())}
+        return [(os.path.relpath(path, self.results or "."), what) for path, what in found.items() if path.exists()]
 
     def disk(self) -> dict[str, int]:
         """Bytes by what they are for; what is not there is left out."""
