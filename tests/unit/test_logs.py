@@ -56,3 +56,10 @@ def test_the_last_lines_are_those_of_one_process_or_of_all_from_a_place_on(tmp_p
     assert [line[-5:] for line in last_lines(log, 9, process=7)] == ["efore", " mine", "trace"]
     assert [line[-5:] for line in last_lines(log, 9, process=7, start=7)] == [" mine", "trace"]
     assert last_lines(tmp_path / "none", 3) == []
+
+
+def test_what_a_terminal_would_obey_is_an_escape_in_the_log(tmp_path):
+    log_in_a_process(tmp_path / "a.log", 1, "no such file: \x1b[31m\x07\udce9.fa\nsecond line")
+    lines = (tmp_path / "a.log").read_text(encoding="utf-8").splitlines()
+    assert lines[1].endswith("no such file: \\x1b[31m\\x07\\udce9.fa")
+    assert lines[2] == "second line"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from esmflow.errors import without_controls
 from esmflow.files import atomic_path
 from esmflow.text import clock
 
@@ -22,11 +23,18 @@ _WRITER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \w+ +\[(\d+)\]")
 _TAIL_BYTES = 100_000
 
 
+class _Formatter(logging.Formatter):
+    """Lines without what a terminal would obey: messages of libraries may hold anything too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
+
+
 def add_log_file(path: str | os.PathLike[str]) -> None:
     """Appends this process's log lines to a file; workers and their supervisor share one."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_Formatter(_FORMAT))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(handler)
@@ -56,7 +64,7 @@ def start_logging(path: str | os.PathLike[str], attempt: int | None = None) -> N
     add_log_file(path)
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("esmflow: %(message)s"))
+    terminal.setFormatter(_Formatter("esmflow: %(message)s"))
     logging.getLogger().addHandler(terminal)
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from esmflow.failures import Reason
 from esmflow.inputs.records import STRICT, BlockTask, Record, RecordBlock, file_row, printable
 from esmflow.inputs.residues import ResiduePolicy, headers_in, normalise
-from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, text_chunks
+from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, TrailingData, text_chunks
 
 BLOCK_BYTES = 1 << 19
 
@@ -28,6 +28,7 @@ _LINE_END, _HEADER = _NEXT_HEADER
 _SEQUENCE_LETTERS = (string.ascii_letters + string.whitespace + "*.-").encode()
 # What a3m files may begin with: a mark, or the lengths of a query's chains and how often they occur.
 _A3M_TITLE = re.compile(r"#A3M#|#\d[\d,]*\s+\d[\d,]*")
+_FIRST_HEADER = re.compile(rb"\n[ \t\v\f]*>")
 _JOINED = "cut off the line before it, which lacked its end"
 # Of text above the first header.
 _LINES_KEPT = 10_000
@@ -112,7 +113,10 @@ def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator
         yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0:
-        if preamble:
+        if preamble and not any(">" in line for line in preamble):
+            detail = f"{file} has no line with a '>', so it is no FASTA; it begins {preamble[0][:60]!r}"
+            yield partial(file_row, file, 0, Reason.OTHER_FORMAT, detail)
+        elif preamble:
             yield _preamble_row(file, preamble)
         else:
             yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
@@ -133,7 +137,8 @@ def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[by
     line_end = b"\n"
     for chunk in chunks:
         # As if a line had ended before the file, whose first line may be a header.
-        start = (line_end + chunk).find(_NEXT_HEADER)
+        found = _FIRST_HEADER.search(line_end + chunk)
+        start = found.end() - 1 - len(line_end) if found else -1
         above = chunk if start < 0 else chunk[:start]
         if above and (not preamble or (b">" in above and len(preamble) < _LINES_KEPT)):
             lines = [line for line in map(str.strip, above.decode("utf-8", "surrogateescape").split("\n")) if line]
@@ -142,7 +147,8 @@ def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[by
         if start >= 0:
             yield chunk[start:]
             yield from chunks
-        line_end = chunk[-1:] or line_end
+        last_line = chunk[chunk.rfind(b"\n") :]
+        line_end = last_line if last_line[:1] == b"\n" and last_line.isspace() else last_line[-1:] or line_end
 
 
 def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -166,6 +172,9 @@ def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
                     yield whole
                     del text[: cut + 1]
                     searched = 0
+    except TrailingData:
+        yield bytes(text)
+        raise
     except DAMAGE:
         cut = text.rfind(_NEXT_HEADER)
         if cut >= 0:

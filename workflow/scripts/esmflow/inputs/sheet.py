@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
 from esmflow.files import safe_name
-from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows
+from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows, repeated_column
 from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def _read_sheet(path: str) -> list[InputFile]:
             f"{path}: needs the tab-separated columns sample and fasta; its first line has: "
             f"{', '.join(columns) or 'none'}"
         )
+    if repeated := repeated_column(columns):
+        raise InputError(f"{path}: its column {repeated} is there twice; rename or remove one")
     lines = [(line, dict.fromkeys(columns, "") | dict(zip(columns, cells))) for line, cells in rows[1:]]
     lines = [(n, row) for n, row in lines if (row["sample"] or row["fasta"]) and not row["sample"].startswith("#")]
     if not lines:

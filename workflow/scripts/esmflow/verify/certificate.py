@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esmflow.files import JsonFile
+from esmflow.text import record_name
 from esmflow.verify.agreement import Agreement, Limits
 
 _PROBLEMS = 3
@@ -60,7 +61,7 @@ class VerifiedSequence:
     @property
     def name(self) -> str:
         """For a person."""
-        return f"{self.file}, record {self.record} ({self.id})"
+        return record_name(self.file, self.record, self.id)
 
 
 @dataclass(frozen=True, kw_only=True)
