@@ -32,6 +32,8 @@ class _Formatter(logging.Formatter):
 
 def add_log_file(path: str | os.PathLike[str]) -> None:
     """Appends this process's log lines to a file; workers and their supervisor share one."""
+    # A line that finds no room on the disk is lost, without a traceback on the terminal for each.
+    logging.raiseExceptions = False
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_Formatter(_FORMAT))
@@ -110,4 +112,6 @@ def join_logs(paths: Iterable[Path], target: str | os.PathLike[str]) -> None:
 def tell(message: str) -> None:
     """Logs something that the user should see on the terminal too, though it is no warning."""
     log.info("%s", message)
-    print(f"esmflow: {message}", file=sys.stderr)
+    # The terminal may have been closed, or what it was piped to have ended: no reason for a job to fail.
+    with suppress(OSError):
+        print(f"esmflow: {message}", file=sys.stderr, flush=True)

@@ -11,19 +11,29 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, first_bytes, is_fasta, suffix, text_chunks
+from esmflow.inputs.streams import (
+    BYTE_ORDER_MARK,
+    DAMAGE,
+    LONGEST_TEXT,
+    first_bytes,
+    is_fasta,
+    suffix,
+    text_chunks,
+)
 
 TAB, COMMA, SEMICOLON = b"\t", b",", b";"
 DELIMITERS = {".tsv": TAB, ".csv": COMMA}
 ID, SEQUENCE, DESCRIPTION = "id", "sequence", "description"
 
 _QUOTE = b'"'
-# A cell in quotation marks that spans more than this is one that is never closed.
-_LONGEST_CELL = 64 << 20
 
 
 class TableError(EsmflowError):
     """A table that does not have the columns it needs. The message names the file and what was found in it."""
+
+
+class EndlessLineError(OSError):
+    """A line that does not end where any row of proteins would. What comes before it can be used."""
 
 
 class Row(NamedTuple):
@@ -67,11 +77,16 @@ def read_rows(chunks: Iterable[bytes], delimiter: bytes) -> Iterator[Row]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines, without their ends. A line that is cut by an error of reading is not given."""
+    """Whole lines, without their ends. A line that is cut by an error of reading is not given.
+
+    Raises EndlessLineError for one of more than `LONGEST_TEXT` bytes, which may not fit into memory.
+    """
     begun: list[bytes] = []
     for chunk in chunks:
         first, *others = chunk.split(b"\n")
         begun.append(first)
+        if sum(map(len, begun)) > LONGEST_TEXT:
+            raise EndlessLineError(f"a line has more than {LONGEST_TEXT:,} letters, which no table of proteins has")
         if others:
             yield b"".join(begun)
             yield from others[:-1]
@@ -118,7 +133,7 @@ def _quoted_row(
             waiting.append(following)
         following = waiting[len(parts) - 1]
         size += len(following)
-        if size > _LONGEST_CELL or _is_row(following, delimiter, width):
+        if size > LONGEST_TEXT or _is_row(following, delimiter, width):
             return row._replace(wrong=f"a quotation mark that is not closed before line {row.line + len(parts)}"), 0
         parts.append(following)
 

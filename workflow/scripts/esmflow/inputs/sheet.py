@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
-from esmflow.files import safe_name
+from esmflow.files import safe_name, shortened
 from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows, repeated_column
 from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
 
 # What Snakemake would replace in a file's name.
+# File systems allow 255 bytes, of which `_ESM.pt` needs seven.
+_LONGEST_STEM = 248
 _WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
 
 
@@ -236,6 +238,9 @@ def _fasta_files(folder: str) -> list[str]:
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:
-    """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`."""
+    """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`.
+
+    Shortened where there would be no room for the suffix of an output.
+    """
     name = without_compression(path)
-    return name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name
+    return shortened(name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name, _LONGEST_STEM)

@@ -26,6 +26,9 @@ class TrailingData(OSError):
 # What a damaged or mislabelled compressed file raises while it is read.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
+LONGEST_TEXT = 10_000_000
+"""Bytes of one record, or of one line of a table: what goes on for longer is no protein, and may be without an end."""
+
 _CHUNK_BYTES = 1 << 18
 _HEAD_BYTES = 4096
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.

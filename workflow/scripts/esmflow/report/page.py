@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from esmflow.files import atomic_path
+from esmflow.files import PROJECT, atomic_path
 from esmflow.report.drawing import draw, message, on_paper
 from esmflow.report.manifest_counts import ManifestCounts, count_manifest
 from esmflow.report.run_files import RunFiles, devices
@@ -21,7 +21,7 @@ from esmflow.text import duration, percent, plural
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).resolve().parents[3] / "report"
+TEMPLATES = PROJECT / "workflow" / "report"
 
 # Each figure is drawn for a screen or a sheet of paper, and for a phone; the page's style shows one of them.
 WIDTHS = {"wide": 840, "narrow": 350}
@@ -156,7 +156,6 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
     if files.certificate is None:
         numbers.append(("Certificate", "none", "verification was off"))
     else:
-        numbers.append(
-            ("Certificate", files.certificate.verdict, f"by {plural(len(files.certificate.sequences), 'sequence')}")
-        )
+        verified = plural(files.certificate.verified_sequences(), "sequence")
+        numbers.append(("Certificate", files.certificate.verdict, f"by {verified}"))
     return numbers

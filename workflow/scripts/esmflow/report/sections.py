@@ -238,6 +238,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     verdict = f"{found.verdict.capitalize() if found.passed else found.verdict.upper()}{remarks[found.passed]}"
     note = f"{verdict}. {plural(found.computed_again, 'sequence')} computed again with {found.verified_with}"
     note += f", {found.verified_before:,} verified by an earlier run." if found.verified_before else "."
+    note += f" Not verified: {in_words(found.not_verified)}." if found.not_verified else ""
     tables = []
     if found.problems:
         problems = {"problem": lambda problem: problem}
