@@ -5,6 +5,8 @@ Starting it must take no time: what a command needs is imported when it runs.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -151,8 +153,12 @@ def main() -> None:
     """Runs the command; what is wrong is said in one sentence."""
     try:
         app()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, such as `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (EsmflowError, OSError) as error:
         print(f"esmflow: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)

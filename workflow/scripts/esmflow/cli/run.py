@@ -64,11 +64,7 @@ def embed_inputs(
     gpus = _slots(compute, typed, checked)
     folder = Path(out).expanduser()
     write_run(folder, files, typed)
-    if (
-        not options["model"]
-        and checked["model"] == typed["model"]
-        and not any(s.startswith("model=") for s in settings)
-    ):
+    if not options["model"] and not any(setting.startswith("model=") for setting in settings):
         _say(f"model {DEFAULT_MODEL}: a good choice for most uses that runs on any card; --model names another")
     command = _command(folder, gpus, compute)
     if dry_run:

@@ -13,6 +13,7 @@ class Neighbours:
 
     def __init__(self, vectors: np.ndarray) -> None:
         unit = _unit(vectors)
+        self.width = unit.shape[1]
         self._search: Any
         if find_spec("faiss"):
             import faiss

@@ -121,8 +121,8 @@ class Results:
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """The manifest's rows of the records with embeddings, in their order; `row in manifest` numbers them there."""
-        numbered = self.manifest.with_row_index("row in manifest")
+        """The manifest's rows of the records with embeddings, in their order; `manifest_row` numbers them there."""
+        numbered = self.manifest.with_row_index("manifest_row")
         return numbered.filter(pl.col("status").cast(pl.String) == "embedded")
 
     @cached_property
@@ -186,7 +186,7 @@ class Results:
         """
         itself = self._row(query) if isinstance(query, str) else None
         vector = self[query] if isinstance(query, str) else np.asarray(query)
-        width = self.matrix().shape[1]
+        width = self._neighbours.width
         if vector.shape != (width,):
             raise ResultsError(f"a vector of shape {vector.shape} has no neighbours among those of {width} values")
         cosines, rows = self._neighbours.of(vector, min(len(self), k + (itself is not None)))
@@ -209,7 +209,7 @@ class Results:
         import anndata
         import pandas as pd
 
-        obs = self.rows.drop("row in manifest").to_pandas()
+        obs = self.rows.drop("manifest_row").to_pandas()
         obs.index = anndata.utils.make_index_unique(pd.Index(self.ids))
         return anndata.AnnData(np.array(self.matrix()), obs=obs, uns={"esmflow": {"array": self.array}})
 
@@ -225,9 +225,9 @@ class Results:
     def _repeated(self) -> dict[str, list[int]]:
         if len(self._row_of) == len(self.ids):
             return {}
-        counts = self.rows.with_row_index("row in matrix").group_by("id").agg("row in matrix")
-        repeated = counts.filter(pl.col("row in matrix").list.len() > 1)
-        return dict(zip(repeated["id"].to_list(), repeated["row in matrix"].to_list()))
+        counts = self.rows.with_row_index("matrix_row").group_by("id").agg("matrix_row")
+        repeated = counts.filter(pl.col("matrix_row").list.len() > 1)
+        return dict(zip(repeated["id"].to_list(), repeated["matrix_row"].to_list()))
 
     @cached_property
     def _accessions(self) -> dict[str, list[int]]:
