@@ -28,7 +28,7 @@ HOSTILE = "<script>&amp;</script>\"'"
 
 
 @cache
-def svg_of(figure, width):
+def svg_of(figure, width="wide"):
     """What is drawn, as it goes into the page. figure: of a width."""
     (svg,) = draw([figure(WIDTHS[width]).to_dict()])
     assert isinstance(svg, str), svg
