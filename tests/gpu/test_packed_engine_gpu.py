@@ -15,7 +15,7 @@ from esmflow.engine.packed import PackedEngine, auto_token_budget
 from esmflow.engine.packing import pack_sequences
 from esmflow.inputs.fasta import read_records
 
-kernels = pytest.importorskip("esmflow.engine.kernels") if torch.cuda.is_available() else None
+kernels = pytest.importorskip("esmflow.engine.kernels.sixteen_bits") if torch.cuda.is_available() else None
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

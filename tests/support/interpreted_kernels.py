@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import torch
 
-from esmflow.engine import kernels
 from esmflow.engine.attention import Rotation, rotated, sdpa_attention
+from esmflow.engine.kernels import sixteen_bits
 from esmflow.engine.packing import pack_sequences
 from esmflow.engine.transformer import EPSILON, normalise
 
@@ -59,7 +59,8 @@ def errors_of_attention(module, size: int, lengths: tuple[int, ...], heads: int 
     )
     if not torch.equal(memory[tokens:], behind):
         turned = float("inf")
-    found = module.attend(torch.stack((expected_q, expected_k, values), 1), pack)
+    qkv = torch.stack((expected_q, expected_k, values), 1)
+    found = module.attend(qkv, qkv, pack)
     return {"rotation": turned, "attention": float((found - expected).abs().max())}
 
 
@@ -84,6 +85,6 @@ def changed(path: str):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(errors(kernels, (*SHORT, *LONG))), flush=True)
+    print(json.dumps(errors(sixteen_bits, (*SHORT, *LONG))), flush=True)
     for copy in sys.argv[1:]:
         print(json.dumps(errors(changed(copy), (SHORT[1], LONG[2]))), flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[3]
-KERNELS = PROJECT / "workflow" / "scripts" / "esmflow" / "engine" / "kernels.py"
+KERNELS = PROJECT / "workflow" / "scripts" / "esmflow" / "engine" / "kernels" / "sixteen_bits.py"
 TOLERANCE = 1e-4
 
 # What a careless change might do, as the text before and after, and the cases that must show it.

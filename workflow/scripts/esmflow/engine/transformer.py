@@ -80,9 +80,9 @@ def _check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def _kernel_normalise() -> Callable[..., torch.Tensor]:
-    from esmflow.engine import kernels
+    from esmflow.engine.kernels.sixteen_bits import normalise
 
-    return kernels.normalise
+    return normalise
 
 
 def normalise(
