@@ -38,6 +38,14 @@ class Norm(NamedTuple):
     offset: torch.Tensor
 
 
+class EightBitMatrix(NamedTuple):
+    """A rotated matrix, rounded: see `esmflow.engine.eight_bit`. weight: int8 `[out, in]`; scale, bias: fp32 `[out]`."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+
+
 @dataclass(frozen=True)
 class LayerWeights:
     """One transformer layer.
@@ -47,12 +55,12 @@ class LayerWeights:
     """
 
     attention_norm: Norm
-    qkv: torch.Tensor
+    qkv: torch.Tensor | EightBitMatrix
     qk_bias: torch.Tensor
-    out: torch.Tensor
+    out: torch.Tensor | EightBitMatrix
     ffn_norm: Norm
-    fc1: Linear
-    fc2: torch.Tensor
+    fc1: Linear | EightBitMatrix
+    fc2: torch.Tensor | EightBitMatrix
     offset: torch.Tensor
     frequencies: torch.Tensor
 
