@@ -152,7 +152,7 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
         release(device)
 
     if case.fair_esm:
-        embed = peers.fair_esm_autocast(checkpoint, device)
+        embed = peers.fair_esm(checkpoint, device, autocast=True, tokens_per_batch=3072)
         figures["fair-esm, autocast, 3072"] = peers.residues_per_second(embed, few, device, warm_up=1)
         del embed
         release(device)

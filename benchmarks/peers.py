@@ -37,10 +37,10 @@ def residues_per_second(
     return sum(map(len, sequences)) / (time.perf_counter() - start)
 
 
-def fair_esm_autocast(
-    checkpoint: Path, device: str, tokens_per_batch: int = 3072
+def fair_esm(
+    checkpoint: Path, device: str, *, autocast: bool, tokens_per_batch: int
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """fair-esm's own batches and module under bf16 autocast, with its extract script's order of work."""
+    """fair-esm's own batches and module, under bf16 autocast or in fp32, with its extract script's order of work."""
     model = load_fair_esm(str(checkpoint), torch.device(device))
     tokenise = model.alphabet.get_batch_converter()
     last = model.num_layers
@@ -51,7 +51,7 @@ def fair_esm_autocast(
         batches = dataset.get_batch_indices(tokens_per_batch, extra_toks_per_seq=1)
         means = np.empty((len(sequences), model.embed_dim), np.float32)
         for labels, strings, tokens in torch.utils.data.DataLoader(dataset, batch_sampler=batches, collate_fn=tokenise):
-            with torch.autocast(device, dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
                 result = model(tokens.to(device), repr_layers=[last])
             # Both cross to the host whole and are pooled there, as in the extract script.
             result["logits"].cpu()

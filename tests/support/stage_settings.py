@@ -58,6 +58,8 @@ def plan_settings(
         candidates=str(folder / "candidates.fasta"),
         plan=str(folder / "plan.json"),
         groups=[str(group) for group in groups],
+        work=0.0,
+        least_cost=0.0,
         checkpoint="",
         fingerprint=Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject"),
         store=str(folder / "store"),

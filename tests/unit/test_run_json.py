@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esmflow.collect.summary import Summary
-from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
+from esmflow.embedding.run_record import LeasedSlot, RunRecord, ShardResult, Speed, WorkerRecord
 from esmflow.files import JsonFile
 from esmflow.plan.run_plan import Plan
 from esmflow.verify.certificate import Certificate, Remedy
@@ -103,3 +103,15 @@ def test_a_field_without_a_default_must_be_there(tmp_path):
     (tmp_path / "two.json").write_text('{"second": 1}')
     with pytest.raises(ValueError, match=r"Two.*first"):
         Two.read(tmp_path / "two.json")
+
+
+def test_speed_while_embedding_leaves_out_the_time_in_which_no_shard_was_worked_on():
+    def shard(started, ended):
+        return ShardResult("s.fasta", "s", 1, 100, 0, 1, "fp32", started, ended)
+
+    # Two workers of one job, then a job on the same slot; a job that found everything done counts for nothing.
+    jobs = [([shard(10, 14), shard(12, 15)], 0.0, 16.0), ([shard(25, 30)], 20.0, 31.0), ((), 99.0, 100.0)]
+    speed = Speed.of(jobs)
+    assert (speed.residues, speed.embedding_seconds, speed.seconds) == (300, 10, 31)
+    assert (speed.while_embedding, speed.with_start_up) == (30, pytest.approx(300 / 31))
+    assert Speed.of([((), 0.0, 1.0)]).while_embedding is None

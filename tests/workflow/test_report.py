@@ -9,6 +9,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from html import unescape
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 from browser import open_page
@@ -57,8 +58,8 @@ def sections(dom: str) -> dict[str, str]:
 
 
 def marks(html: str, width: str = "wide") -> list[str]:
-    """What one can point at in a section's figure, by what it says."""
-    (drawing,) = re.findall(f'<div class="{width}">(.*?)</svg>', html, flags=re.S) or [""]
+    """What one can point at in a section's figure, the first of several, by what it says."""
+    drawing, *_ = re.findall(f'<div class="{width}">(.*?)</svg>', html, flags=re.S) or [""]
     return [unescape(label) for label in re.findall(r'<(?:path|circle|rect) [^>]*aria-label="([^"]*)"', drawing)]
 
 
@@ -92,7 +93,7 @@ def test_the_numbers_are_those_of_the_run(run, opened):
     assert "17 of 21 records have an embedding" in text
     assert "4 rejected, 0 failed" in text
     assert "Of 21 records 4 were rejected and 1 are duplicates. Of 16 unique sequences 16 were computed" in text
-    assert "invalid residue: 4 records" in text
+    assert "invalid_residue: 4 records" in text
     shown = sections(opened.dom)
     for group in run.groups():
         assert f'<td class="number">{group["residues"]:,}</td>' in shown["speed"]
@@ -107,7 +108,7 @@ def test_the_numbers_are_those_of_the_run(run, opened):
     assert "CPU-0" in shown["timeline"]
     assert "Passed. 6 sequences computed again with fair-esm" in words(shown["certificate"])
     assert len(marks(shown["certificate"])) == 6
-    # One point for each embedded record, coloured by its file.
+    # One point for each embedded record.
     assert len(marks(shown["map"])) == len(marks(shown["map"], "narrow")) == 17
 
 
@@ -148,7 +149,23 @@ def test_the_page_needs_nothing_but_itself(run):
     assert len(addresses) > len(SECTIONS)
     for address in addresses:
         assert "//" not in address
-        assert address.startswith(("#", "data:", "flex-grow:")), address
+        beside = run.results / unquote(address)
+        assert address.startswith(("#", "data:", "flex-grow:")) or beside.exists(), address
+    results = {"manifest.parquet", "failures.tsv", "certificate.json", "embeddings/mean_layer6/embeddings.h5"}
+    assert results <= set(addresses)
+
+
+def test_a_map_has_its_colours_chosen_one_at_a_time(run, tmp_path):
+    script = """(() => {
+      const shown = () => [...document.querySelectorAll("#map .view")].filter((view) => view.offsetHeight).length;
+      const names = [...document.querySelectorAll("#map label")].map((label) => label.textContent);
+      const legend = () => [...document.querySelectorAll("#map .view")].find((view) => view.offsetHeight).textContent;
+      const before = [shown(), legend().includes("hostile")];
+      document.querySelectorAll("#map label")[2].click();
+      return [names, ...before, shown(), legend().includes("residues")];
+    })()"""
+    found = open_with(run.results / "report.html", tmp_path, script)
+    assert found == [["by sample", "by input file", "by length"], 1, True, 1, True]
 
 
 def test_the_page_is_small(run):
@@ -163,7 +180,7 @@ def test_what_is_pointed_at_says_what_it_is(run, tmp_path):
       return [say(bar).textContent, say(bar).className, say(document.body).className];
     })()"""
     assert open_with(run.results / "report.html", tmp_path, script) == [
-        "invalid residue: 4 records", "tip shown", "tip",
+        "invalid_residue: 4 records", "tip shown", "tip",
     ]  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import re
 
 from workflow_run import PROJECT
 
+from esmflow.checkpoint.sources import guess_model
 from esmflow.config.configuration import validated
-from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.config.job_estimates import estimate_job, guess_work, job_settings
 
 
 def shown(printed):

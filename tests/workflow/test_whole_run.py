@@ -15,8 +15,9 @@ import torch
 from workflow_run import PROJECT, WorkflowRun
 
 from esmflow.arrays import Outputs
+from esmflow.checkpoint.sources import guess_model
 from esmflow.config.configuration import validated
-from esmflow.config.job_estimates import estimate_job, guess_model, guess_work, job_settings
+from esmflow.config.job_estimates import estimate_job, guess_work, job_settings
 from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.inputs.fasta import read_records
 

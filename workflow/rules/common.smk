@@ -11,16 +11,19 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.checkpoint.sources import files_of_checkpoint
+from esmflow.checkpoint.sources import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
+    Given,
+    decide_groups,
     estimate_job,
     estimate_verification,
-    guess_model,
+    group_names,
     guess_work,
     has_gpu_driver,
     job_settings,
+    resolve_threads,
 )
 from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
@@ -36,10 +39,36 @@ try:
 except EsmflowError as error:
     raise SystemExit(f"esmflow: {error}")
 
-GROUPS = [f"{number:0{len(str(config['groups'] - 1))}d}" for number in range(config["groups"])]
 RESULTS = workflow.pathvars.apply("<results>")
 LOGS = workflow.pathvars.apply("<logs>")
 NOTE_OF_EMBEDDINGS = f"{RESULTS}/embeddings.json"
+# A cluster's jobs are counted, those of one machine share its cores.
+ON_CLUSTER = workflow.nodes is not None
+
+
+def get_kind_of_device():
+    """`cuda` or `cpu`: what embed jobs will run on, as far as it can be told from here."""
+    if config["device"] != "auto":
+        return config["device"]
+    # A cluster's login node has no GPU, while its jobs have.
+    return "cuda" if ON_CLUSTER or has_gpu_driver() else "cpu"
+
+
+def get_given():
+    """What Snakemake was given on its command line or by a profile."""
+    gpus = workflow.global_resources.get("gpu")
+    return Given(
+        cores=workflow.resource_settings.cores,
+        jobs=workflow.nodes,
+        gpus=getattr(gpus, "value", gpus),
+        memory_mb=psutil.virtual_memory().total / 1e6,
+    )
+
+
+PATHS = [file.path for file in INPUTS]
+config["threads"] = resolve_threads(config, get_kind_of_device(), get_given(), PATHS)
+CUT = decide_groups(config, get_kind_of_device(), get_given(), f"{RESULTS}/plan/plan.json", PATHS)
+GROUPS = group_names(CUT.number)
 
 
 wildcard_constraints:
@@ -48,7 +77,12 @@ wildcard_constraints:
 
 # Functions, since Snakemake looks for wildcards in what is written out: names may have braces in them.
 def get_fasta_files(wildcards=None):
-    return [file.path for file in INPUTS]
+    return PATHS
+
+
+def get_cut(wildcards):
+    """How many shard groups there are, and why."""
+    return {"groups": CUT.number, "work": CUT.work, "least": CUT.least}
 
 
 def get_sample_names(wildcards):
@@ -128,15 +162,6 @@ def get_certificate():
     return ["<results>/certificate.json"] if config["verify"]["sample"] else []
 
 
-def get_kind_of_device():
-    """`cuda` or `cpu`: what embed jobs will run on, as far as it can be told from here."""
-    if config["device"] != "auto":
-        return config["device"]
-    # A cluster's login node has no GPU, while its jobs have.
-    elsewhere = workflow.executor_plugin is not None and not workflow.local_exec
-    return "cuda" if elsewhere or has_gpu_driver() else "cpu"
-
-
 def get_embed_estimate(wildcards):
     """Seconds and memory of one embed job: from the plan once it is there, before that from the inputs' sizes."""
     return estimate_job(
@@ -146,6 +171,11 @@ def get_embed_estimate(wildcards):
         guess_model(config["model"], f"{RESULTS}/model/model.json"),
         job_settings(config, get_kind_of_device()),
     )
+
+
+def get_attempt(wildcards, attempt):
+    """For scripts, which Snakemake does not tell."""
+    return attempt
 
 
 def get_embed_memory(wildcards, attempt):

@@ -17,7 +17,7 @@ rule embed:
         gpu=config["gpus_per_job"],
         mem_mb=get_embed_memory,
         runtime=get_embed_runtime,
-        attempt=lambda wildcards, attempt: attempt,
+        attempt=get_attempt,
     params:
         method=get_method(),
         store=get_store(),

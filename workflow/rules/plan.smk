@@ -24,7 +24,7 @@ rule plan:
         shard_residues=config["shard_residues"],
         gpus_per_job=config["gpus_per_job"],
         store=get_store(),
-        groups={"groups": len(GROUPS)},
+        groups=get_cut,
         plan_number=get_plan_number,
     script:
         "../scripts/plan.py"

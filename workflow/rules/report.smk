@@ -56,7 +56,7 @@ rule report:
             "<results>/report/disk.svg",
             caption="../report/disk.rst",
             category="Run",
-            labels={"figure": "Disk"},
+            labels={"figure": "Files"},
         ),
     log:
         "<logs>/report.log",

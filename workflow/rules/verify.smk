@@ -18,6 +18,7 @@ rule verify:
         gpu=get_gpus_to_verify(),
         mem_mb=get_verify_memory,
         runtime=get_verify_runtime,
+        attempt=get_attempt,
     params:
         method=get_method(),
         store=get_store(),

@@ -19,7 +19,12 @@ def embed_settings(snakemake) -> EmbedSettings:
         checkpoint_stamp=Plan.read(inputs.plan).checkpoint_stamp,
         fingerprint=make_fingerprint(CheckpointInfo.read(inputs.model), params.method),
         store=params.store,
-        slots=SlotSettings(params.device, params.cpu_slots, params.lock_folder, 60 * params.wait_minutes),
+        slots=SlotSettings(
+            params.device,
+            None if params.cpu_slots == "auto" else params.cpu_slots,
+            params.lock_folder,
+            60 * params.wait_minutes,
+        ),
         workers=workers_to_use(params.gpus_per_job, snakemake.resources.gpu),
         threads=max(1, snakemake.threads // params.gpus_per_job),
         token_budget=None if params.batch_tokens == "auto" else params.batch_tokens,

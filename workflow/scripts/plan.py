@@ -22,6 +22,8 @@ def plan_settings(snakemake) -> PlanSettings:
         candidates=outputs.candidates,
         plan=outputs.plan,
         groups=outputs.groups,
+        work=params.groups["work"],
+        least_cost=params.groups["least"],
         checkpoint=inputs.checkpoint,
         fingerprint=fingerprint,
         store=params.store,

@@ -26,7 +26,12 @@ def verify_settings(snakemake) -> VerifySettings:
         seed=params.seed,
         min_cosine=None if params.min_cosine == "auto" else params.min_cosine,
         max_relative_error=None if params.max_relative_error == "auto" else params.max_relative_error,
-        slots=SlotSettings(params.device, params.cpu_slots, params.lock_folder, 60 * params.wait_minutes),
+        slots=SlotSettings(
+            params.device,
+            None if params.cpu_slots == "auto" else params.cpu_slots,
+            params.lock_folder,
+            60 * params.wait_minutes,
+        ),
         threads=snakemake.threads,
         log_file=snakemake.log[0],
     )
@@ -35,5 +40,5 @@ def verify_settings(snakemake) -> VerifySettings:
 if __name__ == "__main__":
     # A spawned worker would run this file once more, and not find it if the workflow was deployed from a git host.
     del __file__
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], snakemake.resources.attempt):
         verify(verify_settings(snakemake)).write(snakemake.output[0])

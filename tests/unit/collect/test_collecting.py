@@ -24,7 +24,7 @@ from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.collecting import collect
 from esmflow.collect.joining import CollectError
 from esmflow.collect.summary import Summary
-from esmflow.embedding.run_record import RunRecord, ShardResult
+from esmflow.embedding.run_record import RunRecord, ShardResult, Speed
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
 from esmflow.failures import Failure, Reason, write_failures
@@ -570,13 +570,16 @@ def test_a_vector_goes_before_a_failure_of_an_earlier_run(tmp_path, engine):
 # The summary
 
 
-def test_the_summary_counts_speed_over_the_time_that_shards_took(difficult):
+def test_the_summary_has_the_speed_of_all_groups_together(difficult):
     summary = difficult.everything()
-    shards = [shard for path in difficult.run_paths for shard in RunRecord.read(path).shards]
-    seconds = max(s.ended for s in shards) - min(s.started for s in shards)
-    assert summary.seconds == pytest.approx(seconds)
-    assert summary.computed_residues == sum(s.residues for s in shards)
-    assert summary.residues_per_second == pytest.approx(summary.computed_residues / seconds)
+    runs = [RunRecord.read(path) for path in difficult.run_paths]
+    speed = Speed.of((run.shards, run.started, run.ended) for run in runs)
+    assert summary.computed_residues == speed.residues == sum(s.residues for run in runs for s in run.shards)
+    assert (summary.seconds, summary.residues_per_second) == (speed.embedding_seconds, speed.while_embedding)
+    assert (summary.seconds_with_start_up, summary.residues_per_second_with_start_up) == (
+        speed.seconds,
+        speed.with_start_up,
+    )
 
 
 def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
@@ -587,7 +590,7 @@ def test_the_last_lines_say_what_was_done_where_it_is_and_what_to_do(difficult):
         "2 share the embedding of an equal sequence",
         f"{summary.truncated} truncated",
         "2 × invalid_residue: correct the sequence, or for J and stops inside set invalid_residues: replace_with_x",
-        "residues/s",
+        "residues/s while embedding",
         "embeddings/",
         "mean_layer0, per_residue_layer0",
         "manifest.parquet",

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.sources import guess_model
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     GroupWork,
     JobEstimate,
-    count_parameters,
     estimate_job,
     estimate_verification,
-    guess_model,
     guess_work,
     job_settings,
 )
@@ -44,7 +43,7 @@ def test_estimates_are_within_a_factor_of_two_of_what_was_measured_and_as_docume
     name, device, tflops, residues, sequences, seconds, estimated, megabytes, estimated_megabytes = row
     estimate = estimate_job(
         GroupWork(int(residues), int(sequences), True),
-        guess_model(name, "none"),
+        guess_model(name),
         settings(device, device_tflops=float(tflops)),
     )
     assert 0.5 < estimate.seconds / float(seconds) < 2
@@ -62,14 +61,14 @@ def test_requests_grow_with_the_attempt_and_leave_room():
 
 
 def test_more_gpus_take_less_time_and_more_memory():
-    work, model = GroupWork(100_000_000, 300_000, True), guess_model("esm2_t33_650M_UR50D", "none")
+    work, model = GroupWork(100_000_000, 300_000, True), guess_model("esm2_t33_650M_UR50D")
     one, four = (estimate_job(work, model, settings("cuda", gpus_per_job=gpus)) for gpus in (1, 4))
     assert 0.2 < four.seconds / one.seconds < 0.4
     assert 2 < four.memory_mb / one.memory_mb < 4
 
 
 def test_what_is_kept_for_every_residue_takes_memory():
-    work, model = GroupWork(1_000_000, 3000, True), guess_model("esm2_t6_8M_UR50D", "none")
+    work, model = GroupWork(1_000_000, 3000, True), guess_model("esm2_t6_8M_UR50D")
     pooled, residues = (
         estimate_job(work, model, settings(include=[kind], shard_residues=1_000_000))
         for kind in ("mean", "per_residue")
@@ -79,7 +78,7 @@ def test_what_is_kept_for_every_residue_takes_memory():
 
 
 def test_an_empty_group_takes_a_moment():
-    assert estimate_job(GroupWork(0, 0, True), guess_model("esm2_t48_15B_UR50D", "none"), settings()).seconds <= 1
+    assert estimate_job(GroupWork(0, 0, True), guess_model("esm2_t48_15B_UR50D"), settings()).seconds <= 1
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_an_empty_group_takes_a_moment():
     ],
 )
 def test_official_models_have_about_the_parameters_in_their_names(name, millions):
-    assert count_parameters(guess_model(name, "none")) == pytest.approx(millions * 1e6, rel=0.05)
+    assert guess_model(name).parameters == pytest.approx(millions * 1e6, rel=0.05)
 
 
 def test_a_model_is_known_from_its_description_its_folder_its_name_or_its_size(tmp_path):
@@ -106,14 +105,14 @@ def test_a_model_is_known_from_its_description_its_folder_its_name_or_its_size(t
     folder.mkdir()
     config = {"num_hidden_layers": 9, "hidden_size": 96, "num_attention_heads": 6}
     (folder / "config.json").write_text(json.dumps(config))
-    assert guess_model(str(folder), "none").hidden == 96
+    assert guess_model(str(folder)).hidden == 96
 
     named, sized = tmp_path / "esm2_t12_35M_UR50D.pt", tmp_path / "mine.pt"
     named.write_bytes(b"")
-    assert guess_model(str(named), "none").hidden == 480
+    assert guess_model(str(named)).hidden == 480
     with open(sized, "wb") as handle:
         handle.truncate(2_610_000_000)
-    assert guess_model(str(sized), "none").hidden == 1280
+    assert guess_model(str(sized)).hidden == 1280
 
 
 @pytest.mark.parametrize("ending", [".bin", ".safetensors"])
@@ -121,15 +120,15 @@ def test_a_folder_without_a_description_is_known_by_the_size_of_its_weights(tmp_
     for part in range(2):
         with open(tmp_path / f"weights-{part}{ending}", "wb") as handle:
             handle.truncate(1_305_000_000)
-    assert guess_model(str(tmp_path), "none").hidden == 1280
+    assert guess_model(str(tmp_path)).hidden == 1280
     # The same weights in the other form are not twice the model.
     with open(tmp_path / f"all{'.bin' if ending == '.safetensors' else '.safetensors'}", "wb") as handle:
         handle.truncate(2_610_000_000)
-    assert guess_model(str(tmp_path), "none").hidden == 1280
+    assert guess_model(str(tmp_path)).hidden == 1280
 
 
 def verification(name, device="cpu", sample=32, plan="none", **config):
-    return estimate_verification(guess_model(name, "none"), settings(device, **config), sample, plan)
+    return estimate_verification(guess_model(name), settings(device, **config), sample, plan)
 
 
 def test_the_certificates_job_asks_for_what_its_model_takes(tmp_path):

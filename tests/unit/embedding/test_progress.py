@@ -21,7 +21,8 @@ def test_the_log_says_how_far_a_job_is_and_what_is_taken_back_does_not_count(cap
         assert job.done == 400_000
         job.tick()
         assert re.fullmatch(
-            r"group 0: 400k of 1\.00M residues \(40%\) in 00:00, \S+ residues/s, 00:00 left", caplog.messages[-1]
+            r"group 0: 400k of 1\.00M residues \(40%\) in 00:00, \S+ residues/s with start-up, 00:00 left",
+            caplog.messages[-1],
         )
         job.advance(600_000)
     assert caplog.messages[-1].startswith("group 0: 1.00M of 1.00M residues (100%)")

@@ -196,6 +196,7 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
         "reading": {"gaps": "reject", "id": "first_word"}, "annotations": [()],
         "assignment": "balanced", "shard_residues": 1000, "gpus_per_job": 1,
         "store": str(tmp_path / "store"), "samples": ["a"], "plan_number": {"plan number": 0},
+        "groups": {"groups": 1, "work": 0.0, "least": 0.0},
     }  # fmt: skip
     outputs = {
         "records": "records.parquet",

@@ -490,3 +490,17 @@ def test_ten_thousand_groups_take_no_more_memory_than_a_few_and_little_more_time
     # The groups themselves are 10,000 objects, folders and lines; what waits to be dealt is the same.
     assert many["growth"] - few["growth"] < 25_000_000
     assert many["seconds"] < few["seconds"] + 10
+
+
+def test_where_there_is_less_to_do_than_was_guessed_the_last_groups_stay_empty(tmp_path):
+    write_fasta(tmp_path / "a.fasta", [(f"p{n}", protein) for n, protein in enumerate(proteins(40, 50, 60))])
+    (tmp_path / "all").mkdir()
+    everything = Planned(tmp_path / "all", [tmp_path / "a.fasta"], groups=4)
+    cost = sum(group.cost for group in everything.summary.groups)
+    (tmp_path / "few").mkdir()
+    few = Planned(tmp_path / "few", [tmp_path / "a.fasta"], groups=4, least_cost=cost / 2.5)
+    assert [bool(group) for group in few.groups] == [True, True, False, False]
+    assert sorted(itertools.chain(*few.groups)) == sorted(itertools.chain(*everything.groups))
+    (tmp_path / "one").mkdir()
+    one = Planned(tmp_path / "one", [tmp_path / "a.fasta"], groups=4, least_cost=2 * cost)
+    assert [bool(group) for group in one.groups] == [True, False, False, False]

@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 
 from esmflow.embedding.run_record import RunRecord
+from esmflow.method import LongSequences
 from esmflow.report.drawing import draw
 from esmflow.report.embedding_map import EmbeddingMap
-from esmflow.report.figures import (
-    MOST_BARS,
-    certificate_figure,
-    disk_figure,
-    flow_figure,
-    flow_links,
-    lengths_figure,
-    map_figure,
-    reasons_figure,
-    speed_figure,
-    timeline_figure,
-)
+from esmflow.report.figures.embeddings import certificate_figure, colourings, map_figure
+from esmflow.report.figures.records import disk_figure, flow_figure, flow_links, lengths_figure, reasons_figure
+from esmflow.report.figures.slots import MOST_BARS, speed_figure, timeline_figure
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts, SampledRecord
 from esmflow.report.page import WIDTHS
 from esmflow.report.timeline import MOST_PIECES, MOST_SLOTS, Piece, drawable
@@ -109,8 +101,8 @@ def test_bars_have_their_sizes_and_values(counts):
     svg = drawn(partial(reasons_figure, counts))
     widths = [size(bar)[2] for bar in marks(svg)]
     assert max(widths) / min(widths) == pytest.approx(6 / 4, rel=0.01)
-    assert {"empty sequence", "out of memory", "6", "4"} == set(texts(svg))
-    assert said(svg) == ["empty sequence: 6 records", "out of memory: 4 records"]
+    assert {"empty_sequence", "out_of_memory", "6", "4"} == set(texts(svg))
+    assert said(svg) == ["empty_sequence: 6 records", "out_of_memory: 4 records"]
 
 
 def test_stacked_bars_stand_on_one_another_and_count_every_record(counts):
@@ -128,7 +120,8 @@ def test_names_from_the_input_are_text_and_nothing_else():
     sample = [SampledRecord(f"{HOSTILE}.faa", HOSTILE, 50, "s", row) for row in range(5)]
     sample.append(SampledRecord("b.faa", "x", 50, "s", 5))
     mapped = EmbeddingMap("mean_layer6", np.arange(12.0).reshape(6, 2), (0.5, 0.25))
-    figure = partial(map_figure, mapped, sample, [f"{HOSTILE}.faa", "b.faa"])
+    (by_file, _) = colourings(sample, [f"{HOSTILE}.faa", "b.faa"], ["one"])
+    figure = partial(map_figure, mapped, sample, by_file, 20_000)
     assert HOSTILE not in svg_of(figure)
     svg = drawn(figure)
     assert [text.startswith(f"{HOSTILE}\n50 residues\n") for text in said(svg)] == [True] * 5 + [False]
@@ -141,10 +134,42 @@ def test_names_from_the_input_are_text_and_nothing_else():
 def test_many_files_share_a_colour_beyond_the_largest():
     sample = [SampledRecord(f"{n}.faa", "x", 50, "s", 0) for n in range(20) for _ in range(1 + n % 7)]
     mapped = EmbeddingMap("mean_layer6", np.random.default_rng(0).normal(size=(len(sample), 2)), (0.5, 0.25))
-    svg = drawn(partial(map_figure, mapped, sample, [f"{n}.faa" for n in range(20)]))
+    (by_file, _) = colourings(sample, [f"{n}.faa" for n in range(20)], ["one"])
+    svg = drawn(partial(map_figure, mapped, sample, by_file, 20_000))
     assert len(marks(svg)) == len(sample)
     assert len({point.get("fill") for point in marks(svg)}) == 8
-    assert "other files" in texts(svg)
+    assert "other input files" in texts(svg)
+
+
+def test_a_map_is_coloured_by_sample_file_and_length():
+    sample = [
+        SampledRecord(f"{n % 4}.faa", "x", length, "s", 0, f"sample {n % 2}")
+        for n, length in enumerate([5, 5, 8, 9, 20, 30, 200, 300, 400, 1000])
+    ]
+    by_sample, by_file, by_length = colourings(sample, [f"{n}.faa" for n in range(4)], ["sample 0", "sample 1"])
+    assert (by_sample.what, by_file.what, by_length.what) == ("sample", "input file", "length")
+    assert by_sample.values == ["sample 0", "sample 1"] * 5
+    assert by_file.values == [f"{n % 4}.faa" for n in range(10)]
+    assert Counter(by_length.values) == dict.fromkeys(by_length.shades, 2)
+    for value, record in zip(by_length.values, sample, strict=True):
+        low, high = (int(edge.replace(",", "")) for edge in value.removesuffix(" residues").split("–"))
+        assert low <= record.length <= high
+    # One length is one class.
+    (only,) = colourings([replace(record, length=7) for record in sample], ["a"], ["b"])
+    assert set(only.values) == {"7 residues"} == only.shades.keys()
+
+
+def test_points_far_from_all_others_do_not_squeeze_the_rest_and_are_counted():
+    points = np.random.default_rng(0).normal(size=(100, 2))
+    points[3] = 1000, -1000
+    mapped = EmbeddingMap("mean_layer6", points, (0.5, 0.25))
+    assert mapped.moved == 1
+    assert np.abs(mapped.framed).max() < 10
+    # A second group that is far away is no outlier.
+    points[:20] += 1000
+    mapped = EmbeddingMap("mean_layer6", points, (0.5, 0.25))
+    assert mapped.moved == 0
+    assert mapped.framed is points
 
 
 def test_every_other_figure_can_be_drawn():
@@ -165,10 +190,13 @@ def test_every_other_figure_can_be_drawn():
     )  # fmt: skip
     sequences = (sequence, replace(sequence, length=20))
     certificate = Certificate(passed=True, sequences=sequences, limits={"fp32": LIMITS["fp32"]})
-    svg = drawn(partial(certificate_figure, certificate))
+    svg = drawn(partial(certificate_figure, certificate, LongSequences(15)))
     assert len(marks(svg)) == 2
     assert "limit for fp32: cosine 0.99999" in texts(svg)
     assert {"10⁻¹⁵", "10⁻⁵"} & set(texts(svg))
+    # The axis has the residues that were compared, and begins where they do.
+    assert {"10", "15"} <= set(texts(svg))
+    assert not {"0", "20"} & set(texts(svg))
 
 
 def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points():
@@ -186,7 +214,8 @@ def test_figures_stay_small_with_ten_thousand_groups_and_twenty_thousand_points(
     assert len({piece.slot for piece in few}) == MOST_SLOTS
     sample = [SampledRecord(f"{n % 9}.faa", f"sp|A0A{n:07}|A0A{n:07}_HUMAN", 50, "s", n) for n in range(20_000)]
     mapped = EmbeddingMap("mean_layer6", np.random.default_rng(0).normal(size=(20_000, 2)), (0.5, 0.25))
-    points = partial(map_figure, mapped, sample, [f"{n}.faa" for n in range(9)])
+    by_file, _ = colourings(sample, [f"{n}.faa" for n in range(9)], ["one"])
+    points = partial(map_figure, mapped, sample, by_file, 20_000)
     figures = [points, partial(timeline_figure, few), partial(speed_figure, runs)]
     assert sum(len(svg_of(figure, width)) for figure in figures for width in WIDTHS) < 5_000_000
     assert len(marks(drawn(points))) == len(sample)

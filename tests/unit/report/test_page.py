@@ -8,21 +8,25 @@ from functools import partial
 import pytest
 
 from esmflow.report import drawing
-from esmflow.report.figures import disk_figure
+from esmflow.report.figures.records import disk_figure
 from esmflow.report.page import WIDTHS, _draw
 from esmflow.report.sections import Section
 
-GOOD = Section(note="All of it.", figure=partial(disk_figure, {"store": 10}))
+GOOD = Section(
+    note="All of it.", figures={"one": partial(disk_figure, {"store": 10}), "other": partial(disk_figure, {"plan": 5})}
+)
 
 
 def test_each_section_keeps_its_own_words():
     sections = {
         "good": GOOD,
-        "bad": Section(note="None of it.", figure=partial(disk_figure, {})),
+        "bad": Section(note="None of it.", figures={"": partial(disk_figure, {})}),
         "words": Section("Words."),
     }
     drawings = _draw(sections)
-    assert {key: list(drawn) for key, drawn in drawings.items()} == {"good": list(WIDTHS)}
+    assert {key: list(drawn) for key, drawn in drawings.items()} == {"good": ["one", "other"]}
+    assert [list(drawn) for drawn in drawings["good"].values()] == [list(WIDTHS)] * 2
+    assert drawings["good"]["one"]["wide"] != drawings["good"]["other"]["wide"]
     assert (sections["good"].note, sections["words"].note) == ("All of it.", "Words.")
     assert sections["bad"].note.startswith("This could not be shown (ValueError: ")
     assert sections["bad"].note.endswith("the report's log has the details. None of it.")

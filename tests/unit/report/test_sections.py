@@ -24,4 +24,6 @@ WITH = {"verified_with": "fair-esm", "computed_again": 3}
     ],
 )
 def test_the_certificate_says_how_much_was_verified_and_with_what_verdict(found, note):
-    assert certificate(SimpleNamespace(certificate=found), None).note.startswith(note)
+    assert certificate(
+        SimpleNamespace(certificate=found, fingerprint=SimpleNamespace(long=None)), None
+    ).note.startswith(note)

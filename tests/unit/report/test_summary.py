@@ -25,6 +25,8 @@ PLAIN = Summary(
     computed_sequences=1200,
     seconds=60.0,
     residues_per_second=100_000.0,
+    seconds_with_start_up=75.0,
+    residues_per_second_with_start_up=80_000.0,
     formats=("h5",),
     arrays=("mean_layer36",),
 )
@@ -52,6 +54,12 @@ def test_a_summary_has_five_to_ten_lines(summary, certificate):
 def test_nothing_is_left_to_do_after_a_run_without_failures():
     assert not [line for line in lines() if line.startswith(("next", "failures"))]
     assert lines()[0] == "records    1,200: 1,200 embedded, 0 rejected, 0 failed"
+
+
+def test_the_speed_says_what_it_is_of():
+    (line,) = [line for line in lines() if line.startswith("speed")]
+    said = "100,000 residues/s while embedding (60 s), 80,000 with start-up (75 s); 1,200 sequences computed"
+    assert line == f"speed      esm2_t36_3B_UR50D: {said}"
 
 
 def test_the_certificate_is_one_line():

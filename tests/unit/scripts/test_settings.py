@@ -159,6 +159,9 @@ STAGES = [
             "checkpoint": "results/model/checkpoint.safetensors",
             "processes": 4,
             "number": 17,
+            # The configuration says how many groups there are.
+            "work": 0.0,
+            "least_cost": 0.0,
             "cost_model.long.max_residues": None,
             "cost_model.long.window_overlap": None,
             **{f"cost_model.dimensions.{name}": n for name, n in dataclasses.asdict(MODEL.dimensions).items()},

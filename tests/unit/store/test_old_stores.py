@@ -13,10 +13,9 @@ from esmflow.config.configuration import with_defaults
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import computing_method
-from esmflow.report.run_files import read_fingerprint
 from esmflow.step import make_fingerprint
 from esmflow.store.lookup import StoredSequences
-from esmflow.store.segments import Store
+from esmflow.store.segments import Store, read_fingerprint
 
 SCHEMA = yaml.safe_load((PROJECT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 MODEL = CheckpointInfo("made up", "c" * 32, "a.pt", "s" * 64, ModelDimensions(6, 320, 20, True, True))

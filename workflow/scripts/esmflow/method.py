@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from esmflow.arrays import Outputs
@@ -128,6 +128,32 @@ class Fingerprint:
         canonical = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
+    def holds(self, other: Fingerprint) -> bool:
+        """Whether all that `other` keeps of a sequence is among what this one keeps, computed in the same way."""
+        rows_alike = "per_residue" not in other.include or self.per_residue_precision == other.per_residue_precision
+        alike = replace(
+            other, layers=self.layers, include=self.include, per_residue_precision=self.per_residue_precision
+        )
+        return self == alike and rows_alike and set(other.outputs.arrays()) <= set(self.outputs.arrays())
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """The keys of the configuration that differ, each with its value here and in `other`."""
+        differ = {}
+        for name in (field.name for field in fields(self)):
+            here, there = getattr(self, name), getattr(other, name)
+            if here != there:
+                differ[name] = here, there
+        if "engine" in differ:
+            # Each has its own.
+            differ.pop("arithmetic", None)
+        if "long_sequences" in differ or "include" in differ:
+            # Without a value where they do not matter.
+            differ = {name: values for name, values in differ.items() if None not in values}
+        return [
+            f"{_KEYS.get(name, name)} ({_shown(here)} here, {_shown(there)} there)"
+            for name, (here, there) in differ.items()
+        ]
+
     @property
     def outputs(self) -> Outputs:
         """What is computed for every sequence."""
@@ -137,6 +163,15 @@ class Fingerprint:
     def long(self) -> LongSequences:
         """What is done with long sequences."""
         return LongSequences(self.max_residues, self.window_overlap)
+
+
+_KEYS = {"checkpoint": "model", "arithmetic": "the engine's arithmetic", "method_version": "esmflow's method"}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return value[:8] if isinstance(value, str) and len(value) == 32 else str(value)
 
 
 ARITHMETIC = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from esmflow.arrays import resolve_layers
@@ -31,9 +33,14 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     """Logs to the job's file, see `start_logging`.
 
     Foreseeable errors become one sentence there and on the terminal, and exit status 1. SIGTERM ends the step with exit
-    status 143.
+    status 143. Snakemake tries a job again whatever it died of: where that cannot help, a further `attempt` on the same
+    machine ends at once, with the same sentence.
     """
     start_logging(log_file, attempt)
+    verdict = Path(log_file).with_name(f".{Path(log_file).name}.verdict")
+    if attempt is not None and attempt > 1:
+        _end_if_hopeless(verdict)
+    verdict.unlink(missing_ok=True)
     # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
     end_with_run(lambda: os._exit(1))
     raise_when_terminated()
@@ -42,6 +49,8 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
         end_logging(log_file)
     except (EsmflowError, OSError) as error:
         log.error("%s", error)
+        if attempt is not None and not getattr(error, "mendable", True):
+            verdict.write_text(f"{socket.gethostname()}\n{error}", encoding="utf-8")
         sys.exit(1)
     except KeyboardInterrupt:
         log.warning("interrupted; what is finished is kept")
@@ -52,6 +61,14 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
+
+
+def _end_if_hopeless(verdict: Path) -> None:
+    with suppress(OSError):
+        host, _, message = verdict.read_text(encoding="utf-8").partition("\n")
+        if host == socket.gethostname():
+            log.error("%s (not tried again)", message)
+            sys.exit(1)
 
 
 def run_command_line() -> list[str]:

@@ -29,6 +29,8 @@ AS_STORED = "as stored, for each layer"
 class CheckpointError(EsmflowError):
     """A checkpoint that cannot be used. The message says which file, what is wrong, and what to do."""
 
+    mendable = False
+
 
 @dataclass(frozen=True)
 class ModelDimensions:
@@ -44,6 +46,11 @@ class ModelDimensions:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model: 12 D² in each layer, and the token embedding."""
+        return self.layers * 12 * self.hidden**2 + 33 * self.hidden
 
 
 def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:

@@ -8,7 +8,8 @@ import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointError, ModelDimensions
+from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions
+from esmflow.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -131,3 +132,26 @@ def _download(name: str) -> Path:
         log.info("downloading %s to %s", url, path)
         torch.hub.download_url_to_file(url, str(path), progress=False)
     return target
+
+
+def guess_model(model: str, model_info: str | os.PathLike[str] | None = None) -> ModelDimensions:
+    """The model's dimensions: from `model.json` where it is there, else from the name, or the path."""
+    if model_info is not None and Path(model_info).exists():
+        return CheckpointInfo.read(model_info).dimensions
+    if not is_path(model):
+        return OFFICIAL_MODELS[model]
+    path = Path(model).expanduser()
+    if path.stem in OFFICIAL_MODELS:
+        return OFFICIAL_MODELS[path.stem]
+    try:
+        found = read_json(path / "config.json")
+        return ModelDimensions(
+            found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], True, True
+        )
+    except (OSError, ValueError, KeyError):
+        # A folder may have its weights in both forms, of which one is read.
+        forms = [[path]] if path.is_file() else [path.glob("*.safetensors"), path.glob("*.bin")]
+        size = max(sum(file.stat().st_size for file in files) for files in forms)
+    # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
+    fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if dimensions.parameters >= 0.9 * size / 4]
+    return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]

@@ -18,7 +18,7 @@ from esmflow.collect.streaming import VectorStream
 from esmflow.collect.summary import Summary
 from esmflow.collect.tables import manifest_schema, open_tables
 from esmflow.collect.writers.base import Description, EmbeddingWriter
-from esmflow.embedding.run_record import RunRecord
+from esmflow.embedding.run_record import RunRecord, Speed
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
@@ -163,9 +163,7 @@ def _name_outputs(records: str) -> dict[str, str]:
 def _summary(
     tally: Tally, plan: Plan, runs: Sequence[RunRecord], formats: Sequence[str], arrays: Sequence[str]
 ) -> Summary:
-    shards = [shard for run in runs for shard in run.shards]
-    seconds = max(s.ended for s in shards) - min(s.started for s in shards) if shards else 0.0
-    residues = sum(shard.residues for shard in shards)
+    speed = Speed.of((run.shards, run.started, run.ended) for run in runs)
     return Summary(
         records=tally.records,
         embedded=tally.status[EMBEDDED],
@@ -176,9 +174,11 @@ def _summary(
         windowed=tally.windowed,
         duplicates=plan.duplicates,
         computed_sequences=sum(run.sequences for run in runs),
-        computed_residues=residues,
-        seconds=seconds,
-        residues_per_second=residues / seconds if seconds else None,
+        computed_residues=speed.residues,
+        seconds=speed.embedding_seconds,
+        residues_per_second=speed.while_embedding,
+        seconds_with_start_up=speed.seconds,
+        residues_per_second_with_start_up=speed.with_start_up,
         groups_with_failures=tuple(run.group for run in runs if run.failed_sequences),
         formats=tuple(formats),
         arrays=tuple(arrays),

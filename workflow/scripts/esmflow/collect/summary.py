@@ -12,8 +12,8 @@ class Summary(JsonFile):
     """What came of a run's records, and how fast.
 
     reasons: records without an embedding, by why. duplicates: records that share the embedding of an equal one before
-    them. computed_sequences, computed_residues: what the embed jobs computed; seconds: from the first shard's start to
-    the last one's end. formats, arrays: what was written. versions: of what computes and writes numbers.
+    them. computed_sequences, computed_residues: what the embed jobs computed; seconds, residues_per_second: while
+    embedding, see `Speed`. formats, arrays: what was written. versions: of what computes and writes numbers.
     """
 
     records: int
@@ -28,6 +28,8 @@ class Summary(JsonFile):
     computed_residues: int = 0
     seconds: float = 0.0
     residues_per_second: float | None = None
+    seconds_with_start_up: float = 0.0
+    residues_per_second_with_start_up: float | None = None
     groups_with_failures: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()

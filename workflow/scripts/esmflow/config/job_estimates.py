@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path
-from esmflow.files import read_json
+from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.sources import guess_model
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
-from esmflow.plan.cost import CostModel, Workload
+from esmflow.plan.cost import SHORTEST_JOB_SECONDS, CostModel, Workload, useful_groups
 from esmflow.verify import CONTACT_MAP_BYTES, LONGEST, RESIDENT_BYTES, TOKENS_BY_LAYER
 
 if TYPE_CHECKING:
@@ -109,17 +108,123 @@ def estimate_job(work: GroupWork, model: ModelDimensions, settings: JobSettings)
     """Estimates one embed job. An empty group loads no model and takes a moment."""
     if not work.residues:
         return JobEstimate(1.0, _JOB_MB)
-    parameters = count_parameters(model)
-    # The mean length stands for all: attention's share, the only part that is not linear, is small at these lengths.
-    length = max(1, round(work.residues / max(1, work.sequences)))
-    operations = work.sequences * CostModel(model, settings.long).cost(length)
-    speed = settings.tflops * 1e12 * settings.workers * (settings.threads if settings.device == "cpu" else 1)
-    if settings.engine == "reference" and settings.device == "cuda":
-        speed *= _REFERENCE_ENGINE_SPEED
+    parameters = model.parameters
+    length = _mean_length(work)
     load = _START_SECONDS[settings.device] + parameters / _WEIGHTS_PER_SECOND
     worker = _WORKER_MB[settings.device] + _weights_mb(parameters, settings) + _working_mb(model, settings)
     results = _shard_mb(work, model, settings, length)
-    return JobEstimate(load + operations / speed, _JOB_MB + settings.workers * (worker + results))
+    seconds = load + _operations(work, model, settings.long) / _speed(settings)
+    return JobEstimate(seconds, _JOB_MB + settings.workers * (worker + results))
+
+
+def _mean_length(work: GroupWork) -> int:
+    """Stands for all lengths: attention's share, the only part that is not linear, is small at these."""
+    return max(1, round(work.residues / max(1, work.sequences)))
+
+
+def _operations(work: GroupWork, model: ModelDimensions, long: LongSequences) -> float:
+    return work.sequences * CostModel(model, long).cost(_mean_length(work))
+
+
+def _speed(settings: JobSettings) -> float:
+    """Operations a second of all workers of a job."""
+    on_cpu = settings.device == "cpu"
+    speed = settings.tflops * 1e12 * settings.workers * (settings.threads if on_cpu else 1)
+    return speed if on_cpu or settings.engine == "packed" else speed * _REFERENCE_ENGINE_SPEED
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run was given for all of its jobs together, each None where that was not said.
+
+    jobs: on a cluster. gpus: `--resources gpu`. memory_mb: of this machine.
+    """
+
+    cores: int | None
+    jobs: int | None
+    gpus: int | None
+    memory_mb: float
+
+    def jobs_at_once(self, settings: JobSettings) -> int:
+        """How many embed jobs run side by side: as Snakemake counts, and no more than there are GPUs here."""
+        limits = [1_000_000 if self.jobs is None else self.jobs]
+        # On CPUs a run may well say gpu=0.
+        if self.gpus:
+            limits.append(self.gpus // settings.workers)
+        elif self.jobs is None and settings.device == "cuda":
+            limits.append(_gpus_here() // settings.workers)
+        if self.cores is not None and self.jobs is None:
+            limits.append(self.cores // (settings.workers * settings.threads))
+        return max(1, min(limits))
+
+
+def resolve_threads(config: Mapping[str, Any], device: str, given: Given, inputs: Sequence[str]) -> int:
+    """The threads of a worker. `auto`: OMP_NUM_THREADS where it is set, else 2 beside a GPU, and on a CPU 1.
+
+    Small models are fastest so, with as many jobs as there are cores. Cores for which there is no job, since few GPUs
+    or little memory are given, are shared out among the jobs.
+    """
+    if config["threads"] != "auto":
+        return config["threads"]
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal() and int(wanted):
+        return int(wanted)
+    if device == "cuda":
+        return 2
+    if given.cores is None or given.jobs is not None:
+        return 1
+    settings = job_settings({**config, "threads": 1}, device)
+    memory = estimate_job(_guessed(inputs), guess_model(config["model"]), settings).memory_mb
+    jobs = min(given.jobs_at_once(settings), max(1, int(given.memory_mb / memory)))
+    return max(1, given.cores // (jobs * settings.workers))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How many shard groups a run has, and what planning needs to know of why.
+
+    work: operations, guessed from the inputs' sizes; a number that was decided for it stays when all is done. least: of
+    one group, where there is less than was guessed. Both are 0 where the configuration says how many groups there are.
+    """
+
+    number: int
+    work: float = 0.0
+    least: float = 0.0
+
+
+def decide_groups(
+    config: Mapping[str, Any], device: str, given: Given, plan: str | os.PathLike[str], inputs: Sequence[str]
+) -> Groups:
+    """The number of shard groups, see `useful_groups`. What a run that has ended was cut into stays as it is."""
+    if config["groups"] != "auto":
+        return Groups(config["groups"])
+    settings = job_settings(config, device)
+    # The model as its name says: what is known of it must not change while a run goes on.
+    work = _operations(_guessed(inputs), guess_model(config["model"]), settings.long)
+    least = SHORTEST_JOB_SECONDS * settings.tflops * 1e12
+    found = _read_plan(plan)
+    if found and found.work == work and all(run.exists() for run in _runs(plan, len(found.groups))):
+        return Groups(len(found.groups), work, least)
+    return Groups(useful_groups(work / _speed(settings), given.jobs_at_once(settings)), work, least)
+
+
+def group_names(number: int) -> list[str]:
+    """What groups are called: their numbers, all of one width."""
+    return [f"{group:0{len(str(number - 1))}d}" for group in range(number)]
+
+
+def _runs(plan: str | os.PathLike[str], groups: int) -> list[Path]:
+    return [Path(plan).parents[1] / "embed" / f"group-{group}" / "run.json" for group in group_names(groups)]
+
+
+def _gpus_here() -> int:
+    """How many GPUs this process may use, told without a library that Snakemake lacks."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([token for token in visible.split(",") if token.strip()])
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 1
 
 
 def estimate_verification(
@@ -131,7 +236,7 @@ def estimate_verification(
     """
     sampled = Workload(sequences=2 * sample, residues=2 * sample * _SAMPLED_RESIDUES)
     sampled.pairs = sampled.residues * _SAMPLED_RESIDUES
-    parameters, on_cpu = count_parameters(model), settings.device == "cpu"
+    parameters, on_cpu = model.parameters, settings.device == "cpu"
     # What is too large to stay in memory is read layer by layer, for each batch anew.
     stays = 4 * parameters <= RESIDENT_BYTES
     loads = 1 if stays else math.ceil(sampled.residues / TOKENS_BY_LAYER)
@@ -150,11 +255,6 @@ def estimate_verification(
         if "contacts" in settings.outputs.include:
             memory += min(CONTACT_MAP_BYTES, 12 * model.layers * model.heads * longest**2) / 1e6
     return JobEstimate(load + operations / speed, memory)
-
-
-def count_parameters(model: ModelDimensions) -> int:
-    """Weights of the model: 12 D² in each layer, and the token embedding."""
-    return model.layers * 12 * model.hidden**2 + 33 * model.hidden
 
 
 def _weights_mb(parameters: int, settings: JobSettings) -> float:
@@ -182,30 +282,6 @@ def _results_mb(work: Workload, model: ModelDimensions, settings: JobSettings) -
     return 3 * sum(work.rows(array) * outputs.row_bytes(array, model.hidden) for array in outputs.arrays()) / 1e6
 
 
-def guess_model(model: str, model_info: str | os.PathLike[str]) -> ModelDimensions:
-    """The model's dimensions: from `model.json` where it is there, else from the name, or the path."""
-    info = Path(model_info)
-    if info.exists():
-        return CheckpointInfo.read(info).dimensions
-    if not is_path(model):
-        return OFFICIAL_MODELS[model]
-    path = Path(model).expanduser()
-    if path.stem in OFFICIAL_MODELS:
-        return OFFICIAL_MODELS[path.stem]
-    try:
-        found = read_json(path / "config.json")
-        return ModelDimensions(
-            found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], True, True
-        )
-    except (OSError, ValueError, KeyError):
-        # A folder may have its weights in both forms, of which one is read.
-        forms = [[path]] if path.is_file() else [path.glob("*.safetensors"), path.glob("*.bin")]
-        size = max(sum(file.stat().st_size for file in files) for files in forms)
-    # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
-    fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if count_parameters(dimensions) >= 0.9 * size / 4]
-    return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]
-
-
 def guess_work(
     group: int, groups: int, plan: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]
 ) -> GroupWork:
@@ -214,6 +290,10 @@ def guess_work(
     planned = found.groups if found else ()
     if len(planned) == groups:
         return GroupWork(planned[group].residues, planned[group].sequences, True)
+    return _guessed(inputs, groups)
+
+
+def _guessed(inputs: Sequence[str | os.PathLike[str]], groups: int = 1) -> GroupWork:
     residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 

@@ -115,7 +115,8 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
         message = "" if error is None else one_line(str(error)) or type(error).__name__
-        self.tell(State.FINISHED if error is None else State.FAILED, message=message)
+        last = self._status.last_attempt if getattr(error, "mendable", True) else self._status.attempt
+        self.tell(State.FINISHED if error is None else State.FAILED, message=message, last_attempt=last)
 
     def tell(self, state: State, **fields: Any) -> None:
         """Says at once what the job is doing now, and what has become known: fields of `JobStatus`."""

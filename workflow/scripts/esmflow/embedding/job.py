@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.embedding.heartbeat import Heartbeat, State
 from esmflow.embedding.progress import Progress
-from esmflow.embedding.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, WorkerRecord
+from esmflow.embedding.run_record import FailedShard, LeasedSlot, RunRecord, ShardResult, Speed, WorkerRecord
 from esmflow.embedding.settings import EmbedSettings
 from esmflow.embedding.status import status_path
 from esmflow.embedding.worker import process_esm_files_worker
@@ -85,14 +84,20 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
     failures = [failure for path in finished for failure in store.read(shards[path]).failures]
     failures += [failure for file in failed for failure in _shard_failures(file)]
     write_failures(settings.failures, failures)
-    done = results.values()
+    done, ended = list(results.values()), time.time()
+    speed = Speed.of([(done, started, ended)])
+    if speed.while_embedding:
+        log.info(
+            "group %s: %s residues, %s residues/s while embedding, %s with start-up",
+            *(group, f"{speed.residues:,}", f"{speed.while_embedding:,.0f}", f"{speed.with_start_up:,.0f}"),
+        )
     RunRecord(
         group=group,
         attempt=settings.attempt,
         host=socket.gethostname(),
         process=os.getpid(),
         started=started,
-        ended=time.time(),
+        ended=ended,
         engine=settings.fingerprint.engine,
         fingerprint=store.fingerprint,
         workers=work.workers,
@@ -102,8 +107,9 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
         shards_failed=tuple(FailedShard(Path(f.file).name, f.reason, f.detail) for f in failed),
         failed_sequences=len(failures),
         sequences=sum(shard.sequences for shard in done),
-        residues=sum(shard.residues for shard in done),
-        residues_per_second=_speed(done) or None,
+        residues=speed.residues,
+        residues_per_second=speed.while_embedding,
+        residues_per_second_with_start_up=speed.with_start_up,
         model_load_seconds=max((shard.model_load_seconds for shard in done), default=None),
         peak_memory_bytes=max((shard.peak_memory_bytes for shard in done), default=None),
         peak_host_memory_bytes=max((shard.peak_host_memory_bytes for shard in done), default=None),
@@ -234,13 +240,3 @@ def _job_memory(shards: Iterable[ShardResult]) -> int:
     for shard in shards:
         peaks[shard.device] = max(peaks.get(shard.device, 0), shard.peak_host_memory_bytes)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(peaks.values())
-
-
-def _speed(shards: Iterable[ShardResult]) -> float:
-    """Residues per second while shards are worked on, the workers' speeds added up."""
-    residues: Counter[int] = Counter()
-    busy: dict[int, float] = {}
-    for shard in shards:
-        residues[shard.device] += shard.residues
-        busy[shard.device] = busy.get(shard.device, 0.0) + shard.ended - shard.started
-    return sum(residues[device] / seconds for device, seconds in busy.items() if seconds)

@@ -13,7 +13,10 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
-_LINE = "{desc}: {n_fmt} of {total_fmt} residues ({percentage:.0f}%) in {elapsed}, {rate_fmt}, {remaining} left"
+_LINE = (
+    "{desc}: {n_fmt} of {total_fmt} residues ({percentage:.0f}%) in {elapsed}, {rate_fmt} with start-up, "
+    "{remaining} left"
+)
 
 
 class _Nowhere(io.TextIOBase):

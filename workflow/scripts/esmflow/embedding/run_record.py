@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +81,8 @@ class ShardResult:
 class RunRecord(JsonFile):
     """What one embed job did with its shard group. Times are seconds since 1970, memory is in bytes at its peak.
 
-    sequences, residues: computed by this job, not those of reused segments. residues_per_second: while shards were
-    worked on, all workers together. token_budget: the smallest that was left. What only a finished shard can tell is
-    None without one.
+    sequences, residues: computed by this job, not those of reused segments. residues_per_second: while embedding, see
+    `Speed`. token_budget: the smallest that was left. What only a finished shard can tell is None without one.
     """
 
     group: str
@@ -103,6 +102,7 @@ class RunRecord(JsonFile):
     sequences: int = 0
     residues: int = 0
     residues_per_second: float | None = None
+    residues_per_second_with_start_up: float | None = None
     model_load_seconds: float | None = None
     peak_memory_bytes: int | None = None
     peak_host_memory_bytes: int | None = None
@@ -124,6 +124,41 @@ class RunRecord(JsonFile):
             if worker["model_load_seconds"] is None:
                 del worker["model_load_seconds"]
         return content
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast jobs were: the one definition that summary, report, `run.json` and logs share.
+
+    embedding_seconds: during which any shard was worked on. seconds: from the start of the first job that finished a
+    shard to the end of the last. Both residues per second are None where nothing was computed.
+    """
+
+    residues: int
+    embedding_seconds: float
+    seconds: float
+
+    @classmethod
+    def of(cls, jobs: Iterable[tuple[Sequence[ShardResult], float, float]]) -> Speed:
+        """Of jobs, given by the shards that each finished, its start and its end."""
+        worked = [job for job in jobs if job[0]]
+        shards = sorted((shard for job in worked for shard in job[0]), key=lambda shard: shard.started)
+        embedding, until = 0.0, 0.0
+        for shard in shards:
+            embedding += max(0.0, shard.ended - max(shard.started, until))
+            until = max(until, shard.ended)
+        seconds = max(ended for *_, ended in worked) - min(started for _, started, _ in worked) if worked else 0.0
+        return cls(sum(shard.residues for shard in shards), embedding, seconds)
+
+    @property
+    def while_embedding(self) -> float | None:
+        """Residues per second."""
+        return self.residues / self.embedding_seconds if self.embedding_seconds else None
+
+    @property
+    def with_start_up(self) -> float | None:
+        """Residues per second, from a job's first moment: starting processes and loading the model are in it."""
+        return self.residues / self.seconds if self.seconds else None
 
 
 def read_run_records(paths: Iterable[str]) -> Iterator[RunRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,3 +57,21 @@ class CostModel:
         width = self.dimensions.hidden
         of_piece = self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)
         return self.long.number_of_pieces(residues) * of_piece
+
+
+# Less than this is not worth the start of another job; more than an hour of one is much to lose with it.
+SHORTEST_JOB_SECONDS, LONGEST_JOB_SECONDS = 60, 3600
+MOST_GROUPS = 10_000
+
+
+def useful_groups(seconds: float, at_once: int) -> int:
+    """How many shard groups to cut work of so many seconds into, of which `at_once` can run side by side.
+
+    No group is of less than a minute unless it is the only one. Where each of `at_once` would be of more than an hour,
+    every one of them is cut into several.
+    """
+    if seconds < at_once * SHORTEST_JOB_SECONDS:
+        groups = max(1, int(seconds / SHORTEST_JOB_SECONDS))
+    else:
+        groups = at_once * math.ceil(seconds / (at_once * LONGEST_JOB_SECONDS))
+    return min(MOST_GROUPS, groups)

@@ -64,6 +64,7 @@ class _Window:
 class Dealer:
     """Takes sequences, leaves out those that came before or that the store has, and deals the others to groups.
 
+    Each group gets `least_cost` at least, unless it is the only one: with little to do, the last ones stay empty.
     A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be. Shards
     that it does not fill are gone on with in the next window: with thousands of groups a share is small.
     stored: what the store has. to_embed: what is dealt is added to it.
@@ -77,6 +78,7 @@ class Dealer:
         folders: Sequence[Path],
         cost: Callable[[np.ndarray], np.ndarray],
         *,
+        least_cost: float = 0.0,
         shard_residues: int,
         fewest_shards: int = 1,
         window_residues: int,
@@ -93,6 +95,7 @@ class Dealer:
         self.candidates = Candidates()
         self._folders = folders
         self._cost = cost
+        self._least_cost = least_cost
         self._shard_residues = shard_residues
         self._fewest_shards = fewest_shards
         self._window_residues = window_residues
@@ -209,6 +212,9 @@ class Dealer:
     def _least_loaded(self, costs: np.ndarray) -> np.ndarray:
         """The group of each sequence, given by its cost, when each goes to the group with the least cost so far."""
         loads = [(group.cost, number) for number, group in enumerate(self.groups)]
+        if self._least_cost:
+            everything = sum(group.cost for group in self.groups) + float(costs.sum())
+            loads = loads[: max(1, int(everything / self._least_cost))]
         heapq.heapify(loads)
         groups = []
         for cost in costs.tolist():

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from esmflow.checkpoint.file import check_unchanged
 from esmflow.files import file_stamp
 from esmflow.inputs.readers import annotation_names, input_tasks
 from esmflow.inputs.records import RecordBlock
+from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.inputs.sheet import InputFile
 from esmflow.logs import tell
 from esmflow.plan.cost import Workload
@@ -24,8 +27,9 @@ from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
 from esmflow.plan.run_plan import Plan
 from esmflow.plan.settings import PlanSettings
+from esmflow.plan.shards import list_shards, read_shard
 from esmflow.plan.spot_check import Candidates, write_candidates
-from esmflow.store.lookup import StoredSequences
+from esmflow.store.lookup import StoredSequences, stored_otherwise
 from esmflow.store.segments import Store
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,9 @@ SHARDS_PER_WORKER = 4
 
 # Rejected records that are written to the log; the table has them all.
 _REJECTIONS_LOGGED = 1000
+
+# Of each group.
+_LOOKED_UP = 1000
 
 # Less than this is read sooner than a process is started.
 BYTES_PER_PROCESS = 200_000_000
@@ -61,13 +68,15 @@ def plan(settings: PlanSettings) -> Plan:
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
     checkpoint_stamp = file_stamp(settings.checkpoint)
     check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, stamp=None)
-    dealt = deal_inputs(settings, StoredSequences(Store(settings.store, settings.fingerprint)))
+    store = Store(settings.store, settings.fingerprint)
+    dealt = deal_inputs(settings, StoredSequences(store))
     expected = forecast(
         dealt, settings.fingerprint, settings.cost_model.dimensions, settings.formats, settings.pooled_precision
     )
     tell(sentence(expected))
     if settings.disk_check:
         check_disks(expected, settings.store, Path(settings.plan).parents[1])
+    _tell_what_differs(store, [digest for folder in settings.groups for digest in _first_digests(folder)])
     planned = replace(dealt, checkpoint_stamp=checkpoint_stamp, disk_forecast=expected)
     planned.write(settings.plan)
     PlanNote(settings.number, planned.fingerprint, planned.stored_segments, inputs).write(note_path(settings.plan))
@@ -93,6 +102,7 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
     dealer = Dealer(
         [Path(folder) for folder in settings.groups],
         settings.cost_model.cost,
+        least_cost=settings.least_cost,
         shard_residues=settings.shard_residues,
         fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
         window_residues=WINDOW_RESIDUES,
@@ -120,8 +130,9 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
             dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)
     write_candidates(Path(settings.candidates), candidates, dealer.candidates)
     log.info(
-        "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d groups",
-        *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences, len(dealer.groups)),
+        "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d of %d groups",
+        *(records, rejected, dealer.duplicates, dealer.stored, to_embed.sequences),
+        *(sum(group.sequences > 0 for group in dealer.groups), len(dealer.groups)),
     )
     return Plan(
         fingerprint=settings.fingerprint.digest(),
@@ -131,11 +142,30 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
         stored=dealer.stored,
         stored_segments=tuple(sorted(dealer.stored_segments)),
         groups=tuple(dealer.groups),
+        work=settings.work,
         valid=valid,
         to_embed=to_embed,
         id_bytes=id_bytes,
         text_bytes=text_bytes,
     )
+
+
+def _first_digests(folder: str) -> Iterator[bytes]:
+    """Of the sequences that a group was dealt, as many as tell whether the store has them under other settings."""
+    for shard in list_shards(folder)[:1]:
+        for digest, _ in itertools.islice(read_shard(shard), _LOOKED_UP):
+            yield digest
+
+
+def _tell_what_differs(store: Store, digests: list[bytes]) -> None:
+    if not digests:
+        return
+    found = stored_otherwise(store, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES))
+    if found:
+        tell(
+            f"the store has {found[0]:,} of the first {len(digests):,} sequences to embed under other settings; "
+            f"what differs: {'; '.join(found[1])}"
+        )
 
 
 def _useful_processes(inputs: Sequence[InputFile], processes: int) -> int:

@@ -39,7 +39,8 @@ class Plan(JsonFile):
     checkpoint_stamp: the converted checkpoint's size and time when it was read in full; see `check_unchanged`.
     stored, stored_segments: sequences that the store had, and the segments that have them. groups: what each was dealt.
     valid: the records that are not rejected; to_embed: the sequences that have to be computed. id_bytes, text_bytes: of
-    all records' ids, and of all their texts: id, description, file and sample.
+    all records' ids, and of all their texts: id, description, file and sample. work: operations that the number of
+    groups was decided for, 0 where the configuration says it.
     """
 
     fingerprint: str
@@ -50,6 +51,7 @@ class Plan(JsonFile):
     stored: int = field(default=0, metadata={"key": "held"})
     stored_segments: tuple[str, ...] = field(default=(), metadata={"key": "held_segments"})
     groups: tuple[GroupPlan, ...]
+    work: float = 0.0
     valid: Workload = field(default_factory=Workload)
     to_embed: Workload = field(default_factory=Workload)
     id_bytes: int = 0

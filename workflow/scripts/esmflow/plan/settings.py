@@ -18,6 +18,7 @@ class PlanSettings:
 
     records, candidates, plan: files to write: the record table, the sequences that the certificate may compute again
     (some of all, and some of those that are planned), and `plan.json`. groups: a folder to write for each shard group.
+    work: see `Plan`. least_cost: of a group's share if there are several; where there is less to do, groups stay empty.
     id_rule: what records are called, see `inputs.ids`.
     assignment: `balanced` (each window of sequences is dealt, dearest first, to the group with the least cost so far)
     or `round_robin` (whole files, in order). shard_residues: in one shard at most, unless one sequence has more.
@@ -32,6 +33,8 @@ class PlanSettings:
     candidates: str
     plan: str
     groups: Sequence[str]
+    work: float
+    least_cost: float
     checkpoint: str
     fingerprint: Fingerprint
     store: str

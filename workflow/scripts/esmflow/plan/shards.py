@@ -19,6 +19,8 @@ from esmflow.inputs.residues import DIGEST_BYTES, sequence_digest
 class ShardError(EsmflowError):
     """A shard that is not as it was written. The message names the file and says what to do."""
 
+    mendable = False
+
 
 def write_shard(path: Path, sequences: Iterable[tuple[bytes, str]]) -> None:
     """Writes unique sequences as FASTA, their hexadecimal digests as ids."""

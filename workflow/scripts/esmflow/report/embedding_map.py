@@ -13,6 +13,10 @@ from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
 
 FEWEST = 3
+# A map for each of more outputs than this would be too much of one page.
+MOST_MAPS = 4
+# As little of the points as this may lie far from all others and stand at the edge of the frame.
+_FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,26 +27,40 @@ class EmbeddingMap:
     points: np.ndarray
     explained: tuple[float, float]
 
+    @property
+    def framed(self) -> np.ndarray:
+        """The points, with those that lie far from all others moved to the edge: they would squeeze the rest."""
+        # Tukey's far out: three times the middle half's width beyond it.
+        low, high = np.quantile(self.points, (0.25, 0.75), axis=0)
+        framed = np.clip(self.points, low - 3 * (high - low), high + 3 * (high - low))
+        moved = (framed != self.points).any(axis=1).sum()
+        return framed if moved <= max(1, _FEW * len(framed)) else self.points
 
-def map_array(arrays: Sequence[Array]) -> Array | None:
-    """The array that a map is made of: the last layer's mean, else bos, else the mean over per-residue vectors."""
-    for kind in ("mean", "bos", "per_residue"):
-        of_kind = [array for array in arrays if array.kind == kind]
-        if of_kind:
-            return max(of_kind)
-    return None
+    @property
+    def moved(self) -> int:
+        """How many points of `framed` are not where they belong."""
+        return int((self.framed != self.points).any(axis=1).sum())
+
+
+def map_arrays(arrays: Sequence[Array]) -> list[Array]:
+    """The arrays that maps are made of, the last layer's mean first: pooled ones, else means of per-residue ones."""
+    of_kinds = ([array for array in arrays if array.kind == kind] for kind in ("mean", "bos", "per_residue"))
+    mean, bos, per_residue = (sorted(of_kind, reverse=True) for of_kind in of_kinds)
+    return ((mean + bos) or per_residue)[:MOST_MAPS]
 
 
 def embedding_map(store: Store, sample: Sequence[SampledRecord], array: Array) -> EmbeddingMap:
     """Projects the vectors of at least three records on their first two principal components."""
-    # Takes a second to import, which only this needs.
-    from sklearn.decomposition import PCA
-
     vectors = sampled_vectors(store, sample, array)
-    components = PCA(2, svd_solver="randomized" if min(vectors.shape) > 500 else "full", random_state=0)
-    points = components.fit_transform(vectors)
-    first, second = (float(share) for share in components.explained_variance_ratio_)
-    return EmbeddingMap(array, points.astype(np.float32), (first, second))
+    vectors -= vectors.mean(axis=0)
+    # scikit-learn would take longer to import than this takes.
+    variances, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
+    directions = directions[:, :-3:-1]
+    # Of the two directions of an axis always the same one.
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), (0, 1)])
+    total = max(float(variances.sum()), np.finfo(float).tiny)
+    first, second = (float(share) / total for share in variances[:-3:-1])
+    return EmbeddingMap(array, (vectors @ directions).astype(np.float32), (first, second))
 
 
 def sampled_vectors(store: Store, sample: Sequence[SampledRecord], array: Array) -> np.ndarray:

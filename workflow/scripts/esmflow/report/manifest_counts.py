@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 LONGEST = 100_000
 _FAILED_COLUMNS = ("file", "record", "id", "detail")
-_SAMPLED_COLUMNS = ("file", "id", "length", "segment", "row")
+_SAMPLED_COLUMNS = ("file", "id", "length", "segment", "row", "sample")
 _COLUMNS = {
     "sample",
     *_FAILED_COLUMNS,
@@ -55,6 +55,7 @@ class SampledRecord:
     length: int
     segment: str
     row: int
+    sample: str = ""
 
 
 @dataclass

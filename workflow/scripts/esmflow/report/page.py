@@ -41,7 +41,8 @@ def write_report(files: RunFiles, page: str, figures: Mapping[str, str], folder:
     drawings = _draw(sections)
     style = (folder / "page.css").read_text(encoding="utf-8")
     for key, path in figures.items():
-        drawing = drawings[key]["wide"] if key in drawings else message(sections[key].note)
+        views = drawings.get(key)
+        drawing = next(iter(views.values()))["wide"] if views else message(sections[key].note)
         with atomic_path(path) as temporary:
             temporary.write_text(on_paper(drawing, style), encoding="utf-8")
     with atomic_path(page) as temporary:
@@ -58,23 +59,25 @@ def _made(
         return Section(note=_excuse(title, error))
 
 
-def _draw(sections: dict[str, Section]) -> dict[str, dict[str, str]]:
-    """Each section's figure in each width, as SVG. A section whose figure cannot be drawn says so instead."""
+def _draw(sections: dict[str, Section]) -> dict[str, dict[str, dict[str, str]]]:
+    """Each section's figures by name and width, as SVG. A section of which one cannot be drawn says so instead."""
     specifications: dict[str, list[dict[str, Any]]] = {}
-    drawings: dict[str, dict[str, str]] = {}
+    drawings: dict[str, dict[str, dict[str, str]]] = {}
     for key, section in sections.items():
         try:
-            if section.figure is not None:
-                specifications[key] = [section.figure(width).to_dict() for width in WIDTHS.values()]
+            specifications[key] = [
+                figure(width).to_dict() for figure in section.figures.values() for width in WIDTHS.values()
+            ]
         except Exception as error:
             sections[key] = replace(section, note=f"{_excuse(key, error)} {section.note}")
-    drawn = iter(draw([one for both in specifications.values() for one in both]))
-    for key in specifications:
-        both = dict(zip(WIDTHS, drawn))
-        if errors := [one for one in both.values() if not isinstance(one, str)]:
+    drawn = iter(draw([one for of_section in specifications.values() for one in of_section]))
+    for key, of_section in specifications.items():
+        made = [next(drawn) for _ in of_section]
+        if errors := [one for one in made if not isinstance(one, str)]:
             sections[key] = replace(sections[key], note=f"{_excuse(key, errors[0])} {sections[key].note}")
-        else:
-            drawings[key] = {width: str(one) for width, one in both.items()}
+        elif made:
+            widths = zip(*[iter(map(str, made))] * len(WIDTHS))
+            drawings[key] = {name: dict(zip(WIDTHS, both)) for name, both in zip(sections[key].figures, widths)}
     return drawings
 
 
@@ -88,7 +91,7 @@ def _page(
     files: RunFiles,
     counts: ManifestCounts,
     sections: Mapping[str, Section],
-    drawings: Mapping[str, Mapping[str, str]],
+    drawings: Mapping[str, Mapping[str, Mapping[str, str]]],
     folder: Path,
 ) -> str:
     """The page. Everything that comes from the input is escaped: by the template, and in drawings by what draws."""
@@ -142,7 +145,9 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
         ),
     ]
     if summary.residues_per_second:
-        computed = f"{plural(summary.computed_sequences, 'sequence')} in {duration(summary.seconds)}"
+        computed = f"while embedding: {plural(summary.computed_sequences, 'sequence')} in {duration(summary.seconds)}"
+        if summary.residues_per_second_with_start_up:
+            computed += f"; {summary.residues_per_second_with_start_up:,.0f} with start-up"
         numbers.append(("Residues per second", f"{summary.residues_per_second:,.0f}", computed))
         jobs = plural(sum(bool(run.workers) for run in files.runs), "job")
         numbers.append(("Slots", f"{len(slots)}", f"{jobs} on {devices(files)}"))

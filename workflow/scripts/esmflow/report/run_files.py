@@ -13,11 +13,18 @@ from typing import Any
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord
-from esmflow.files import from_json, read_json, stats_below
+from esmflow.files import stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import Plan
-from esmflow.store.segments import Store
+from esmflow.store.segments import Store, read_fingerprint
 from esmflow.verify.certificate import Certificate
+
+_RESULTS = {
+    "failures.tsv": "records without an embedding",
+    "certificate.json": "certificate",
+    "summary.json": "summary",
+    "run.log": "logs of all steps",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,15 @@ class RunFiles:
         found = {(run.host, w.slot.token): w.slot for run in self.runs for w in run.workers}
         return [(host, slot) for (host, _), slot in sorted(found.items(), key=lambda item: item[0])]
 
+    def links(self) -> list[tuple[str, str]]:
+        """The results by their paths from the page's folder, each with what it is."""
+        embeddings = Path(self.embeddings)
+        found = {Path(self.manifest): "manifest", Path(self.results, "manifest.tsv"): "manifest"}
+        found |= {Path(self.results, name): what for name, what in _RESULTS.items()}
+        for folder in sorted(path for path in embeddings.glob("*") if path.is_dir()):
+            found |= {path: f"embeddings, {folder.name}" for path in sorted(folder.iterdir())}
+        return [(os.path.relpath(path, self.results or "."), what) for path, what in found.items() if path.exists()]
+
     def disk(self) -> dict[str, int]:
         """Bytes by what they are for; what is not there is left out."""
         places = {f"output {path.name}": path for path in sorted(Path(self.embeddings).glob("*")) if path.is_dir()}
@@ -106,11 +122,6 @@ class RunFiles:
         sizes = {"store": sum(_size(self.store.path(name)) for name in segments)}
         sizes |= {name: _size(path) for name, path in places.items()}
         return {name: size for name, size in sizes.items() if size}
-
-
-def read_fingerprint(folder: Path) -> Fingerprint:
-    """What the segments in a folder of a store were computed with, as the run wrote it down."""
-    return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
 
 
 def _size(path: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,27 +12,21 @@ import numpy as np
 import yaml
 
 from esmflow.failures import REMEDY, Reason
-from esmflow.report.embedding_map import FEWEST, embedding_map, map_array
-from esmflow.report.figures import (
-    GIB,
-    Figure,
-    certificate_figure,
-    disk_figure,
-    flow_figure,
-    lengths_figure,
-    map_figure,
-    reasons_figure,
-    speed_figure,
-    timeline_figure,
-)
+from esmflow.report.embedding_map import FEWEST, MOST_MAPS, embedding_map, map_arrays
+from esmflow.report.figures.embeddings import certificate_figure, colourings, map_figure
+from esmflow.report.figures.records import disk_figure, flow_figure, lengths_figure, reasons_figure
+from esmflow.report.figures.slots import speed_figure, timeline_figure
+from esmflow.report.figures.style import GIB, Figure
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts
 from esmflow.report.methods import REFERENCES, methods_paragraph
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
-from esmflow.text import bytes_in_words, clock, duration, percent, plural, span
+from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plural, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
+# Of all maps together, so that the page stays small.
+MOST_POINTS = 20_000
 RUN_JSON = "the groups' run.json"
 
 
@@ -49,16 +43,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What a section shows. note: what its figure says, in words; facts: names and values; figure: for a width.
+    """What a section shows. note: what its figure says, in words; facts: names and values.
 
-    texts: titles, and what is shown as it is.
+    figures: of a width each, by their names, of which the reader chooses one. texts: titles, and what is shown as it
+    is. links: files beside the page, with what they are.
     """
 
     note: str = ""
     facts: Sequence[tuple[str, str]] = ()
-    figure: Callable[[int], Figure] | None = None
+    figures: Mapping[str, Callable[[int], Figure]] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     texts: Sequence[tuple[str, str]] = ()
+    links: Sequence[tuple[str, str]] = ()
 
 
 def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -137,7 +133,7 @@ def records_flow(files: RunFiles, counts: ManifestCounts) -> Section:
             ("input file", counts.files, True),
         )
     ]
-    return Section(note=note, figure=partial(flow_figure, counts), tables=tables)
+    return Section(note=note, figures={"": partial(flow_figure, counts)}, tables=tables)
 
 
 def failures(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -150,7 +146,7 @@ def failures(files: RunFiles, counts: ManifestCounts) -> Section:
         shown = f", the first {len(first)}" if number > len(first) else ""
         tables.append(
             Table(
-                f"{reason.replace('_', ' ')}: {plural(number, 'record')}{shown}",
+                f"{reason}: {plural(number, 'record')}{shown}",
                 ("file", "record", "id", "detail"),
                 [(entry.file, f"{entry.record:,}", entry.id, entry.detail) for entry in first],
                 note=f"What to do: {REMEDY[Reason(reason)]}.",
@@ -158,7 +154,7 @@ def failures(files: RunFiles, counts: ManifestCounts) -> Section:
             )
         )
     note = f"{plural(counts.reasons.total(), 'record')} without an embedding; all of them are in failures.tsv."
-    return Section(note=note, figure=partial(reasons_figure, counts), tables=tables)
+    return Section(note=note, figures={"": partial(reasons_figure, counts)}, tables=tables)
 
 
 def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -172,7 +168,7 @@ def lengths(files: RunFiles, counts: ManifestCounts) -> Section:
     longest = f"{present[-1]:,}" if present[-1] < LONGEST else f"{LONGEST:,} or more"
     note = f"Half of the records have {middle:,} residues or fewer, the longest {longest}."
     note += f" {' and '.join(cut)}." if cut else " None was cut."
-    return Section(note=note, figure=partial(lengths_figure, counts, files.fingerprint.long.max_residues))
+    return Section(note=note, figures={"": partial(lengths_figure, counts, files.fingerprint.long.max_residues)})
 
 
 def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -199,7 +195,7 @@ def slots_over_time(files: RunFiles, counts: ManifestCounts) -> Section:
     note = f"Slots were leased for {duration(sum(seconds.values()))} in all: {shares}."
     if len(slots) > MOST_SLOTS:
         note += f" The figure has {MOST_SLOTS} of {len(slots):,} slots."
-    return Section(note=note, figure=partial(timeline_figure, drawable(pieces)), tables=[table])
+    return Section(note=note, figures={"": partial(timeline_figure, drawable(pieces))}, tables=[table])
 
 
 def speed(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -210,7 +206,8 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
     slowest, fastest = (f(run.residues_per_second or 0 for run in ran) for f in (min, max))
     peak = max(run.peak_memory_bytes or 0 for run in ran)
     cards = any(slot.device == "cuda" for _, slot in files.slots())
-    note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second and took {peak / GIB:.2f} GiB of "
+    note = f"Groups computed at {slowest:,.0f} to {fastest:,.0f} residues per second while embedding, and took "
+    note += f"{peak / GIB:.2f} GiB of "
     note += "a card's memory at most." if cards else "memory at most."
     table = _table(
         "Groups",
@@ -219,6 +216,7 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
             "sequences": lambda run: f"{run.sequences:,}",
             "residues": lambda run: f"{run.residues:,}",
             "residues/s": lambda run: f"{run.residues_per_second or 0:,.0f}",
+            "with start-up": lambda run: f"{run.residues_per_second_with_start_up or 0:,.0f}",
             "GiB": lambda run: f"{(run.peak_memory_bytes or 0) / GIB:.2f}",
             "model load, s": lambda run: f"{run.model_load_seconds or 0:.1f}",
             "tokens per batch": lambda run: f"{run.token_budget or 0:,}",
@@ -228,7 +226,7 @@ def speed(files: RunFiles, counts: ManifestCounts) -> Section:
         files.runs,
         RUN_JSON,
     )
-    return Section(note=note, figure=partial(speed_figure, ran), tables=[table])
+    return Section(note=note, figures={"": partial(speed_figure, ran)}, tables=[table])
 
 
 def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -254,30 +252,43 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
         }
         outputs = list(found.outputs.items())
         tables.append(_table("By output", columns, outputs, "certificate.json", folded=False))
-    return Section(note=note, figure=partial(certificate_figure, found) if found.outputs else None, tables=tables)
+    figure = partial(certificate_figure, found, files.fingerprint.long)
+    return Section(note=note, figures={"": figure} if found.outputs else {}, tables=tables)
 
 
 def map_of_embeddings(files: RunFiles, counts: ManifestCounts) -> Section:
-    """A map of the embeddings, coloured by input file."""
-    array = map_array(files.fingerprint.outputs.arrays())
-    if array is None:
+    """Maps of the embeddings, one for each output and what its points are coloured by."""
+    arrays = map_arrays(files.fingerprint.outputs.arrays())
+    if not arrays:
         return Section(note="A map needs mean, bos or per-residue vectors, and this run computed none.")
     if len(counts.sample) < FEWEST:
         return Section(note=f"A map needs at least {FEWEST} embeddings.")
-    mapped = embedding_map(files.store, counts.sample, array)
-    embedded = files.summary.embedded
-    note = f"All {embedded:,} embeddings of {array}."
-    if len(counts.sample) < embedded:
-        note = f"{len(counts.sample):,} of {embedded:,} embeddings of {array}, drawn at random."
-    return Section(note=note, figure=partial(map_figure, mapped, counts.sample, list(counts.files)))
+    maps = [embedding_map(files.store, counts.sample, array) for array in arrays]
+    colours = colourings(counts.sample, list(counts.files), list(counts.samples))
+    embedded, most = files.summary.embedded, MOST_POINTS // (len(maps) * len(colours))
+    shown = min(len(counts.sample), most)
+    note = f"All {embedded:,} embeddings" if shown == embedded else f"About {shown:,} of {embedded:,} embeddings"
+    note += f" of {in_words(str(mapped.array) for mapped in maps)}."
+    if moved := max(mapped.moved for mapped in maps):
+        note += f" {moved:,} that lie far from all others stand at the edge, so that they do not squeeze the rest."
+    if len(arrays) == MOST_MAPS:
+        note += f" No more than {MOST_MAPS} outputs have a map."
+    figures = {
+        (f"{mapped.array} " if len(maps) > 1 else "") + f"by {colouring.what}": partial(
+            map_figure, mapped, counts.sample, colouring, most
+        )
+        for mapped in maps
+        for colouring in colours
+    }
+    return Section(note=note, figures=figures)
 
 
 def disk(files: RunFiles, counts: ManifestCounts) -> Section:
-    """What the run takes on disk."""
+    """What the run left, where it is, and what it takes on disk."""
     sizes = files.disk()
     free = shutil.disk_usage(files.results or ".").free
     note = f"{bytes_in_words(sum(sizes.values()))} in all; {bytes_in_words(free)} are free where the results are."
-    return Section(note=note, figure=partial(disk_figure, sizes))
+    return Section(note=note, figures={"": partial(disk_figure, sizes)}, links=files.links())
 
 
 def paper(files: RunFiles, counts: ManifestCounts) -> Section:
@@ -305,6 +316,6 @@ SECTIONS: list[tuple[str, str, Callable[[RunFiles, ManifestCounts], Section]]] =
     ("speed", "Speed and memory", speed),
     ("certificate", "Certificate", certificate),
     ("map", "Map", map_of_embeddings),
-    ("disk", "Disk", disk),
+    ("disk", "Files", disk),
     ("paper", "Methods", paper),
 ]

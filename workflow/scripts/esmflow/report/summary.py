@@ -12,6 +12,7 @@ from pathlib import Path
 from esmflow.collect.summary import Summary
 from esmflow.embedding.status import StatusError, read_status, trouble_lines
 from esmflow.failures import REMEDY, Reason
+from esmflow.text import duration, plural
 from esmflow.verify.certificate import Certificate, Remedy
 
 _REASONS = 3
@@ -66,9 +67,14 @@ def _reason_lines(reasons: Mapping[str, int]) -> list[str]:
 def _speed_line(summary: Summary, model: str) -> str:
     if not summary.residues_per_second:
         return f"speed      {model}: nothing had to be computed"
+    with_start_up = (
+        f", {summary.residues_per_second_with_start_up:,.0f} with start-up ({duration(summary.seconds_with_start_up)})"
+        if summary.residues_per_second_with_start_up
+        else ""
+    )
     return (
-        f"speed      {model}: {summary.residues_per_second:,.0f} residues/s over {summary.seconds:,.0f} s "
-        f"({summary.computed_sequences:,} sequences computed)"
+        f"speed      {model}: {summary.residues_per_second:,.0f} residues/s while embedding "
+        f"({duration(summary.seconds)}){with_start_up}; {plural(summary.computed_sequences, 'sequence')} computed"
     )
 
 

@@ -22,6 +22,8 @@ _UUID = re.compile(r"^(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*$")
 class SlotError(EsmflowError):
     """No slot can be had. The message says what was found and what to do."""
 
+    mendable = False
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -114,7 +116,7 @@ def _describe_gpu(pynvml: ModuleType, index: int) -> Gpu:
 
 def candidate_slots(
     device: str,
-    cpu_slots: int,
+    cpu_slots: int | None,
     environment: Mapping[str, str] = os.environ,
     list_gpus: Callable[[], list[Gpu] | None] = driver_gpus,
     order: Callable[[Mapping[str, str]], list[str] | None] = cuda_order,
@@ -126,7 +128,7 @@ def candidate_slots(
     CUDA's order, see `order`, or in the driver's with CUDA_DEVICE_ORDER=PCI_BUS_ID); unset, every GPU of the
     driver by UUID (on a GPU in MIG mode, every instance). On a CPU the devices that `CUDA_VISIBLE_DEVICES` names serve
     as names of slots, so that a scheduler's allocation is kept to there as well; if it names none (unset, empty, `-1`,
-    Slurm's `NoDevFiles`) there are `cpu_slots`.
+    Slurm's `NoDevFiles`) there are `cpu_slots`, or if that is None as many as the machine has cores.
     Raises SlotError when that leaves nothing.
     """
     value = environment.get("CUDA_VISIBLE_DEVICES")
@@ -141,13 +143,17 @@ def candidate_slots(
     if not gpus:
         named = (token.strip() for token in (value or "").split(","))
         tokens = _unique(token for token in named if _INDEX.match(token) or _UUID.match(token))
-        return [Slot(token, None, "CPU", "cpu") for token in tokens or [f"CPU-{n}" for n in range(cpu_slots)]]
+        return [Slot(token, None, "CPU", "cpu") for token in tokens or _cpu_tokens(cpu_slots)]
     if value is None:
         usable = [instance for gpu in gpus for instance in (gpu.mig_instances or (gpu,))]
         return [Slot(gpu.uuid, gpu.uuid, gpu.name, "cuda") for gpu in usable]
     if any(_INDEX.match(token.strip()) for token in value.split(",")):
         gpus = _as_cuda_counts(gpus, environment, order)
     return _visible_slots(value, gpus)
+
+
+def _cpu_tokens(cpu_slots: int | None) -> list[str]:
+    return [f"CPU-{number}" for number in range(cpu_slots or os.cpu_count() or 1)]
 
 
 def _as_cuda_counts(

@@ -34,16 +34,23 @@ _HOLDER_BYTES = 4096
 _WAITING_LOG_SECONDS = 30.0
 
 
+class SlotTimeoutError(SlotError):
+    """Others held all slots for longer than a job was to wait."""
+
+    mendable = True
+
+
 @dataclass(frozen=True)
 class SlotSettings:
     """Which slots a job may lease, and how it waits for them.
 
-    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU. lock_folder: local to the
-    node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an error.
+    device: `auto`, `cuda` or `cpu`. cpu_slots: how many there are on a machine without a GPU, None for one on each
+    core. lock_folder: local to the node, and one for all jobs on it. wait_seconds: after so long in vain the wait is an
+    error.
     """
 
     device: str
-    cpu_slots: int
+    cpu_slots: int | None
     lock_folder: str
     wait_seconds: float
 
@@ -139,7 +146,7 @@ def _wait_for(candidates: list[Slot], count: int, folder: Path, purpose: str, wa
         holders = "; ".join(f"{slot.token} held by {_read_holder(folder / slot.lock_name)}" for slot in candidates)
         if now - started >= wait_seconds:
             what = "no GPU slot became" if count == 1 else f"there were never {count} GPU slots"
-            raise SlotError(f"{what} free within {wait_seconds:.0f} seconds: {holders}")
+            raise SlotTimeoutError(f"{what} free within {wait_seconds:.0f} seconds: {holders}")
         if now >= next_log:
             log.info("waiting for %s: %s", "a GPU slot" if count == 1 else f"{count} GPU slots at once", holders)
             next_log = now + _WAITING_LOG_SECONDS

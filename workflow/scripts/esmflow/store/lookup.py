@@ -2,7 +2,8 @@
 
 The segments are the truth. Beside them lies an index, `sequences.index`, a copy of their digests in sorted order, so
 that planning need not open every segment: it is rebuilt from the segments when it is missing or damaged, and brought up
-to date when segments have come or gone. A segment is read through before it is counted on.
+to date when segments have come or gone. A segment is read through before it is counted on. What another fingerprint's
+segments hold with more layers or kinds than are asked for is taken over from them, and nothing is computed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +44,21 @@ _EMPTY = _Index({}, DigestIndex(columns={"segments": np.empty(0, np.int32)}))
 
 
 class StoredSequences:
-    """Which sequences a store has, and in which segment. Takes 20 bytes of memory for each sequence."""
+    """Which sequences a store has, and in which segment. Takes 20 bytes of memory for each sequence.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    use: makes sure of a segment, by its name, before it is counted on.
+    """
+
+    def __init__(self, store: Store, use: Callable[[str], bool] | None = None) -> None:
+        self._use = use or (lambda name: store.find(name, check=True) is not None)
         index = _current_index(store)
         self.names = list(index.stamps)
         self._digests = index.digests
         self._usable: dict[int, bool] = {}
+        self._wider = []
+        if use is None:
+            wider = [other for other in store.others() if other.description.holds(store.description)]
+            self._wider = [StoredSequences(other, partial(store.take_over, other=other)) for other in wider]
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -59,7 +69,14 @@ class StoredSequences:
         digests: uint8 `[N, 16]`. A segment is read through the first time that it would be named. If it is damaged it
         is set aside, and its sequences count as not stored, unless another segment has them too.
         """
-        return self._digests.values("segments", self._digests.find(digests, self._are_usable))
+        found = self._digests.values("segments", self._digests.find(digests, self._are_usable))
+        for wider in self._wider:
+            missing = np.flatnonzero(found < 0)
+            there = wider.find(digests[missing])
+            for number in np.unique(there[there >= 0]).tolist():
+                found[missing[there == number]] = len(self.names)
+                self.names.append(wider.names[number])
+        return found
 
     def _are_usable(self, _: np.ndarray, places: np.ndarray) -> np.ndarray:
         numbers = self._digests.columns["segments"][places]
@@ -67,8 +84,20 @@ class StoredSequences:
 
     def _is_usable(self, number: int) -> bool:
         if number not in self._usable:
-            self._usable[number] = self._store.find(self.names[number], check=True) is not None
+            self._usable[number] = self._use(self.names[number])
         return self._usable[number]
+
+
+def stored_otherwise(store: Store, digests: np.ndarray) -> tuple[int, list[str]] | None:
+    """How many of these sequences a store has under another fingerprint, and the keys that differ; None if it has none.
+
+    Of several fingerprints the one that differs in the fewest keys. digests: uint8 `[N, 16]`.
+    """
+    others = [(store.description.differences(other.description), other) for other in store.others()]
+    for keys, other in sorted(others, key=lambda pair: len(pair[0])):
+        if count := int((_current_index(other).digests.find(digests) >= 0).sum()):
+            return count, keys
+    return None
 
 
 def _current_index(store: Store) -> _Index:

@@ -13,8 +13,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from esmflow.arrays import Array
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
-from esmflow.files import write_json
+from esmflow.files import from_json, read_json, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
 from esmflow.store import SEGMENT_SUFFIX
@@ -105,6 +106,28 @@ class Store:
         write_tensors(self.path(name), tensors, metadata)
         return self.path(name)
 
+    def others(self) -> list[Store]:
+        """The stores of other fingerprints in the same folder, as far as they say what they are."""
+        found = []
+        for description in sorted(self.folder.parent.glob("*/fingerprint.json")):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                other = Store(self.folder.parent, read_fingerprint(description.parent))
+                if other.folder == description.parent != self.folder:
+                    found.append(other)
+        return found
+
+    def take_over(self, name: str, other: Store) -> bool:
+        """Writes a segment of a store that holds more, with what this one keeps. False if it cannot be read."""
+        wanted = self.description.outputs.names()
+        try:
+            segment = read_segment(other.path(name), other.fingerprint, arrays=wanted)
+        except SegmentError as error:
+            log.warning("%s; its sequences will be computed again", error)
+            return False
+        self.create()
+        self.write(name, replace(segment, arrays={array: segment.arrays[array] for array in wanted}))
+        return True
+
     def read(self, name: str, *, check: bool = False) -> Segment:
         """Maps a segment. Raises SegmentError if it is missing, truncated, or of another fingerprint.
 
@@ -148,24 +171,30 @@ class Store:
                 continue
 
 
-def read_segment(path: Path, fingerprint: str, *, check: bool = False) -> Segment:
+def read_fingerprint(folder: Path) -> Fingerprint:
+    """What the segments in a folder of a store were computed with, as the run wrote it down."""
+    return from_json(Fingerprint, read_json(folder / "fingerprint.json"))
+
+
+def read_segment(path: Path, fingerprint: str, *, check: bool = False, arrays: Collection[str] = ()) -> Segment:
     """Maps one segment file. Raises SegmentError if it is missing, truncated, or of another fingerprint.
 
-    check: read it through, and compare everything with its checksum rather than the digests only.
+    check: read it through, and compare everything with its checksum; else the digests, and these arrays, which must be
+    there.
     """
     try:
         with open_tensors(path) as file:
             metadata = file.metadata
             if metadata.get("format") != FORMAT or metadata.get("fingerprint") != fingerprint:
                 raise DamagedSegmentError(f"{path}: not a segment of fingerprint {fingerprint}")
-            file.check(None if check else ("digests", "lengths"))
-            arrays = file.mapped()
+            file.check(None if check else ("digests", "lengths", *arrays))
+            tensors = file.mapped()
     except OSError as error:
         raise SegmentError(f"{path}: cannot be read ({error})") from error
     except DamagedFileError as error:
         raise DamagedSegmentError(str(error)) from error
-    digests, lengths = arrays.pop("digests"), arrays.pop("lengths")
+    digests, lengths = tensors.pop("digests"), tensors.pop("lengths")
     if digests.shape != (len(lengths), DIGEST_BYTES):
         raise DamagedSegmentError(f"{path}: its digests have shape {digests.shape}")
     failures = tuple(Failure(d, Reason(reason), detail) for d, reason, detail in json.loads(metadata["failures"]))
-    return Segment(digests, lengths, arrays, metadata["precision"], failures)
+    return Segment(digests, lengths, tensors, metadata["precision"], failures)
