@@ -51,7 +51,11 @@ def rotated(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pac
     biased = qkv[:, :2].float() + bias.view(2, *qkv.shape[2:])
     first, second = biased.chunk(2, dim=-1)
     cos, sin = (table[pack.positions][:, None, None] for table in rotation)
-    q, k = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(rotated_type(qkv.dtype)).unbind(1)
+    q, k = (
+        torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        .to(rotated_type(qkv.dtype))
+        .unbind(1)
+    )
     return q, k
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
 from esmflow.engine.transformer import EPSILON, Esm2, Operations, check, kernels_or_plain
-from esmflow.engine.weights import EightBitMatrix, LayerWeights, Linear, Norm, Weights
+from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +59,20 @@ class EightBitOperations(Operations):
     rounding: Rounding
     signs: dict[int, torch.Tensor]
 
-    def mix(self, x: torch.Tensor, layer: Any, rotation: Rotation, pack: Pack, attend: Attention) -> torch.Tensor:
+    def mix(
+        self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, pack: Pack, attend: Attention
+    ) -> torch.Tensor:
         rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, self.signs[x.shape[1]])
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
         qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
         return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk_bias, rotation, pack)
 
-    def feed(self, x: torch.Tensor, norm: Norm, fc1: Any) -> torch.Tensor:
+    def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
         rows = self.rounding.quantise_norm(x, norm, EPSILON, self.signs[x.shape[1]])
         return self.rounding.multiply(rows, fc1, x.dtype, True)
 
-    def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Any) -> torch.Tensor:
+    def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         return self.rounding.add_product(x, self.rounding.quantise_rows(hidden, self.signs[hidden.shape[1]]), matrix)
 
 
@@ -78,7 +80,7 @@ def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperation
     """Products of 8 bits between the other operations: the kernels where they run and agree with PyTorch's."""
     device, dtype, width = weights.embedding.device, weights.embedding.dtype, weights.embedding.shape[1]
     signs = {w: hadamard(_block(w)).to(device, dtype) for w in (width, 4 * width)}
-    plain = EightBitOperations(*_values(sixteen_bits), _PLAIN, signs)
+    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, signs=signs)
     if not flash_available(device, dtype):
         return plain
 
@@ -92,8 +94,8 @@ def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperation
     return kernels_or_plain(compiled, plain)
 
 
-def _values(operations: Operations) -> tuple[Any, ...]:
-    return tuple(getattr(operations, field.name) for field in fields(Operations))
+def _values(operations: Operations) -> dict[str, Any]:
+    return {field.name: getattr(operations, field.name) for field in fields(Operations)}
 
 
 @torch.inference_mode()
@@ -183,9 +185,7 @@ def rounded(model: Esm2) -> Esm2:
 @torch.inference_mode()
 def _rounded_weights(weights: Weights, operations: Operations) -> Weights:
     means = iter(_typical_means(weights, operations))
-    return replace(
-        weights, layers=tuple(_rounded_layer(layer, next(means), next(means)) for layer in weights.layers)
-    )
+    return replace(weights, layers=tuple(_rounded_layer(layer, next(means), next(means)) for layer in weights.layers))
 
 
 def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tensor]:
@@ -198,14 +198,14 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
             means.append(self.normalise(x, *layer.attention_norm, EPSILON, torch.float32).mean(0))
             return super().mix(x, layer, *rest)
 
-        def feed(self, x: torch.Tensor, norm: Norm, fc1: Any) -> torch.Tensor:
+        def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
             means.append(self.normalise(x, *norm, EPSILON, torch.float32).mean(0))
             return super().feed(x, norm, fc1)
 
     letters = [letter for letter, percent in _PERCENT.items() for _ in range(percent)]
     draw = random.Random(0)
     pack = pack_sequences(["M" + "".join(draw.choices(letters, k=n)) for n in (60, 120, 200, 300, 400, 512)])
-    watched = Watched(*_values(operations))
+    watched = Watched(**_values(operations))
     model = Esm2(weights, watched, lambda: weights)
     for _ in model.representations(pack.to(weights.embedding.device), watched.attend, (len(weights.layers),)):
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from esmflow.engine.attention import (
     triton_attention,
 )
 from esmflow.engine.packing import Pack, pack_sequences
-from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Norm, Weights
+from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Matrix, Norm, Weights
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ class Operations:
         qkv = F.linear(self.normalise(x, *layer.attention_norm, EPSILON, x.dtype), layer.qkv)
         return attend(qkv.unflatten(1, (3, -1, 2 * rotation.cos.shape[1])), layer.qk_bias, rotation, pack)
 
-    def feed(self, x: torch.Tensor, norm: Norm, fc1: Any) -> torch.Tensor:
+    def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
         """The feed-forward part's first product with GELU, `[T, 4 D]`."""
         return self.activate(self.normalise(x, *norm, EPSILON, x.dtype), fc1)
 
-    def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Any) -> torch.Tensor:
+    def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """Adds a product of `hidden` to the stream `x`, in place."""
         return x.addmm_(hidden, matrix)
 

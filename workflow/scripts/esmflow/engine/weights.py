@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -46,6 +46,10 @@ class EightBitMatrix(NamedTuple):
     bias: torch.Tensor
 
 
+Matrix = Any
+"""A tensor (fc1: a `Linear`), or an `EightBitMatrix`: what the operations chosen with the weights can multiply."""
+
+
 @dataclass(frozen=True)
 class LayerWeights:
     """One transformer layer.
@@ -55,12 +59,12 @@ class LayerWeights:
     """
 
     attention_norm: Norm
-    qkv: torch.Tensor | EightBitMatrix
+    qkv: Matrix
     qk_bias: torch.Tensor
-    out: torch.Tensor | EightBitMatrix
+    out: Matrix
     ffn_norm: Norm
-    fc1: Linear | EightBitMatrix
-    fc2: torch.Tensor | EightBitMatrix
+    fc1: Matrix
+    fc2: Matrix
     offset: torch.Tensor
     frequencies: torch.Tensor
 
