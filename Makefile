@@ -2,13 +2,14 @@
 # make example      the same with labelled proteins, and learns from their embeddings
 # make test         sets everything up and runs the tests
 # make test-slurm   only those that start a Slurm of their own
+# make test-tools   with other tools, which it installs: transformers, scikit-bio, ProtSpace, Scanpy
 # make check        lint, format and types
 # make lock         resolves requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo example test test-slurm check lock library.files clean
+.PHONY: demo example test test-slurm test-tools check lock library.files clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -31,6 +32,10 @@ test: .venv/installed
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm
+
+test-tools: .venv/installed
+	$(BIN)/python tests/stress/saved_by_transformers.py
+	$(BIN)/python tests/stress/read_by_other_tools.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

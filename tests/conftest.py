@@ -49,3 +49,15 @@ def real_checkpoint(real_model_folder, tmp_path_factory) -> Path:
 def golden():
     """What transformers gives for 40 proteins with the real 8M encoder."""
     return np.load(DATA / "golden_esm2_8m.npz")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

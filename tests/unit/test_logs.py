@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,21 @@ def log_in_a_process(path, attempt, message):
         f"start_logging(sys.argv[1], {attempt!r}); logging.error(sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", code, str(path), message], check=True, env={"PYTHONPATH": str(SCRIPTS)})
+
+
+def test_a_terminal_that_is_gone_ends_no_job(tmp_path):
+    code = (
+        "import logging, sys; from esmflow.step import logged_step; from esmflow.logs import tell\n"
+        "with logged_step(sys.argv[1]):\n"
+        "    tell('the forecast'); logging.warning('careful'); tell('the end')\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    ended = subprocess.run(command, stderr=writing, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
+    os.close(writing)
+    said = [line.split(": ")[1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert (ended.returncode, said) == (0, ["the forecast", "careful", "the end"])
 
 
 def test_a_log_keeps_every_attempt_under_a_heading_and_a_new_run_starts_it_anew(tmp_path):
@@ -56,3 +72,10 @@ def test_the_last_lines_are_those_of_one_process_or_of_all_from_a_place_on(tmp_p
     assert [line[-5:] for line in last_lines(log, 9, process=7)] == ["efore", " mine", "trace"]
     assert [line[-5:] for line in last_lines(log, 9, process=7, start=7)] == [" mine", "trace"]
     assert last_lines(tmp_path / "none", 3) == []
+
+
+def test_what_a_terminal_would_obey_is_an_escape_in_the_log(tmp_path):
+    log_in_a_process(tmp_path / "a.log", 1, "no such file: \x1b[31m\x07\udce9.fa\nsecond line")
+    lines = (tmp_path / "a.log").read_text(encoding="utf-8").splitlines()
+    assert lines[1].endswith("no such file: \\x1b[31m\\x07\\udce9.fa")
+    assert lines[2] == "second line"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from esmflow.text import bytes_in_words, duration, in_words, percent, span
+from esmflow.errors import EsmflowError
+from esmflow.text import bytes_in_words, duration, in_words, percent, record_name, shown, span
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,32 @@ def test_items_are_listed_as_a_sentence_has_them():
     assert in_words(["a"]) == "a"
     assert in_words(iter(["a", "b", "c"])) == "a, b and c"
     assert in_words([]) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sp|P84927|X é", "sp|P84927|X é"),
+        ("=1+1", "=1+1"),
+        ("a\nERROR all is lost", "a\\nERROR all is lost"),
+        ("\x1b[2J\x07\x9b31m", "\\x1b[2J\\x07\\x9b31m"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+        ("a\u2028b\u200bc\u00a0d\x85", "a\\u2028b\\u200bc\\xa0d\\x85"),
+        ("\udce9", "\\udce9"),
+        ("i" * 200, "i" * 200),
+        ("i" * 3_000_000, "i" * 199 + "…"),
+    ],
+    ids=["plain", "formula", "line end", "escape codes", "direction", "unseen", "not UTF-8", "200", "long"],
+)
+def test_a_text_of_others_is_one_line_that_steers_nothing(text, expected):
+    assert shown(text) == expected
+    assert shown(expected) == expected
+
+
+def test_a_record_is_called_by_file_number_and_id():
+    assert record_name("in/a.fa", 3, "x\ty") == "in/a.fa, record 3 (x\\ty)"
+    assert record_name("in/\x1b.fa", 1, "") == "in/\\x1b.fa, record 1 (no id)"
+
+
+def test_an_error_for_the_user_steers_no_terminal_and_keeps_its_lines():
+    assert str(EsmflowError("not here:\n\t\x1b]0;title\x07.fa\x9b")) == "not here:\n\t\\x1b]0;title\\x07.fa\\x9b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import shutil
 import subprocess
@@ -224,10 +225,20 @@ def test_a_fault_in_any_kind_of_output_is_found(run, array):
     assert {name for entry in failing(found) for name in entry.failing} == {array}
 
 
-def test_limits_of_the_configuration_are_kept_to(run):
-    assert not run.verify(min_cosine=1.0, max_relative_error=1e-12).passed
-    plant(run, "mean_layer6", lambda vectors: vectors + 0.003)
-    assert not run.verify().passed
+def test_each_limit_of_the_configuration_is_kept_to_by_itself(run):
+    outputs = run.verify().outputs
+    worst = max(output.relative_error_max for output in outputs.values())
+    cosine = run.verify(min_cosine=1.0)
+    assert all("has cosine" in problem for problem in cosine.problems)
+    assert (cosine.passed, cosine.remedy) == (False, "recompute")
+    single = run.verify(max_relative_error=0.9 * worst)
+    assert 0 < len(failing(single)) < len(single.sequences)
+    # No single one is beyond this, but most are beyond the fifth of it that their median may be.
+    common = run.verify(max_relative_error=1.01 * worst)
+    assert failing(common) == []
+    assert (common.passed, common.remedy) == (False, "another_way")
+    assert all("the median relative error is" in problem for problem in common.problems)
+    assert run.verify(min_cosine=0.0, max_relative_error=100 * worst).passed
 
 
 def test_a_run_whose_certificate_is_not_passed_ends_with_an_error_and_its_advice_mends_it(finished, tmp_path):
@@ -316,6 +327,23 @@ def test_a_store_that_cannot_be_written_is_verified_all_the_same(run, caplog):
     caplog.set_level("INFO")
     assert run.verify().computed_again == run.verify().computed_again == 12
     assert "what was verified is not remembered" in caplog.text
+
+
+def test_a_full_disk_is_an_error_that_leaves_no_half_certificate(run, small_disk, caplog):
+    lines = remembered(run)
+    lines.unlink()
+    lines.symlink_to(small_disk / lines.name)
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as handle:
+        while handle.write(bytes(4096)):
+            pass
+    found = run.verify()
+    assert (found.passed, found.computed_again) == (True, 12)
+    with pytest.raises(OSError, match="No space left on device"):
+        found.write(small_disk / "certificate.json")
+    assert {path.name for path in small_disk.iterdir() if path.stat().st_size} == {"filler"}
+    (small_disk / "filler").unlink()
+    assert run.verify().computed_again == 12
+    assert run.verify().computed_again == 0
 
 
 def remember(folder, numbers):

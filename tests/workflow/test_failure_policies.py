@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import psutil
@@ -108,25 +109,36 @@ def test_a_run_that_embeds_nothing_ends_with_an_error_unless_its_inputs_are_empt
     assert "1 × invalid_residue" in ended.stdout
 
 
-def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(small_run):
+@pytest.fixture
+def kill_two_workers():
+    """Runs whose first shard ends two workers, each when it has loaded its model; then everything is released."""
+
+    def start(run):
+        hold = Hold(run.folder, segments=0)
+        process = run.start(cores=1, gpus=1, environment=hold.environment)
+        log = run.folder / "logs" / "embed"
+        for number in (1, 2):
+            wait_until(
+                lambda number=number: (
+                    sum(path.read_text().count("model loaded") for path in log.glob("group-*.log")) == number
+                ),
+                what="a worker at work",
+            )
+            children = psutil.Process(process.pid).children(recursive=True)
+            (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+            kill(worker.pid)
+        hold.release()
+        assert process.wait(240) == 0
+        return (run.folder / "snakemake.out").read_text()
+
+    return start
+
+
+def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded(
+    small_run, kill_two_workers
+):
     run = small_run(200, groups=2, failures={"retries": 0})
-    # A worker that has loaded its model is held at its first shard until it is killed.
-    hold = Hold(run.folder, segments=0)
-    process = run.start(cores=1, gpus=1, environment=hold.environment)
-    log = run.folder / "logs" / "embed"
-    for number in (1, 2):
-        wait_until(
-            lambda number=number: (
-                sum(path.read_text().count("model loaded") for path in log.glob("group-*.log")) == number
-            ),
-            what="a worker at work",
-        )
-        workers = [
-            p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
-        ]
-        kill(workers[0].pid)
-    hold.release()
-    assert process.wait(240) == 0
+    kill_two_workers(run)
     crashed, good = sorted(run.groups(), key=lambda group: not group["shards_failed"])
     (failed,) = crashed["shards_failed"]
     assert "SIGKILL" in failed["detail"]
@@ -136,6 +148,18 @@ def test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_o
     assert summary["failed"] == summary["reasons"]["worker_crashed"] == crashed["failed_sequences"] > 0
     assert summary["embedded"] == good["sequences"] > 0
     assert summary["embedded"] + summary["failed"] == summary["records"] > 0
+
+
+def test_a_shard_that_failed_is_tried_again_with_half_the_tokens_and_more_memory_and_time(small_run, kill_two_workers):
+    run = small_run(12, groups=1, batch_tokens=1000, failures={"retries": 1})
+    printed = kill_two_workers(run)
+    assert "1 of 1 shards failed on attempt 1" in printed
+    (group,) = run.groups()
+    assert (group["attempt"], group["token_budget"], group["shards_failed"]) == (2, 500, [])
+    assert run.summary()["embedded"] == run.summary()["records"] == 12
+    for resource in ("mem_mb", "runtime"):
+        first, second = map(int, re.findall(rf"resources: .*gpu=1, .*\b{resource}=(\d+)", printed))
+        assert second == 2 * first
 
 
 @pytest.mark.parametrize("triggers", [(), ("--rerun-triggers", "input")], ids=["by plan", "by embed"])

@@ -160,7 +160,13 @@ def test_inputs_replaced_by_older_ones_and_weights_overwritten_in_place_are_noti
     os.utime(part, ns=(stamp, stamp))
     assert would_run(run) == []
     weights = run.folder / "model" / "pytorch_model.bin"
-    with open(weights, "r+b") as handle:
-        handle.seek(weights.stat().st_size // 2)
-        handle.write(b"\0\0\0\0")
+    content, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
+    middle = len(content) // 2
+    weights.write_bytes(content[:middle] + bytes(4) + content[middle + 4 :])
     assert "model" in would_run(run)
+    # As `cp -p` leaves it: other weights, no larger, and older than what was made of them.
+    os.utime(weights, ns=(stamp - 10**12, stamp - 10**12))
+    assert "model" in would_run(run)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stamp, stamp))
+    assert would_run(run) == []

@@ -107,7 +107,10 @@ def test_embeddings_are_what_the_configuration_asks_for_whatever_was_done_to_the
     assert "Nothing to be done" in run.succeed()
     embeddings = run.results / "embeddings"
     (embeddings / "notes.txt").write_text("mine")
+    run.configure(formats=["h5"])
     run.succeed()
+    # Once is enough.
+    assert "Nothing to be done" in run.succeed("-n")
     (embeddings / "mean_layer6" / "embeddings.h5").unlink()
     run.succeed()
     assert len(read(run, "mean_layer6")[0]) == PROTEINS

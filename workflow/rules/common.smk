@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -123,15 +124,25 @@ def get_method():
     return computing_method(config)
 
 
+# Found out once: Snakemake keeps what a parameter is at first, and gives a job what it is when the outputs are deleted.
+@cache
+def number_of_plan():
+    return plan_number(
+        f"{RESULTS}/plan/plan.json", get_fasta_files(), get_run_records(), get_store()
+    )
+
+
+@cache
+def number_of_embeddings():
+    return embeddings_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")
+
+
 def get_plan_number(wildcards):
     """What changes when what the plan counts on changes behind Snakemake's back.
 
     Snakemake compares the values of all parameters as one set, without their names: a bare number would hide among others.
     """
-    number = plan_number(
-        f"{RESULTS}/plan/plan.json", get_fasta_files(), get_run_records(), get_store()
-    )
-    return {"plan number": number}
+    return {"plan number": number_of_plan()}
 
 
 def get_run_records():
@@ -144,7 +155,7 @@ def get_run_records():
 
 def get_written(wildcards):
     """What changes when a file of the embeddings is deleted or cut behind Snakemake's back."""
-    return {"written": embeddings_number(NOTE_OF_EMBEDDINGS, f"{RESULTS}/embeddings")}
+    return {"written": number_of_embeddings()}
 
 
 def get_gpus_to_verify():

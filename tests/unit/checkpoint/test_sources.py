@@ -3,6 +3,9 @@
 import functools
 import http.server
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -202,7 +205,17 @@ def test_following_the_error_by_hand_helps(places):
 # Downloads
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """promised: bytes that are said to come and do not. unsized: whether an answer does not say its length."""
+
+    promised, unsized = 0, False
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword == "Content-Length":
+            value = str(int(value) + self.promised)
+        if keyword != "Content-Length" or not self.unsized:
+            super().send_header(keyword, value)
+
     def log_message(self, *message) -> None:
         pass
 
@@ -212,7 +225,7 @@ def server(tmp_path, monkeypatch):
     """A server that stands for fair-esm's; gives the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(QuietHandler, directory=folder)
+    handler = functools.partial(Handler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -244,6 +257,75 @@ def test_a_download_that_fails_is_an_error_that_lists_every_place_and_leaves_no_
     assert "could not be downloaded (HTTP Error 404: File not found)" in str(error.value)
     assert str(places.torch_hub) in str(error.value)
     assert not places.torch_hub.exists()
+
+
+def names_in_cache(places: Places) -> list[str]:
+    return sorted(path.name for path in places.torch_hub.parent.glob("*"))
+
+
+def test_a_download_that_breaks_off_leaves_nothing_and_goes_well_the_next_time(places, server, monkeypatch):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    with monkeypatch.context() as patched:
+        patched.setattr(Handler, "promised", 1000)
+        with pytest.raises(CheckpointError, match=r"-contact-regression\.pt broke off: .* of .* bytes came"):
+            find_checkpoint(NAME)
+        assert names_in_cache(places) == []
+    assert find_checkpoint(NAME) == places.torch_hub
+    assert names_in_cache(places) == [f"{NAME}-contact-regression.pt", f"{NAME}.pt"]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of a tensor is another, as a worn disk or cable does it."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda data: b"<html>Sign in to the network of this hotel</html>", "is no checkpoint"),
+        (lambda data: b"", "is no checkpoint"),
+        (lambda data: data[: len(data) // 2], "is no checkpoint"),
+        (flipped, "is damaged: the checksum of its .*data/.* is not right"),
+    ],
+    ids=["a web page", "nothing", "half", "a bit"],
+)
+@pytest.mark.parametrize("unsized", [False, True])
+def test_what_is_no_whole_checkpoint_is_refused_whatever_its_length(
+    places, server, monkeypatch, wrong, message, unsized
+):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    whole = (server / f"{NAME}.pt").read_bytes()
+    (server / f"{NAME}.pt").write_bytes(wrong(whole))
+    monkeypatch.setattr(Handler, "unsized", unsized)
+    with pytest.raises(CheckpointError, match=rf"could not be downloaded \(what came from .*/{NAME}\.pt {message}"):
+        find_checkpoint(NAME)
+    assert names_in_cache(places) == [f"{NAME}-contact-regression.pt"]
+    (server / f"{NAME}.pt").write_bytes(whole)
+    assert find_checkpoint(NAME).read_bytes() == whole
+
+
+def test_a_checkpoint_in_the_older_format_of_torch_is_downloaded_too(places, server, tmp_path):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    regression = server / f"{NAME}-contact-regression.pt"
+    torch.save(torch.load(regression), regression, _use_new_zipfile_serialization=False)
+    assert convert_checkpoint(find_checkpoint(NAME), tmp_path / "target", NAME).dimensions.has_contact_head
+
+
+def test_a_download_that_is_killed_is_not_taken_for_a_checkpoint(places, server):
+    write_fair_esm(server / f"{NAME}.pt", stored_tensors(random_model()))
+    urls = (checkpoint_sources._REGRESSION_URL, checkpoint_sources._WEIGHTS_URL)
+    script = (
+        "import os, shutil; from esmflow.checkpoint import sources\n"
+        "def stops(answer, file, size): file.write(answer.read(100)); file.flush(); os.kill(os.getpid(), 9)\n"
+        f"sources._REGRESSION_URL, sources._WEIGHTS_URL = {urls!r}\n"
+        f"shutil.copyfileobj = stops; sources.find_checkpoint({NAME!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == -signal.SIGKILL
+    assert [name for name in names_in_cache(places) if not name.startswith(".")] == []
+    assert find_checkpoint(NAME) == places.torch_hub
+    assert convert_checkpoint(places.torch_hub, places.given / "target", NAME).dimensions.layers
 
 
 def test_nothing_is_downloaded_where_that_is_switched_off(places, server):

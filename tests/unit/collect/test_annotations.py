@@ -36,9 +36,9 @@ def collected(folder: Path, sheet: str) -> Path:
 def write_inputs(folder: Path) -> None:
     write_fasta(folder / "a.fasta", [("a", SEQUENCES[0]), ("bad", "M1")])
     (folder / "t.tsv").write_text(
-        f"length\tid\tsequence\tEC/no\tid\n7\tb\t{SEQUENCES[1]}\t1.1.1.1\tx\n8\tc\t{SEQUENCES[2]}\t\ty\n"
+        f"length\tid\tsequence\tEC/no\n7\tb\t{SEQUENCES[1]}\t1.1.1.1\n8\tc\t{SEQUENCES[2]}\t\n"
     )
-    columns = {"id": ["d"], "sequence": [SEQUENCES[3]], "tissue": ["own"], "score": [0.5], "vector": [[1, 2]]}
+    columns = {"id": ["d"], "sequence": [SEQUENCES[3]], "tissue": ["own"], "score": [0.5], "sites": [[1, 2]]}
     pq.write_table(pa.table(columns), folder / "p.parquet")
 
 
@@ -47,7 +47,8 @@ def test_further_columns_reach_the_manifest_and_anndata(tmp_path):
     sheet = "sample\tfasta\ttissue\tstatus\nx\ta.fasta\tgut\tgood\ny\tt.tsv\tsoil\t\nz\tp.parquet\tleaf\tbad\n"
     embeddings = collected(tmp_path, sheet)
     table = pq.read_table(embeddings.parent / "manifest.parquet")
-    assert table.column_names == [*MANIFEST_SCHEMA.names, "tissue", "input_status", "input_length", "EC/no", "score"]
+    further = ["tissue", "input_status", "input_length", "EC/no", "score", "sites"]
+    assert table.column_names == [*MANIFEST_SCHEMA.names, *further]
     rows = table.to_pylist()
     assert [(r["id"], r["tissue"], r["input_status"], r["input_length"], r["EC/no"], r["score"]) for r in rows] == [
         ("a", "gut", "good", "", "", ""),
@@ -65,6 +66,7 @@ def test_further_columns_reach_the_manifest_and_anndata(tmp_path):
     assert list(data.obs["tissue"]) == ["gut", "soil", "soil", "own"]
     assert list(data.obs["EC_no"]) == ["", "1.1.1.1", "", ""]
     assert list(data.obs["length"]) == [6, 6, 6, 6]
+    assert list(data.obs["sites"]) == ["", "", "", "[1, 2]"]
     assert {"input_status", "input_length", "score"} <= set(data.obs.columns)
 
 

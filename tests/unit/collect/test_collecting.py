@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import subprocess
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,8 +24,9 @@ from stage_settings import collect_settings, plan_settings
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.file import ModelDimensions
 from esmflow.collect.collecting import collect
-from esmflow.collect.joining import CollectError
+from esmflow.collect.joining import CollectError, Tally
 from esmflow.collect.summary import Summary
+from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.embedding.run_record import RunRecord, ShardResult, Speed
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine
@@ -509,6 +512,15 @@ def test_a_record_with_neither_vector_nor_reason_is_an_error_that_names_it(tmp_p
     assert message.startswith(f"{len(lost)} records have neither an embedding nor a reason, the first: ")
     assert f"{run.inputs[0].path}, record {lost[0].position} ({lost[0].id})" in message
     assert "--forcerun plan" in message
+
+
+def test_ids_steer_no_terminal_and_begin_no_line_of_the_message_that_names_them():
+    tally, lost = Tally(), "x\nERROR \x1b[2J\u202e"
+    rows = {name: pa.nulls(1, MANIFEST_SCHEMA.field(name).type) for name in MANIFEST_SCHEMA.names}
+    rows |= {"file": pa.array(["a\x07.fa"]), "record": pa.array([2]), "id": pa.array([lost])}
+    tally.count(pa.table(rows))
+    with pytest.raises(CollectError, match=re.escape(r"a\x07.fa, record 2 (x\nERROR \x1b[2J\u202e). Segments")):
+        tally.check(planned=1)
 
 
 @pytest.mark.parametrize("difference", [-1, 1])

@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from collected_run import CollectedRun, MadeUpRecord, random_segment
+from made_up import proteins
 
-from esmflow.arrays import Array
+from esmflow.arrays import Array, Outputs
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, Description
+from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import fasta_stem
 
 WIDTH = 6
@@ -250,3 +253,30 @@ def test_ids_that_are_long_as_a_rule_are_kept_whole(tmp_path):
     write(tmp_path, "npy", "mean_layer6", {"a.fasta": [(ids, *make(6_000))]})
     assert np.load(tmp_path / "ids.npy").tolist() == [identifier.encode() for identifier in ids]
     assert not (tmp_path / "long_ids.jsonl").exists()
+
+
+@pytest.mark.parametrize("letter", ["n", "蛋"])
+def test_an_input_file_may_have_the_longest_name_that_a_file_system_allows(tmp_path, letter):
+    names = [f"{first}{letter * (250 // len(letter.encode()))}.faa" for first in "ab"]
+    sequences, outputs = proteins(2, 20, 30), Outputs((1,), ("mean",))
+    records = [MadeUpRecord(name, f"p{n}", sequence) for n, (name, sequence) in enumerate(zip(names, sequences))]
+    run = CollectedRun(tmp_path, records, [random_segment(sequences, outputs)], outputs)
+    embeddings = run.collect(["pt", "esm"])
+    assert [len(list(embeddings.rglob(pattern))) for pattern in ("*_ESM.pt", "p?.pt")] == [2, 2]
+    for name in names:
+        assert (embeddings / "mean_layer1" / "pt" / f"{fasta_stem(name)}_ESM.pt").exists()
+
+
+def test_a_file_of_a_run_that_is_damaged_is_a_sentence_that_names_it(tmp_path):
+    sequences, outputs = proteins(2, 20, 30), Outputs((1,), ("mean",))
+    run = CollectedRun(
+        tmp_path, [MadeUpRecord("a.faa", "p", sequences[0])], [random_segment(sequences, outputs)], outputs
+    )
+    for name in ("plan.json", "run.json"):
+        whole = (tmp_path / name).read_text()
+        for damaged in (whole[:-20], whole.replace("{", "[", 1), "", "null"):
+            (tmp_path / name).write_text(damaged)
+            with pytest.raises(EsmflowError, match=rf"{name}: not what esmflow wrote .*; delete it"):
+                run.collect(["h5"])
+        (tmp_path / name).write_text(whole)
+    run.collect(["h5"])

@@ -126,18 +126,6 @@ def test_every_row_of_the_documentation_names_a_test_that_is_there():
     assert named_in_the_documentation() <= found
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_ends_the_job_with_a_sentence_and_keeps_what_was_committed(job, small_disk):
     job.settings = replace(job.settings, store=str(small_disk / "store"))
     with pytest.raises(EmbedError, match="No space left on device"):
@@ -245,6 +233,18 @@ def test_a_damaged_segment_is_set_aside_and_its_shard_computed_again(job):
     run = job.run()
     assert set(run["segments_written"]) == {flipped, truncated}
     assert len(list(job.store.folder.glob("*.damaged-*"))) == 2
+
+
+def test_a_segment_under_the_name_of_another_is_set_aside_and_its_shard_computed_again(job):
+    job.run()
+    one, another = sorted(job.names.values())[:2]
+    shutil.copy2(job.store.path(one), job.store.path(another))
+    run = job.run()
+    assert run["segments_written"] == [another]
+    assert len(list(job.store.folder.glob(f"{another}*.damaged-*"))) == 1
+    lost = job.run()
+    assert (lost["segments_written"], len(lost["segments_reused"])) == ([], SHARDS)
+    assert job.store.read(one).sequences().isdisjoint(job.store.read(another).sequences())
 
 
 @pytest.mark.parametrize("seconds", [-86_400, 86_400])

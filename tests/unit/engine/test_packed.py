@@ -101,6 +101,20 @@ def test_everything_agrees_with_fair_esm(random_checkpoint):
     assert_agrees_with_fair_esm(random_checkpoint, random_sequences(1, 12, 90), EVERYTHING)
 
 
+def test_positions_beyond_2048_agree_with_fair_esm_after_short_ones_too(random_checkpoint):
+    short = random_sequences(11, 3, 40)
+    long = [short[0], "".join(random_sequences(12, 80, 90))[:2500]]
+    assert len(long[1]) == 2500
+    include = ("mean", "bos", "per_residue")
+    engine = PackedEngine.load(random_checkpoint, Outputs((1, 2), include), "fp32", "cpu")
+    # The table of angles is made for the short ones first.
+    embed(engine, short)
+    found, expected = embed(engine, long), fair_esm_results(random_checkpoint, long, include)
+    for name, array in found.items():
+        assert relative_error(array, expected[name]) < 1e-5, name
+    assert relative_error(found["per_residue_layer1"][-200:], expected["per_residue_layer1"][-200:]) < 1e-5
+
+
 def test_everything_that_the_real_model_has_agrees_with_fair_esm(real_checkpoint):
     include = ("mean", "bos", "per_residue", "contacts")
     assert_agrees_with_fair_esm(real_checkpoint, random_sequences(2, 6, 400), include)

@@ -289,6 +289,38 @@ def test_every_record_of_a_nucleotide_file_is_rejected(read, letters):
     assert records[0].detail == f"{len(letters) * 40} letters, all of them A, C, G, T, U or N"
 
 
+@pytest.mark.parametrize("codes", ["R", "RYSWKMBDHV", "NNNNRNNNNY"])
+@pytest.mark.parametrize("bases", ["ACGT", "acgu", "AAATTTATGCATTATAATCAGAATTATTAC"])
+def test_codes_for_several_nucleotides_do_not_make_a_protein_of_them(read, codes, bases):
+    sequence = bases * 30 + codes + bases * 30
+    (record,) = read(f">a\n{sequence}\n")
+    assert record.reason == Reason.NUCLEOTIDE_SEQUENCE
+    assert record.detail == f"{len(sequence)} letters, all of them A, C, G, T, U, N or codes for several of them"
+    assert sequences(read(f">a\n{sequence}\n", ResiduePolicy(nucleotides="keep"))) == [sequence.upper()]
+
+
+def test_no_protein_is_taken_for_nucleotides(read, request):
+    """Real ones, parts of them of few letters, and made-up ones of only the letters that nucleotides have too."""
+    proteins = [
+        record.sequence for record in read_records(request.path.parents[2] / "data/uniprot_sample_500.fasta.gz")
+    ]
+    # Silk, a cysteine-rich and an arginine-serine domain, an antifreeze protein, a linker.
+    proteins += [
+        "GAGAGS" * 20,
+        "GCGSGCGGCGSGCGGCGSS" * 5,
+        "RSRSYSRSRS" * 8,
+        "DTASDAAAAAATAANAKAAA" * 4,
+        "GSGSTGSGSA" * 7,
+    ]
+    by_share = random.Random(3).choices(
+        # Without E, F, I, L, P and Q; as frequent as in Swiss-Prot.
+        "ACDGHKMNRSTVWY", [83, 14, 55, 71, 23, 58, 24, 41, 55, 66, 53, 69, 11, 29], k=200_000
+    )  # fmt: skip
+    proteins += ["".join(by_share[i : i + 70]) for i in range(0, len(by_share), 70)]
+    found = read("".join(f">{i}\n{sequence}\n" for i, sequence in enumerate(proteins)))
+    assert {record.reason for record in found} == {None}
+
+
 def test_nucleotide_letters_are_kept_where_that_is_asked_for(read):
     assert sequences(read(f">a\n{'ACGT' * 40}\n", ResiduePolicy(nucleotides="keep"))) == ["ACGT" * 40]
 
@@ -299,7 +331,7 @@ def test_a_short_peptide_of_nucleotide_letters_is_a_peptide(read):
 
 
 def test_one_other_residue_makes_it_a_protein(read):
-    assert len(sequences(read(f">a\n{'ACGT' * 40}M\n"))) == 1
+    assert len(sequences(read(f">a\n{'ACGT' * 40}L\n"))) == 1
 
 
 # Lines and headers
@@ -332,7 +364,20 @@ def test_text_above_the_first_header_is_reported_and_the_records_kept(read):
 
 def test_text_without_any_header_is_reported_once(read):
     (row,) = read("this is not FASTA\nat all\n")
-    assert (row.reason, row.position) == (Reason.TEXT_BEFORE_HEADER, 0)
+    assert (row.reason, row.position) == (Reason.OTHER_FORMAT, 0)
+    assert row.detail.endswith("has no line with a '>', so it is no FASTA; it begins 'this is not FASTA'")
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\f", "\n\f\n \v "])
+@pytest.mark.parametrize("above", ["", "; made by hand\n", "x" * (1 << 18)])
+def test_white_space_before_a_header_does_not_hide_it(read, space, above):
+    found = read(f"{above}{space}>a first\nMKV\n{space}>b\nEDR\n")
+    # Where it would cost the line above the file's first header its end, that header is told of.
+    kept = [(r.id, r.sequence) for r in found if not r.reason]
+    if above.startswith("x") and "\n" not in space:
+        assert "'>a first'" in found[0].detail
+        kept.insert(0, ("a", "MKV"))
+    assert kept == [("a", "MKV"), ("b", "EDR")]
 
 
 def test_the_last_line_needs_no_newline(read):

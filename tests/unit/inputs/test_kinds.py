@@ -86,6 +86,27 @@ def test_a_damaged_start_of_a_compressed_file_is_damage_and_no_text(tmp_path, su
     assert (row.reason, row.sequence) == (Reason.UNREADABLE_FILE, "")
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("rest", [b">c\nLLL\n", b"garbage", b"\n", b"\0\0B"])
+def test_what_follows_compressed_data_is_told_of_and_costs_nothing_before_it(tmp_path, suffix, rest):
+    for content, name in ((FASTA, "a.fasta"), (b"id\tsequence\na\tMKVLAG\nb\tEDR\n", "a.tsv")):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(COMPRESS[suffix](content) + rest)
+        *kept, last = records(path)
+        assert [(r.id, r.sequence) for r in kept] == [("a", "MKVLAG"), ("b", "EDR")]
+        assert last.reason == Reason.UNREADABLE_FILE
+        assert "past record 2: what follows is not compressed" in last.detail
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_parts_that_were_compressed_one_by_one_are_one_file_whatever_zeros_lie_between(tmp_path, suffix):
+    path = tmp_path / f"a.fasta{suffix}"
+    path.write_bytes(b"".join(COMPRESS[suffix](part) + bytes(4 * i) for i, part in enumerate((FASTA, b"", FASTA))))
+    assert [r.id for r in records(path)] == ["a", "b"] * 2
+    path.write_bytes(path.read_bytes()[:-12])
+    assert records(path)[-1].reason == Reason.UNREADABLE_FILE
+
+
 # What is refused
 
 FASTQ = b"@read1 some\nACGT\nACGG\n+\nIIIIIIII\n@read2\nAC\n+\nII\n"

@@ -142,3 +142,27 @@ def test_gaps_and_stray_letters_in_other_formats_are_rejected_like_those_of_fast
     path = tmp_path / "a.pir"
     path.write_text(">P1;A\none\nMKV-LAG*\n>P1;B\ntwo\nMK1V*\n>P1;C\nthree\nMKV*\n")
     assert [r.reason for r in records(path)] == [Reason.GAP_CHARACTERS, Reason.INVALID_RESIDUE, None]
+
+
+@pytest.mark.parametrize("name", [
+    "insulin.txt", "insulin.xml", "insulin.gb", "insulin.embl", "insulin.sto", "insulin.a3m", "crambin.pir",
+    "crambin.pdb", "crambin.cif",
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "begin", [b"\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n \t\r\n"], ids=["empty lines", "mark", "mark and lines"]
+)
+def test_a_file_may_begin_with_empty_lines_and_a_byte_order_mark(formats, tmp_path, name, begin):
+    content = (formats / name).read_bytes()
+    (tmp_path / name).write_bytes(begin + content)
+    expected = fields(formats / name, REMOVE)
+    assert expected
+    assert fields(tmp_path / name, REMOVE) == expected
+
+
+@pytest.mark.parametrize("name", ["insulin.txt", "insulin.gb", "insulin.embl", "insulin.sto"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["unix", "windows", "mac"])
+def test_files_that_were_joined_with_empty_lines_between_them_lose_nothing(formats, tmp_path, name, line_end):
+    content = (formats / name).read_bytes().replace(b"\n", line_end)
+    (tmp_path / name).write_bytes(content + line_end * 2 + content)
+    once = [row[1:] for row in fields(formats / name, REMOVE)]
+    assert [row[1:] for row in fields(tmp_path / name, REMOVE)] == once * 2

@@ -98,6 +98,12 @@ def test_a_sheet_without_the_columns_is_refused_and_told_what_it_has(sheet, text
     )
 
 
+@pytest.mark.parametrize("column", ["fasta", "sample", "host"])
+def test_a_sheet_with_a_column_twice_is_refused(sheet, column):
+    path = sheet(f"sample\tfasta\thost\t{column}\na\ta.fasta\tx\tb.fasta\n")
+    assert sheet_refusal(path) == f"{path}: its column {column} is there twice; rename or remove one"
+
+
 def test_a_sheet_without_samples_is_refused(sheet):
     assert sheet_refusal(sheet("sample\tfasta\n\n")) == "samples.tsv: lists no sample"
 

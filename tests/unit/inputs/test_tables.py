@@ -2,6 +2,8 @@
 
 import bz2
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import lzma
@@ -13,9 +15,10 @@ import pytest
 
 from esmflow.failures import Reason
 from esmflow.inputs.columns import TableError, check_columns
-from esmflow.inputs.readers import input_tasks
+from esmflow.inputs.readers import annotation_names, input_tasks
 from esmflow.inputs.residues import ResiduePolicy
-from esmflow.inputs.sheet import InputError, read_samples
+from esmflow.inputs.sheet import InputError, InputFile, read_samples
+from esmflow.inputs.tables import annotation_columns, table_block_tasks
 
 COMPRESS = {
     "": bytes,
@@ -302,3 +305,86 @@ def test_a_parquet_id_that_is_not_utf8_is_kept_as_an_escape(tmp_path):
     wrong = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
     path = parquet(tmp_path / "t.parquet", id=wrong, sequence=["MKV"])
     assert [r.id for r in records(path)] == [r"caf\xe9"]
+
+
+# How text tables are divided
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolons.csv", "id;sequence;mass\na;MKV;1,5\nb;EDR;2,5\n"),
+        ("excel.csv", "sep=;\r\nid;sequence;mass\r\na;MKV;1,5\r\nb;EDR;2,5\r\n"),
+        ("excel_commas.csv", 'sep=,\nid,sequence,mass\na,MKV,"1,5"\nb,EDR,"2,5"\n'),
+        ("tabs.csv", "id\tsequence\tmass\na\tMKV\t1,5\nb\tEDR\t2,5\n"),
+        ("commas.tsv", 'id,sequence,mass\na,MKV,"1,5"\nb,EDR,"2,5"\n'),
+        ("blanks.tsv", " id \tsequence\tmass \n a \tMKV \t1,5\nb \tEDR\t2,5\n"),
+        ("quoted.csv", '\ufeff"id";"sequence";"mass"\n"a";"MKV";"1,5"\n"b";"EDR";"2,5"\n'),
+    ],
+)
+def test_a_table_is_divided_as_its_head_is(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8", newline="")
+    assert annotation_columns(str(path)) == ["mass"]
+    (block,) = [task() for task in table_block_tasks(path, ResiduePolicy())]
+    assert [(r.id, r.sequence) for r in block.records()] == [("a", "MKV"), ("b", "EDR")]
+    assert block.annotations["mass"].to_pylist() == ["1,5", "2,5"]
+
+
+@pytest.mark.parametrize("column", ["sequence", "id", "note"])
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused_and_neither_is_lost(tmp_path, column, suffix):
+    path = tmp_path / f"t.{suffix}"
+    names = ["id", "sequence", "note", column]
+    if suffix == "parquet":
+        pq.write_table(pa.table([["x"]] * 4, names=names), path)
+    else:
+        tab = "\t" if suffix == "tsv" else ","
+        path.write_text(f"{tab.join(names)}\n{tab.join('xMKV')}\n")
+    with pytest.raises(TableError, match=f"its column {column} is there twice"):
+        list(table_block_tasks(path, ResiduePolicy()))
+
+
+# Annotations of all types
+
+
+def test_annotations_of_every_type_of_parquet_are_spelled_in_one_way(tmp_path, caplog):
+    day = datetime.date(2024, 2, 29)
+    kinds = {
+        "tags": (pa.list_(pa.string()), [["a", 'b"é'], [], None], ['["a", "b\\"é"]', "[]", ""]),
+        "span": (
+            pa.struct([("from", pa.int32()), ("day", pa.date32())]),
+            [{"from": 1, "day": day}, {"from": None, "day": None}, None],
+            ['{"from": 1, "day": "2024-02-29"}', '{"from": null, "day": null}', ""],
+        ),
+        "pairs": (pa.map_(pa.string(), pa.int8()), [[("x", 1)], [], None], ['[["x", 1]]', "[]", ""]),
+        "spans": (pa.list_(pa.struct([("at", pa.int8())])), [[{"at": 1}], [], None], ['[{"at": 1}]', "[]", ""]),
+        "raw": (pa.binary(), [b"\xff\0", "é".encode(), None], ["\\xff\\x00", "é", ""]),
+        "fixed": (pa.binary(2), [b"ab", b"\x80a", None], ["ab", "\\x80a", ""]),
+        "blobs": (pa.list_(pa.binary()), [[b"a\xff"], [], None], ['["a\\\\xff"]', "[]", ""]),
+        "day": (pa.date32(), [day, None, day], ["2024-02-29", "", "2024-02-29"]),
+        "when": (
+            pa.timestamp("s"),
+            [datetime.datetime(2024, 1, 2, 3), None, None],
+            ["2024-01-02 03:00:00.000", "", ""],
+        ),
+        "took": (pa.duration("s"), [datetime.timedelta(hours=30), None, None], ["1 day, 6:00:00", "", ""]),
+        "mass": (pa.decimal128(8, 3), [decimal.Decimal("1.500"), None, None], ["1.500", "", ""]),
+        "kind": (pa.dictionary(pa.int8(), pa.string()), ["x", None, "x"], ["x", "", "x"]),
+        "year": (pa.dictionary(pa.int8(), pa.int32()), [2024, None, 2025], ["2024", "", "2025"]),
+        "good": (pa.bool_(), [True, False, None], ["true", "false", ""]),
+        "none": (pa.null(), [None] * 3, [""] * 3),
+        "a.b": (pa.large_string(), ["x", None, "y"], ["x", "", "y"]),
+    }
+    vectors = {
+        "embedding": pa.array([[0.5, 1.0]] * 3, pa.list_(pa.float32(), 2)),
+        "matrix": pa.array([[[0.5]]] * 3, pa.list_(pa.list_(pa.float64()))),
+    }
+    columns = {name: pa.array(values, kind) for name, (kind, values, _) in kinds.items()}
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "sequence": ["MKV"] * 3} | columns | vectors), path)
+    assert annotation_names([InputFile("s", str(path))]) == list(kinds)
+    assert caplog.messages == [f"{path}: no annotations, since they hold vectors: embedding, matrix"]
+    (block,) = [task() for task in table_block_tasks(path, ResiduePolicy())]
+    found = {name: column.to_pylist() for name, column in block.annotations.items()}
+    assert found == {name: expected for name, (_, _, expected) in kinds.items()}

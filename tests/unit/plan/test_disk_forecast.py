@@ -1,7 +1,8 @@
 """The forecast is what a run writes, and a run that does not fit stops with a sentence before it computes."""
 
+import gzip
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from esmflow.arrays import Array
 from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
 from esmflow.collect.formats import FORMATS
 from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import guess_work
 from esmflow.files import read_json, write_json
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint, LongSequences, computing_method
@@ -88,6 +90,29 @@ def test_records_that_share_a_sequence_take_room_in_the_formats_and_not_in_the_s
     assert five.segments == once.segments == 100 * (320 * 4 + 24)
     assert five.formats["h5"] == pytest.approx(5 * once.formats["h5"], rel=0.01)
     assert five.tables == pytest.approx(5 * once.tables, rel=0.01)
+
+
+def test_what_a_compressed_file_unpacks_to_is_forecast_before_anything_is_computed(tmp_path):
+    records, sequences = 40_000, proteins(3, 100, 100)
+    text = "".join(f">{n % 10}\n{sequences[n % 3]}\n" for n in range(records))
+    file = tmp_path / "a.faa.gz"
+    file.write_bytes(gzip.compress(text.encode()))
+    assert file.stat().st_size < len(text) / 100
+    settings = plan_settings(
+        tmp_path, [InputFile("a", str(file))], [tmp_path / "group-0"], CostModel(DIMENSIONS, TRUNCATED)
+    )
+    planned = deal_inputs(settings)
+    expected = forecast(planned, make_fingerprint(("mean",)), DIMENSIONS, ["npy"])
+    assert expected.formats["npy"] > records * 320 * 4
+    assert expected.segments < 10_000
+    free = os.statvfs(tmp_path)
+    many = replace(planned, valid=replace(planned.valid, sequences=free.f_bavail * free.f_frsize // 1000))
+    with pytest.raises(DiskError, match=r"npy .* of it to the disk of"):
+        check_disks(forecast(many, make_fingerprint(("mean",)), DIMENSIONS, ["npy"]), tmp_path, tmp_path)
+    # What a job asks for was a guess from the file's size; from now on it is what is in it.
+    planned.write(tmp_path / "plan.json")
+    work = guess_work(0, 1, tmp_path / "plan.json", [file])
+    assert (work.planned, work.sequences, work.residues) == (True, 3, 300)
 
 
 def test_what_is_stored_is_not_written_again(tmp_path):

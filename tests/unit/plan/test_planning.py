@@ -366,6 +366,15 @@ def test_rejected_records_have_rows_with_a_reason_and_no_digest(tmp_path):
     assert sorted(planned.groups) == [[], ["MKV"]]
 
 
+def test_a_rejected_record_is_one_line_of_the_log_whatever_its_id_holds(tmp_path, caplog):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"id": ["a\n2026 ERROR \x1b[2J\tb"], "sequence": ["M1"]}), path)
+    with caplog.at_level("INFO"):
+        Planned(tmp_path, [path], 1)
+    (line,) = [message for message in caplog.messages if message.startswith("rejected")]
+    assert line == rf"rejected {path}, record 1 (a\n2026 ERROR \x1b[2J\tb): invalid_residue: '1' at residue 2"
+
+
 def test_long_records_are_rejected_only_where_there_is_a_limit(tmp_path):
     file = write_fasta(tmp_path / "a.fasta", titled(["MKVLA" * 300, "MKV"]))
     kept = Planned(tmp_path, [file], 1, TRUNCATED_3B)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -366,6 +367,66 @@ def test_a_job_that_waits_makes_a_removed_folder_again(tmp_path, monkeypatch):
         assert len(waits) == 1
         assert os.fstat(second.descriptor).st_ino == (folder / CPU[0].lock_name).stat().st_ino
         assert os.fstat(first.descriptor).st_nlink == 0
+
+
+def test_a_lock_folder_that_can_no_longer_be_written_ends_no_job_that_has_its_slot(tmp_path, caplog):
+    with leased_slots(CPU, lock_folder=tmp_path) as (held,):
+        (tmp_path / CPU[0].lock_name).unlink()
+        mounted = subprocess.run(["mount", "--bind", tmp_path, tmp_path], capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", tmp_path], check=True)
+            held.keep()
+            held.keep()
+        finally:
+            subprocess.run(["umount", "-l", tmp_path], check=True)
+    assert caplog.text.count("was removed under way") == caplog.text.count("no lock file can be made") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ESTALE, errno.EIO])
+def test_no_error_of_its_file_system_ends_a_job_that_has_its_slot(tmp_path, monkeypatch, number):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    with leased_slots(CPU, lock_folder=tmp_path) as (held,):
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "utime", fail)
+            broken.setattr(os, "pread", fail)
+            held.keep()
+        assert not is_free(tmp_path / CPU[0].lock_name)
+
+
+def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with leased_slots(CPU, lock_folder=tmp_path) as (held,):
+        open_files = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(SlotError, match=r"^slot_lock_folder: .*No locks available.*local to each node"):
+            lease(CPU, tmp_path)
+        (tmp_path / CPU[0].lock_name).unlink()
+        held.keep()
+        assert len(os.listdir("/proc/self/fd")) == open_files
+
+
+def test_what_another_user_wrote_into_a_lock_file_does_not_reach_a_terminal_as_a_command(tmp_path):
+    purpose = "\x1b]0;owned\x07\x1b[2J\u202egroup"
+    with leased_slots(CPU, lock_folder=tmp_path, purpose=purpose), pytest.raises(SlotError) as error:
+        lease(CPU, tmp_path, wait_seconds=0)
+    assert "(]0;owned[2Jgroup)" in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+def test_a_folder_in_which_a_user_may_make_no_lock_file_is_named_with_what_to_do(public_folder):
+    private = public_folder / "slots"
+    private.mkdir(0o755)
+    ended = subprocess.run(
+        [sys.executable, "-c", OTHER_USER, "65534", "18", str(private)],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert f"slot_lock_folder: no lock file can be made in {private} ([Errno 13] Permission denied" in ended.stderr
 
 
 WAITING = """

@@ -173,21 +173,27 @@ def test_a_segment_that_lacks_nothing_is_not_written_again(store):
     first = make_segment(seed=1)
     path = store.write("a", first)
     before = path.stat()
-    store.write("a", make_segment(seed=2))
+    store.write("a", dataclasses.replace(make_segment(seed=2), digests=first.digests))
     after = path.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert np.array_equal(store.read("a").digests, first.digests)
+    assert np.array_equal(store.read("a").arrays["mean_layer6"], first.arrays["mean_layer6"])
 
 
 def test_a_segment_with_failures_gives_way_to_one_with_no_more_of_them(store):
-    failed = Failure("ab", Reason.OUT_OF_MEMORY, "")
-    store.write("a", make_segment((3, 5), failures=[failed]))
-    tried_again = make_segment((3, 5), seed=1, failures=[failed])
+    digests = make_segment().digests
+
+    def with_failed(lengths, seed=0):
+        """The same three sequences, of which the last ones have failed."""
+        failures = [Failure(bytes(digest).hex(), Reason.OUT_OF_MEMORY, "") for digest in digests[len(lengths) :]]
+        return dataclasses.replace(make_segment(lengths, seed, failures), digests=digests[: len(lengths)])
+
+    store.write("a", with_failed((3, 5)))
+    tried_again = with_failed((3, 5), seed=1)
     store.write("a", tried_again)
-    assert np.array_equal(store.read("a").digests, tried_again.digests)
-    store.write("a", make_segment((3,), failures=[failed, failed]))
+    assert np.array_equal(store.read("a").arrays["mean_layer6"], tried_again.arrays["mean_layer6"])
+    store.write("a", with_failed((3,)))
     assert len(store.read("a")) == 2
-    store.write("a", make_segment((3, 5, 1)))
+    store.write("a", with_failed((3, 5, 1)))
     assert (len(store.read("a")), store.read("a").failures) == (3, ())
 
 
@@ -269,6 +275,25 @@ def test_a_damaged_segment_is_set_aside_under_another_name(store, caplog):
     store.write("a", make_segment())
     assert store.find("a", check=True) is not None
     assert aside.exists()
+
+
+def test_what_is_written_takes_the_place_of_other_sequences_under_its_name(store):
+    written, other = make_segment(), make_segment(seed=1)
+    store.write("a", other)
+    store.write("a", written)
+    assert store.read("a").sequences() == written.sequences()
+    assert len(list(store.folder.glob("a*.damaged-*"))) == 1
+    assert store.find("a", check=True, of=other.sequences()) is None
+    assert not store.path("a").exists()
+
+
+def test_a_shard_is_known_by_its_failures_too(store):
+    failure = Failure("ab" * 16, Reason.NON_FINITE, "")
+    segment = make_segment(failures=[failure])
+    store.write("a", segment)
+    digests = {digest.tobytes() for digest in segment.digests}
+    assert store.find("a", check=True, of=digests | {bytes.fromhex(failure.digest)}) is not None
+    assert store.find("a", check=True, of=digests) is None
 
 
 def test_a_segment_that_was_mended_meanwhile_is_not_set_aside(store, monkeypatch):

@@ -3,6 +3,11 @@
 import multiprocessing
 import os
 import random
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from esmflow.store.lookup import StoredSequences
 from esmflow.store.segments import Segment, Store
 
 METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
+SCRIPTS = Path(__file__).resolve().parents[3] / "workflow" / "scripts"
 SEGMENTS, ROWS, ROUNDS = 12, 20, 40
 
 
@@ -91,3 +97,58 @@ def test_a_store_that_many_processes_use_and_damage_ends_consistent(tmp_path, pr
         assert {stored.names[n] for n in stored.find(expected.digests) if n >= 0} <= {name}
     assert len(StoredSequences(store)) == SEGMENTS * ROWS
     assert not list(store.folder.glob(".*.part"))
+
+
+ONE_OF_A_GROUP = """
+import os, sys
+from test_shared_store import METHOD, segment
+from esmflow.store.lookup import StoredSequences
+from esmflow.store.segments import Store
+from esmflow.verify.agreement import Agreement
+from esmflow.verify.remembered import add_verified, read_verified
+# Imports come first: another user may not be able to read this one's Python.
+written = segment(int(sys.argv[5]))
+user, group, mask, folder, name = (*map(int, sys.argv[1:4]), *sys.argv[4:])
+os.setgroups([group])
+os.setgid(user)
+os.setuid(user)
+os.umask(mask)
+store = Store(folder, METHOD)
+store.create()
+before = len(StoredSequences(store))
+store.write(name, written)
+for other in store.names():
+    assert store.find(other, check=True) is not None
+numbers = {number: f"of {number}" for number in "123"}
+verified = read_verified(store, numbers)
+add_verified(store, numbers, {name: {"mean_layer6": Agreement(1.0, 0.0, 1.0)}})
+assert name in read_verified(store, numbers)
+print(before, len(StoredSequences(store)), *verified)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+@pytest.mark.parametrize("masks", [(0o077, 0o022), (0o022, 0o077)])
+def test_two_users_with_umasks_of_their_own_share_a_store_of_their_group(masks):
+    group = 65530
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        shared = folder / "store"
+        shared.mkdir()
+        os.chown(shared, 0, group)
+        shared.chmod(0o2775)
+        said = []
+        for number, user in enumerate((65533, 65534, 65533), 1):
+            mask = masks[user == 65534]
+            command = [sys.executable, "-c", ONE_OF_A_GROUP, *map(str, (user, group, mask, shared, number))]
+            environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{Path(__file__).parent}"}
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert ended.returncode == 0, ended.stderr
+            said.append(ended.stdout.strip())
+        assert said == [f"0 {ROWS}", f"{ROWS} {2 * ROWS} 1", f"{2 * ROWS} {3 * ROWS} 1 2"]
+        files = [path for path in shared.rglob("*") if path.is_file()]
+        assert {path.stat().st_gid for path in files} == {group}
+        assert {stat.S_IMODE(path.stat().st_mode) & 0o770 for path in files} == {0o660}
+    finally:
+        shutil.rmtree(folder)

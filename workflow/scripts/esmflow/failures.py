@@ -21,6 +21,7 @@ class Reason(StrEnum):
     GAP_CHARACTERS = "gap_characters"
     NUCLEOTIDE_SEQUENCE = "nucleotide_sequence"
     TOO_LONG = "too_long"
+    RECORD_TOO_LARGE = "record_too_large"
     TEXT_BEFORE_HEADER = "text_before_header"
     EMPTY_FILE = "empty_file"
     OTHER_FORMAT = "other_format"
@@ -39,6 +40,7 @@ REMEDY = {
     Reason.GAP_CHARACTERS: "give the sequences without gaps, or set gaps: remove",
     Reason.NUCLEOTIDE_SEQUENCE: "translate it to protein, or set nucleotide_sequences: keep if it is one",
     Reason.TOO_LONG: "set long_sequences to truncate or whole, or raise max_residues",
+    Reason.RECORD_TOO_LARGE: "no protein is so large: check whether the file is a genome, or damaged",
     Reason.TEXT_BEFORE_HEADER: "remove the text above the file's first '>'",
     Reason.OTHER_FORMAT: "convert the file to FASTA, as its detail says",
     Reason.EMPTY_FILE: "remove the file from the sample sheet, or check why it is empty",

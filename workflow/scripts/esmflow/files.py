@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
+from esmflow.errors import EsmflowError
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; results are meant to be read by others as any new file is.
-        os.chmod(temporary, 0o666 & ~_umask())
+        open_to_others(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -57,7 +59,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         # One flush for all: the folder may hold millions of small files.
         os.sync()
-        os.chmod(temporary, 0o777 & ~_umask())
+        open_to_others(temporary)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
     finally:
@@ -75,6 +77,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+class DamagedJsonError(EsmflowError, ValueError):
+    """A file of a run whose JSON cannot be read or lacks something. The message names the file and says what to do."""
+
+
 class JsonFile:
     """A dataclass that is the content of one JSON file: its fields are the keys, in their order.
 
@@ -83,8 +89,13 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads one file. Raises OSError when it is not there, and ValueError as `from_json` does."""
-        return from_json(cls, read_json(path))
+        """Reads one file. Raises OSError when it is not there, and DamagedJsonError when it is not what was written."""
+        try:
+            return from_json(cls, read_json(path))
+        except ValueError as error:
+            raise DamagedJsonError(
+                f"{path}: not what esmflow wrote ({error}); delete it, and the same command again makes it anew"
+            ) from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, atomically."""
@@ -188,6 +199,18 @@ def shortened(text: str, longest: int, identifier: str | None = None) -> str:
         return text
     digest = hashlib.blake2b((text if identifier is None else identifier).encode(), digest_size=8).hexdigest()
     return f"{encoded[: longest - 17].decode('utf-8', 'ignore')}~{digest}"
+
+
+def open_to_others(path: Path) -> None:
+    """Gives a new file or folder of this user the mode that any new one has under the umask.
+
+    In a folder with the set-group-ID bit, which a group shares, the group may do with it what it may do with the
+    folder: else the first user's umask would lock out the others.
+    """
+    everything = 0o777 if path.is_dir() else 0o666
+    above = path.parent.stat().st_mode
+    shared = above & stat.S_IRWXG if above & stat.S_ISGID else 0
+    os.chmod(path, everything & (~_umask() | shared) | (path.stat().st_mode & stat.S_ISGID))
 
 
 def _umask() -> int:

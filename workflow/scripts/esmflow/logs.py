@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from esmflow.errors import without_controls
 from esmflow.files import atomic_path
 from esmflow.text import clock
 
@@ -22,11 +23,20 @@ _WRITER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \w+ +\[(\d+)\]")
 _TAIL_BYTES = 100_000
 
 
+class _Formatter(logging.Formatter):
+    """Lines without what a terminal would obey: messages of libraries may hold anything too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
+
+
 def add_log_file(path: str | os.PathLike[str]) -> None:
     """Appends this process's log lines to a file; workers and their supervisor share one."""
+    # A line that finds no room on the disk is lost, without a traceback on the terminal for each.
+    logging.raiseExceptions = False
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_Formatter(_FORMAT))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(handler)
@@ -56,7 +66,7 @@ def start_logging(path: str | os.PathLike[str], attempt: int | None = None) -> N
     add_log_file(path)
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("esmflow: %(message)s"))
+    terminal.setFormatter(_Formatter("esmflow: %(message)s"))
     logging.getLogger().addHandler(terminal)
 
 
@@ -102,4 +112,6 @@ def join_logs(paths: Iterable[Path], target: str | os.PathLike[str]) -> None:
 def tell(message: str) -> None:
     """Logs something that the user should see on the terminal too, though it is no warning."""
     log.info("%s", message)
-    print(f"esmflow: {message}", file=sys.stderr)
+    # The terminal may have been closed, or what it was piped to have ended: no reason for a job to fail.
+    with suppress(OSError):
+        print(f"esmflow: {message}", file=sys.stderr, flush=True)

@@ -36,7 +36,10 @@ def logged_step(log_file: str, attempt: int | None = None) -> Iterator[None]:
     status 143. Snakemake tries a job again whatever it died of: where that cannot help, a further `attempt` on the same
     machine ends at once, with the same sentence.
     """
-    start_logging(log_file, attempt)
+    try:
+        start_logging(log_file, attempt)
+    except OSError as error:
+        sys.exit(f"esmflow: the log {log_file} cannot be written: {error}")
     verdict = Path(log_file).with_name(f".{Path(log_file).name}.verdict")
     if attempt is not None and attempt > 1:
         _end_if_hopeless(verdict)

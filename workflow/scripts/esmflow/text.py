@@ -31,6 +31,20 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def shown(text: str, longest: int = 200) -> str:
+    """A text of others, such as an id, as a message can hold it: in one line, with escapes for what is not seen.
+
+    That is control characters, and those that turn the direction of writing. No more letters than `longest`.
+    """
+    seen = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    return seen if len(seen) <= longest and len(text) <= longest else f"{seen[: longest - 1]}…"
+
+
+def record_name(file: str, record: int, identifier: str) -> str:
+    """What a record is called in messages."""
+    return f"{shown(file)}, record {record} ({shown(identifier) or 'no id'})"
+
+
 def in_words(items: Iterable[str]) -> str:
     """Such as `a, b and c`."""
     *first, last = [*items] or ["nothing"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
-import urllib.error
+import shutil
+import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions
-from esmflow.files import read_json
+from esmflow.files import atomic_path, read_json
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ OFFICIAL_MODELS = {
 
 _WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 _REGRESSION_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{name}-contact-regression.pt"
+_PICKLE = b"\x80\x02"
+# Seconds that a server may say nothing.
+_SILENCE = 60
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def find_checkpoint(model: str, folder: str | None = None, download: bool = True
     if download:
         try:
             return _download(model)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = str(error)
     looked = "\n".join(f"  - {place.what}: {place.path}" for place in places)
     raise CheckpointError(
@@ -121,17 +127,35 @@ def _user_cache() -> Path:
 
 def _download(name: str) -> Path:
     """Downloads fair-esm's two files into torch hub's cache; each appears whole or not at all."""
-    import torch
-
     target = _torch_hub_checkpoints() / f"{name}.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
     for url, path in (
         (_REGRESSION_URL.format(name=name), target.with_name(f"{name}-contact-regression.pt")),
         (_WEIGHTS_URL.format(name=name), target),
     ):
         log.info("downloading %s to %s", url, path)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        with atomic_path(path) as temporary:
+            with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+                length = int(answer.headers.get("Content-Length", file.tell()))
+                if file.tell() != length:
+                    raise OSError(f"{url} broke off: {file.tell():,} of {length:,} bytes came")
+            if damage := _damage(temporary):
+                raise OSError(f"what came from {url} {damage}")
     return target
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that was downloaded, in words, if anything is.
+
+    No digests of these files are published, but a zip archive, as torch saves it, has a checksum of each tensor.
+    """
+    if not zipfile.is_zipfile(path):
+        # Older versions of torch saved a row of pickles, which has no checksums.
+        with open(path, "rb") as file:
+            return "" if file.read(len(_PICKLE)) == _PICKLE else "is no checkpoint"
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    return f"is damaged: the checksum of its {damaged} is not right" if damaged else ""
 
 
 def guess_model(model: str, model_info: str | os.PathLike[str] | None = None) -> ModelDimensions:

@@ -17,6 +17,7 @@ from esmflow.failures import Failure
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import LongSequences
 from esmflow.store.gather import Location, SegmentIndex
+from esmflow.text import record_name
 
 STATUS = ("embedded", "failed", "rejected")
 EMBEDDED, FAILED, REJECTED = STATUS
@@ -157,7 +158,7 @@ class Tally:
             lost = joined.filter(joined["status"].is_null())
             self.lost += len(lost)
             rows = lost.select(["file", "record", "id"]).slice(0, 3 - len(self.first_lost)).to_pylist()
-            self.first_lost += [f"{row['file']}, record {row['record']} ({row['id']})" for row in rows]
+            self.first_lost += [record_name(row["file"], row["record"], row["id"]) for row in rows]
 
     def check(self, planned: int) -> None:
         """Raises CollectError unless records = embedded + failed + rejected, and as many as were `planned`."""

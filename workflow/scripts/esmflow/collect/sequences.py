@@ -10,6 +10,7 @@ from esmflow.collect.joining import CollectError
 from esmflow.inputs.readers import input_tasks
 from esmflow.inputs.records import Record
 from esmflow.inputs.residues import ResiduePolicy, sequence_digest
+from esmflow.text import record_name
 
 
 class InputSequences:
@@ -41,6 +42,6 @@ class InputSequences:
         except OSError as error:
             raise CollectError(f"{file} cannot be read again for the sequences of its records: {error}") from error
         raise CollectError(
-            f"{file}, record {position} ({identifier}): its sequence is not the one that was planned, so the file has "
+            f"{record_name(file, position, identifier)}: its sequence is not the one that was planned, so the file has "
             "been changed; the same command again plans it anew"
         )

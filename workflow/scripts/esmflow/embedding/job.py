@@ -51,8 +51,8 @@ def embed_group(settings: EmbedSettings) -> None:
     A group with nothing to do leases no slot and loads no model. Raises EmbedError when shards failed and attempts are
     left, SlotError when no slot can be had, Terminated after SIGTERM when shards are left.
     """
-    path = status_path(settings.run, settings.group)
-    with Heartbeat(path, settings.group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
+    status = status_path(settings.run, settings.group)
+    with Heartbeat(status, settings.group, settings.log_file, settings.attempt, settings.last_attempt) as heartbeat:
         _embed_group(settings, heartbeat)
 
 
@@ -61,8 +61,13 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
     started = time.time()
     store = Store(settings.store, settings.fingerprint)
     store.create()
-    shards = {str(path): shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(settings.shards)}
-    reused = {path for path, name in shards.items() if _is_finished(store, name, Path(path), settings)}
+    shards: dict[str, str] = {}
+    reused: set[str] = set()
+    for path in list_shards(settings.shards):
+        digests = {digest for digest, _ in read_shard(path)}
+        shards[str(path)] = name = shard_name(digests)
+        if _is_finished(store, name, digests, path, settings):
+            reused.add(str(path))
     waiting = [path for path in shards if path not in reused]
     log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
     heartbeat.tell(State.STARTING, shards=len(waiting), shards_reused=len(reused))
@@ -204,13 +209,13 @@ def _worker_record(slot: Slot, leased: float, released: float, record: dict[str,
     return WorkerRecord(described, leased, released, **{**record, "exits": exits})
 
 
-def _is_finished(store: Store, name: str, shard: Path, settings: EmbedSettings) -> bool:
-    """Whether the store holds the shard's segment, and nothing in it is to be tried again.
+def _is_finished(store: Store, name: str, digests: set[bytes], shard: Path, settings: EmbedSettings) -> bool:
+    """Whether the store holds the segment of a shard with these sequences, and nothing in it is to be tried again.
 
     A failure is final for the plan that it happened under: a segment that is older than the shard's file belongs to an
     earlier plan, and what failed then may work now.
     """
-    segment = store.find(name, check=True)
+    segment = store.find(name, check=True, of=digests)
     if segment is None:
         return False
     if not segment.failures:

@@ -6,24 +6,34 @@ Needs nothing but Python, since a dry run reads the sheet where there may be not
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from esmflow.errors import EsmflowError
-from esmflow.inputs.streams import DAMAGE, first_bytes, is_fasta, suffix, text_chunks
+from esmflow.inputs.streams import (
+    BYTE_ORDER_MARK,
+    DAMAGE,
+    LONGEST_TEXT,
+    first_bytes,
+    is_fasta,
+    suffix,
+    text_chunks,
+)
 
-TAB, COMMA = b"\t", b","
+TAB, COMMA, SEMICOLON = b"\t", b",", b";"
 DELIMITERS = {".tsv": TAB, ".csv": COMMA}
 ID, SEQUENCE, DESCRIPTION = "id", "sequence", "description"
 
 _QUOTE = b'"'
-# A cell in quotation marks that spans more than this is one that is never closed.
-_LONGEST_CELL = 64 << 20
 
 
 class TableError(EsmflowError):
     """A table that does not have the columns it needs. The message names the file and what was found in it."""
+
+
+class EndlessLineError(OSError):
+    """A line that does not end where any row of proteins would. What comes before it can be used."""
 
 
 class Row(NamedTuple):
@@ -50,7 +60,8 @@ def read_rows(chunks: Iterable[bytes], delimiter: bytes) -> Iterator[Row]:
     number = width = 0
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         number += 1
-        if not line:
+        # What Excel writes above a head says which delimiter there is.
+        if not line or (not width and line.startswith(b"sep=")):
             continue
         row = Row(number, line.split(delimiter))
         if _QUOTE in line:
@@ -66,11 +77,16 @@ def read_rows(chunks: Iterable[bytes], delimiter: bytes) -> Iterator[Row]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines, without their ends. A line that is cut by an error of reading is not given."""
+    """Whole lines, without their ends. A line that is cut by an error of reading is not given.
+
+    Raises EndlessLineError for one of more than `LONGEST_TEXT` bytes, which may not fit into memory.
+    """
     begun: list[bytes] = []
     for chunk in chunks:
         first, *others = chunk.split(b"\n")
         begun.append(first)
+        if sum(map(len, begun)) > LONGEST_TEXT:
+            raise EndlessLineError(f"a line has more than {LONGEST_TEXT:,} letters, which no table of proteins has")
         if others:
             yield b"".join(begun)
             yield from others[:-1]
@@ -117,7 +133,7 @@ def _quoted_row(
             waiting.append(following)
         following = waiting[len(parts) - 1]
         size += len(following)
-        if size > _LONGEST_CELL or _is_row(following, delimiter, width):
+        if size > LONGEST_TEXT or _is_row(following, delimiter, width):
             return row._replace(wrong=f"a quotation mark that is not closed before line {row.line + len(parts)}"), 0
         parts.append(following)
 
@@ -157,14 +173,29 @@ def _split(text: bytes, delimiter: bytes) -> list[bytes] | None:
         at = end + 1
 
 
+def table_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a text table: see `read_rows`.
+
+    It is divided as its suffix says, or otherwise if only so its head has the columns that are needed: what goes by
+    .csv has semicolons where commas are decimal points, or tabs.
+    """
+    own = DELIMITERS[suffix(path)]
+    lines = first_bytes(path).removeprefix(BYTE_ORDER_MARK).splitlines()
+    head = next((line for line in lines if line and not line.startswith(b"sep=")), b"")
+    needed = {ID.encode(), SEQUENCE.encode()}
+    delimiters = (own, TAB, SEMICOLON, COMMA)
+    fits = (each for each in delimiters if needed <= {cell.strip().strip(_QUOTE) for cell in head.split(each)})
+    return read_rows(text_chunks(path), next(fits, own))
+
+
 def table_columns(path: str | os.PathLike[str]) -> list[str]:
     """The names in the table's head; none if it is empty."""
     if suffix(path) == ".parquet":
         import pyarrow.parquet as pq
 
         return pq.read_schema(path).names
-    head = next(read_rows(text_chunks(path), DELIMITERS[suffix(path)]), None)
-    return [cell.decode("utf-8", "replace") for cell in head.cells] if head else []
+    head = next(table_rows(path), None)
+    return [cell.decode("utf-8", "replace").strip() for cell in head.cells] if head else []
 
 
 def check_columns(path: str | os.PathLike[str]) -> None:
@@ -185,6 +216,13 @@ def check_columns(path: str | os.PathLike[str]) -> None:
             f"{path}: has no column {' and no column '.join(missing)}; its columns are {', '.join(columns)}. Rename "
             "the columns that hold the ids and the residues to id and sequence"
         )
+    if repeated := repeated_column(columns):
+        raise TableError(f"{path}: its column {repeated} is there twice; rename or remove one")
+
+
+def repeated_column(columns: Iterable[str]) -> str:
+    """The first name that several columns have, if any."""
+    return next((name for name, count in Counter(columns).items() if name and count > 1), "")
 
 
 def is_table_of_proteins(path: str | os.PathLike[str]) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from esmflow.failures import Reason
 from esmflow.inputs.records import STRICT, BlockTask, Record, RecordBlock, file_row, printable
 from esmflow.inputs.residues import ResiduePolicy, headers_in, normalise
-from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, text_chunks
+from esmflow.inputs.streams import BYTE_ORDER_MARK, DAMAGE, LONGEST_TEXT, TrailingData, text_chunks
 
 BLOCK_BYTES = 1 << 19
 
@@ -28,18 +28,20 @@ _LINE_END, _HEADER = _NEXT_HEADER
 _SEQUENCE_LETTERS = (string.ascii_letters + string.whitespace + "*.-").encode()
 # What a3m files may begin with: a mark, or the lengths of a query's chains and how often they occur.
 _A3M_TITLE = re.compile(r"#A3M#|#\d[\d,]*\s+\d[\d,]*")
+_FIRST_HEADER = re.compile(rb"\n[ \t\v\f]*>")
 _JOINED = "cut off the line before it, which lacked its end"
 # Of text above the first header.
-_LINES_KEPT = 10_000
+_LINES_KEPT, _LINE_SHOWN = 10_000, 120
+# Of a record that is too large.
+_TITLE_SHOWN = 1000
 # Titles of these are split by Arrow; any other by Python, which knows white space and line ends of all alphabets.
 _PLAIN_TITLE = "".join(set(string.printable) - set("\x0b\x0c\r")).encode()
 
 
 def count_sequences(path: str | os.PathLike[str]) -> int:
     """How many records a FASTA file holds, rejected ones included."""
-    return sum(
-        count for _, _, count in map(_cut_at_joined_headers, _whole_records(_after_preamble(text_chunks(path), [])))
-    )
+    blocks = _whole_records(_after_preamble(text_chunks(path), []))
+    return sum(1 if too_large else _cut_at_joined_headers(text)[2] for text, too_large in blocks)
 
 
 def _cut_at_joined_headers(text: bytes) -> tuple[bytes, list[int], int]:
@@ -99,9 +101,13 @@ def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator
     position = 0
     preamble: list[str] = []
     try:
-        for text in _whole_records(_after_preamble(text_chunks(path), preamble)):
+        for text, too_large in _whole_records(_after_preamble(text_chunks(path), preamble)):
             if position == 0 and preamble:
                 yield _preamble_row(file, preamble)
+            if too_large:
+                position += 1
+                yield partial(_too_large_row, file, position, text)
+                continue
             whole, cuts, count = _cut_at_joined_headers(text)
             yield partial(_read_block, file, position + 1, whole, cuts, policy)
             position += count
@@ -112,7 +118,10 @@ def block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator
         yield partial(file_row, file, position + 1, Reason.UNREADABLE_FILE, detail)
         return
     if position == 0:
-        if preamble:
+        if preamble and not any(">" in line for line in preamble):
+            detail = f"{file} has no line with a '>', so it is no FASTA; it begins {preamble[0][:60]!r}"
+            yield partial(file_row, file, 0, Reason.OTHER_FORMAT, detail)
+        elif preamble:
             yield _preamble_row(file, preamble)
         else:
             yield partial(file_row, file, 0, Reason.EMPTY_FILE, f"{file} holds no record")
@@ -125,6 +134,14 @@ def _preamble_row(file: str, preamble: list[str]) -> BlockTask:
     return partial(file_row, file, 0, Reason.TEXT_BEFORE_HEADER, detail)
 
 
+def _too_large_row(file: str, position: int, text: bytes) -> RecordBlock:
+    """The row of a record of which only the beginning is there."""
+    title = printable(text[1:].partition(b"\n")[0][:_TITLE_SHOWN])
+    identifier, description = (*title.split(maxsplit=1), "", "")[:2]
+    detail = f"more than {LONGEST_TEXT:,} letters"
+    return file_row(file, position, Reason.RECORD_TOO_LARGE, detail, identifier, description)
+
+
 def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[bytes]:
     """The chunks from the first header on.
 
@@ -133,46 +150,68 @@ def _after_preamble(chunks: Iterator[bytes], preamble: list[str]) -> Iterator[by
     line_end = b"\n"
     for chunk in chunks:
         # As if a line had ended before the file, whose first line may be a header.
-        start = (line_end + chunk).find(_NEXT_HEADER)
+        found = _FIRST_HEADER.search(line_end + chunk)
+        start = found.end() - 1 - len(line_end) if found else -1
         above = chunk if start < 0 else chunk[:start]
         if above and (not preamble or (b">" in above and len(preamble) < _LINES_KEPT)):
             lines = [line for line in map(str.strip, above.decode("utf-8", "surrogateescape").split("\n")) if line]
             lines = [line for line in lines if not _A3M_TITLE.fullmatch(line)]
-            preamble += [line for i, line in enumerate(lines) if (i == 0 and not preamble) or ">" in line]
+            preamble += [_shown(line) for i, line in enumerate(lines) if (i == 0 and not preamble) or ">" in line]
         if start >= 0:
             yield chunk[start:]
             yield from chunks
-        line_end = chunk[-1:] or line_end
+        last_line = chunk[chunk.rfind(b"\n") :]
+        line_end = last_line if last_line[:1] == b"\n" and last_line.isspace() else last_line[-1:] or line_end
 
 
-def _whole_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _shown(line: str) -> str:
+    """What may be told of a line above the first header, which may be as long as the file: its beginning, a header."""
+    return line[:_LINE_SHOWN] if (at := line.find(">")) < 0 else line[: min(at, _LINE_SHOWN)] + line[at:][:_LINE_SHOWN]
+
+
+def _whole_records(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Cuts text that begins with a header into blocks of whole records, each beginning with a header.
 
     A record is whole only when the next one begins or the file ends, so when reading fails the last one is not: it is
-    dropped before the error is raised on.
+    dropped before the error is raised on. One that does not end within `LONGEST_TEXT` bytes is yielded by itself and
+    marked: only its beginning, since it may be larger than memory.
     """
     text = bytearray()
     searched = 0
+    passing_over = False
     try:
         for chunk in chunks:
             text += chunk
-            if len(text) >= BLOCK_BYTES:
+            if passing_over:
+                begin = text.find(_NEXT_HEADER)
+                # The last byte may be the line end before a header.
+                del text[: begin + 1 if begin >= 0 else -1]
+                passing_over = begin < 0
+            if not passing_over and len(text) >= BLOCK_BYTES:
                 cut = text.rfind(_NEXT_HEADER, searched)
                 # One record can be longer than a block.
                 searched = max(0, len(text) - 1)
                 if cut >= 0:
                     with memoryview(text) as view:
                         whole = bytes(view[: cut + 1])
-                    yield whole
+                    yield whole, False
                     del text[: cut + 1]
                     searched = 0
+                if len(text) > LONGEST_TEXT:
+                    yield bytes(text[:BLOCK_BYTES]), True
+                    del text[:-1]
+                    searched, passing_over = 0, True
+    except TrailingData:
+        if not passing_over:
+            yield bytes(text), False
+        raise
     except DAMAGE:
         cut = text.rfind(_NEXT_HEADER)
         if cut >= 0:
-            yield bytes(text[: cut + 1])
+            yield bytes(text[: cut + 1]), False
         raise
-    if text:
-        yield bytes(text)
+    if text and not passing_over:
+        yield bytes(text), False
 
 
 def _read_block(file: str, first_position: int, text: bytes, cuts: list[int], policy: ResiduePolicy) -> RecordBlock:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 import pyarrow as pa
 from Bio import SeqIO
@@ -35,6 +35,24 @@ class _Entry(NamedTuple):
     wrong: tuple[Reason, str] | None = None
 
 
+class _Lines(Iterator[AnyStr]):
+    """A file for Biopython to read, line by line, without the blank ones, at which its parsers give up."""
+
+    def __init__(self, lines: Iterable[AnyStr], end: AnyStr) -> None:
+        self._lines: Iterator[AnyStr] = (line for line in lines if line.strip())
+        self._end: AnyStr = end
+
+    def __next__(self) -> AnyStr:
+        return next(self._lines)
+
+    def readline(self) -> AnyStr:
+        return next(self._lines, self._end)
+
+    def read(self, size: int = -1) -> AnyStr:
+        """No more than a line. Of size 0 it tells whether this is text."""
+        return self.readline() if size else self._end
+
+
 def other_block_tasks(path: str | os.PathLike[str], kind: Kind, policy: ResiduePolicy) -> Iterator[BlockTask]:
     """Yields the tasks that make a file's blocks of records, as `fasta.block_tasks` does for FASTA.
 
@@ -44,9 +62,9 @@ def other_block_tasks(path: str | os.PathLike[str], kind: Kind, policy: ResidueP
     position = 0
     error = None
     with open_bytes(path) as stream:
-        is_xml = kind.parser == "uniprot-xml"
-        handle = stream if is_xml else io.TextIOWrapper(stream, "utf-8-sig", "backslashreplace")  # type: ignore[type-var]
-        entries = (_entry(record, kind) for record in SeqIO.parse(handle, kind.parser))
+        text = io.TextIOWrapper(stream, "utf-8-sig", "backslashreplace")  # type: ignore[type-var]
+        lines = _Lines(text, "") if kind.parser != "uniprot-xml" else _Lines(map(str.encode, text), b"")
+        entries = (_entry(record, kind) for record in SeqIO.parse(lines, kind.parser))
         while error is None:
             batch, error = _next_batch(entries)
             if batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +16,9 @@ from esmflow.inputs.records import BlockTask, RecordBlock, file_row
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.inputs.streams import DAMAGE, first_bytes, is_fasta, is_table
-from esmflow.inputs.tables import annotation_columns, table_block_tasks
+from esmflow.inputs.tables import annotation_columns, table_block_tasks, vector_columns
+
+log = logging.getLogger(__name__)
 
 
 def input_tasks(path: str | os.PathLike[str], policy: ResiduePolicy, id_rule: str = FIRST_WORD) -> Iterator[BlockTask]:
@@ -53,4 +56,6 @@ def annotation_names(inputs: Iterable[InputFile]) -> list[str]:
             # ValueError: no Parquet, says Arrow.
             with suppress(*DAMAGE, ValueError):
                 names |= dict.fromkeys(annotation_columns(file.path))
+                if vectors := vector_columns(file.path):
+                    log.warning("%s: no annotations, since they hold vectors: %s", file.path, ", ".join(vectors))
     return list(names)

@@ -95,12 +95,13 @@ class RecordBlock:
 BlockTask = Callable[[], RecordBlock]
 
 
-def file_row(file: str, position: int, reason: Reason, detail: str) -> RecordBlock:
-    """A rejected row about a file as a whole, as a block of its own."""
-    nothing = pa.array([""], pa.string())
-    return RecordBlock.of(
-        file, position, nothing, nothing, Normalised(b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
-    )
+def file_row(
+    file: str, position: int, reason: Reason, detail: str, identifier: str = "", description: str = ""
+) -> RecordBlock:
+    """A rejected row, about a file as a whole or a record that is not read, as a block of its own."""
+    ids, descriptions = (pa.array([text], pa.string()) for text in (identifier, description))
+    nothing = Normalised(b"", np.zeros(1, np.int64), {0: reason}, {0: detail})
+    return RecordBlock.of(file, position, ids, descriptions, nothing)
 
 
 def printable(title: bytes) -> str:

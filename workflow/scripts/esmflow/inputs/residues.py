@@ -26,7 +26,10 @@ DIGEST_BYTES = 16
 # A protein of this many residues that is spelled with nucleotide letters only is a nucleotide sequence.
 _NUCLEOTIDE_MIN_LENGTH = 60
 _NUCLEOTIDES = b"ACGTUN"
-_IS_NUCLEOTIDE = np.isin(np.arange(256), list(_NUCLEOTIDES))
+# With codes for several nucleotides (IUPAC) among its letters it must have all four, as hardly a protein has.
+_NUCLEOTIDE_CODES = _NUCLEOTIDES + b"RYSWKMBDHV"
+_IS_NUCLEOTIDE_CODE = np.isin(np.arange(256), list(_NUCLEOTIDE_CODES))
+_FEWEST_PLAIN, _FEWEST_OF_EACH = 0.9, 0.05
 
 # Gaps of alignments. They have tokens, but a protein has none of them.
 GAPS = "-."
@@ -126,8 +129,8 @@ def normalise(
     for i in np.flatnonzero(lengths == 0).tolist():
         reject(i, Reason.EMPTY_SEQUENCE, "no residues")
     if policy.nucleotides == "reject":
-        for i in _nucleotides(residues, kept):
-            reject(i, Reason.NUCLEOTIDE_SEQUENCE, f"{lengths[i]} letters, all of them A, C, G, T, U or N")
+        for i, spelled in _nucleotides(residues, kept):
+            reject(i, Reason.NUCLEOTIDE_SEQUENCE, f"{lengths[i]} letters, all of them {spelled}")
     if policy.max_residues is not None:
         for i in np.flatnonzero(lengths > policy.max_residues).tolist():
             if i not in reasons:
@@ -166,8 +169,8 @@ def _with_changes(residues: bytes, lengths: np.ndarray, changed: dict[int, bytes
     return b"".join([*pieces, residues[done:]]), lengths
 
 
-def _nucleotides(residues: bytes, lengths: np.ndarray) -> list[int]:
-    """Which sequences are long enough and spelled with nucleotide letters only."""
+def _nucleotides(residues: bytes, lengths: np.ndarray) -> Iterator[tuple[int, str]]:
+    """Which sequences are of nucleotides for certain, and what their letters are, in words."""
     letters = np.frombuffer(residues, np.uint8)
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -176,8 +179,16 @@ def _nucleotides(residues: bytes, lengths: np.ndarray) -> list[int]:
     for offset in range(_NUCLEOTIDE_MIN_LENGTH):
         if not len(candidates):
             break
-        candidates = candidates[_IS_NUCLEOTIDE[letters[starts[candidates] + offset]]]
-    return [i for i in candidates.tolist() if not residues[starts[i] : ends[i]].translate(None, _NUCLEOTIDES)]
+        candidates = candidates[_IS_NUCLEOTIDE_CODE[letters[starts[candidates] + offset]]]
+    for i in candidates.tolist():
+        sequence = residues[starts[i] : ends[i]]
+        if not sequence.translate(None, _NUCLEOTIDES):
+            yield i, "A, C, G, T, U or N"
+        elif not sequence.translate(None, _NUCLEOTIDE_CODES):
+            a, c, g, t, u, n = map(sequence.count, _NUCLEOTIDES)
+            plain, fewest = a + c + g + t + u + n, min(a, c, g, t + u)
+            if plain >= _FEWEST_PLAIN * lengths[i] and fewest >= _FEWEST_OF_EACH * lengths[i]:
+                yield i, "A, C, G, T, U, N or codes for several of them"
 
 
 def _normalise_text(body: bytes, policy: ResiduePolicy) -> tuple[bytes, int, Reason | None, str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esmflow.errors import EsmflowError
-from esmflow.files import safe_name
-from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows
+from esmflow.files import safe_name, shortened
+from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows, repeated_column
 from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
 
 # What Snakemake would replace in a file's name.
+# File systems allow 255 bytes, of which `_ESM.pt` needs seven.
+_LONGEST_STEM = 248
 _WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
 
 
@@ -156,6 +158,8 @@ def _read_sheet(path: str) -> list[InputFile]:
             f"{path}: needs the tab-separated columns sample and fasta; its first line has: "
             f"{', '.join(columns) or 'none'}"
         )
+    if repeated := repeated_column(columns):
+        raise InputError(f"{path}: its column {repeated} is there twice; rename or remove one")
     lines = [(line, dict.fromkeys(columns, "") | dict(zip(columns, cells))) for line, cells in rows[1:]]
     lines = [(n, row) for n, row in lines if (row["sample"] or row["fasta"]) and not row["sample"].startswith("#")]
     if not lines:
@@ -234,6 +238,9 @@ def _fasta_files(folder: str) -> list[str]:
 
 
 def fasta_stem(path: str | os.PathLike[str]) -> str:
-    """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`."""
+    """The file's name without its compression and FASTA suffixes: `a/b.faa.gz` gives `b`.
+
+    Shortened where there would be no room for the suffix of an output.
+    """
     name = without_compression(path)
-    return name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name
+    return shortened(name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name, _LONGEST_STEM)

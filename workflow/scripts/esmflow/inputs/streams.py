@@ -8,16 +8,26 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TABLE_SUFFIXES = (".parquet", ".tsv", ".csv")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _MAGIC = ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\0", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst"))
 _MAGIC_BYTES = 6
+
+
+class TrailingData(OSError):
+    """Compressed data, all of which has been read, is followed by something else. The message says by what."""
+
+
 # What a damaged or mislabelled compressed file raises while it is read.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+LONGEST_TEXT = 10_000_000
+"""Bytes of one record, or of one line of a table: what goes on for longer is no protein, and may be without an end."""
 
 _CHUNK_BYTES = 1 << 18
 _HEAD_BYTES = 4096
@@ -51,6 +61,50 @@ def _compression(path: str | os.PathLike[str], head: bytes) -> str:
     return found or os.path.splitext(path)[1].lower()
 
 
+class _Parts(io.RawIOBase):
+    """What a file holds whose parts were compressed one by one and joined.
+
+    Python's own readers of bzip2 and xz end without a word where something follows that is not compressed.
+    """
+
+    def __init__(
+        self, raw: io.BufferedReader, begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
+    ) -> None:
+        self._raw, self._begin = raw, begin
+        self._part = begin()
+        self._parts_read, self._is_new = 0, True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        found = b""
+        while not found:
+            data = b""
+            if self._part.eof:
+                # Parts may be padded with zeros.
+                data = self._part.unused_data.lstrip(b"\0")
+                while not data and (data := self._raw.read1(_CHUNK_BYTES)):
+                    data = data.lstrip(b"\0")
+                if not data:
+                    return 0
+                self._part = self._begin()
+                self._parts_read, self._is_new = self._parts_read + 1, True
+            elif self._part.needs_input:
+                data = self._raw.read1(_CHUNK_BYTES)
+            try:
+                if not data and self._part.needs_input:
+                    raise EOFError("the compressed data ends before its end marker")
+                found = self._part.decompress(data, len(target))
+            except DAMAGE as error:
+                if not self._parts_read or not self._is_new:
+                    raise
+                raise TrailingData(f"what follows is not compressed like what is before it ({error})") from error
+            self._is_new &= not found
+        target[: len(found)] = found
+        return len(found)
+
+
 @contextmanager
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     """Opens a file for reading, decompressed. Raises OSError if it is not there or may not be read."""
@@ -60,9 +114,9 @@ def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
         if compression == ".gz":
             stream = gzip.GzipFile(fileobj=raw, mode="rb")
         elif compression == ".bz2":
-            stream = bz2.BZ2File(raw, "rb")
+            stream = io.BufferedReader(_Parts(raw, bz2.BZ2Decompressor), _CHUNK_BYTES)
         elif compression == ".xz":
-            stream = lzma.LZMAFile(raw, "rb")
+            stream = io.BufferedReader(_Parts(raw, lzma.LZMADecompressor), _CHUNK_BYTES)
         elif compression == ".zst":
             # Arrow's reader notices a truncated file; the zstandard package's takes it for a whole one. Imported here,
             # since a dry run imports this module, where there may be nothing but Snakemake.
@@ -84,7 +138,7 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
         size = _CHUNK_BYTES if isinstance(stream, io.BufferedIOBase) else _ARROW_CHUNK_BYTES
         start, held = b"", b""
         at_start = True
-        while chunk := stream.read1(size):
+        while chunk := _read(stream, size, is_first=at_start and not start):
             if at_start:
                 start += chunk
                 if len(start) < len(BYTE_ORDER_MARK):
@@ -100,6 +154,17 @@ def text_chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if held:
             yield b"\n"
+
+
+def _read(stream: io.BufferedIOBase, size: int, is_first: bool) -> bytes:
+    """Some of what is left."""
+    try:
+        return stream.read1(size)
+    except gzip.BadGzipFile as error:
+        # The other message of that error is about a checksum.
+        if is_first or "Not a gzipped file" not in str(error):
+            raise
+        raise TrailingData(f"what follows is not compressed by gzip ({error})") from error
 
 
 def first_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +16,18 @@ import pyarrow.parquet as pq
 
 from esmflow.failures import Reason
 from esmflow.inputs.columns import (
-    DELIMITERS,
     DESCRIPTION,
     ID,
     SEQUENCE,
     Row,
     TableError,
     check_columns,
-    read_rows,
     table_columns,
+    table_rows,
 )
 from esmflow.inputs.records import BlockTask, RecordBlock, file_row, printable
 from esmflow.inputs.residues import ResiduePolicy, normalise
-from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
+from esmflow.inputs.streams import DAMAGE, suffix
 
 _READ = (ID, SEQUENCE, DESCRIPTION)
 _BATCH_ROWS = 2048
@@ -34,16 +35,25 @@ _BATCH_BYTES = 1 << 20
 
 
 def annotation_columns(path: str) -> list[str]:
-    """The columns of a table that say more about its records: all but those that are read, and lists and bytes."""
-    if suffix(path) != ".parquet":
-        return [name for name in dict.fromkeys(table_columns(path)) if name and name not in _READ]
-    fields = pq.read_schema(path)
-    plain = [f.name for f in fields if not pa.types.is_nested(f.type) and not _is_bytes(f.type)]
-    return [name for name in plain if name not in _READ]
+    """The columns of a table that say more about its records: all but those that are read, and vectors."""
+    vectors = vector_columns(path)
+    return [name for name in table_columns(path) if name and name not in (*_READ, *vectors)]
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+def vector_columns(path: str) -> list[str]:
+    """The columns of a Parquet table that hold vectors, such as embeddings: too much for a manifest."""
+    return [field.name for field in pq.read_schema(path) if _is_vector(field.type)] if _is_parquet(path) else []
+
+
+def _is_parquet(path: str) -> bool:
+    return suffix(path) == ".parquet"
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and (
+        pa.types.is_floating(kind.value_type) or _is_vector(kind.value_type)
+    )
 
 
 def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> Iterator[BlockTask]:
@@ -56,7 +66,7 @@ def table_block_tasks(path: str | os.PathLike[str], policy: ResiduePolicy) -> It
     check_columns(path)
     position = 0
     try:
-        for batch, wrong in _parquet_batches(file) if suffix(file) == ".parquet" else _text_batches(file):
+        for batch, wrong in _parquet_batches(file) if _is_parquet(file) else _text_batches(file):
             if len(batch):
                 yield partial(read_batch, file, position + 1, batch, wrong, policy)
             position += len(batch)
@@ -86,7 +96,7 @@ def _text_batches(path: str) -> Iterator[Batch]:
     places = {name: names.index(name) for name in names if name}
     rows: list[Row] = []
     size = 0
-    source = read_rows(text_chunks(path), DELIMITERS[suffix(path)])
+    source = table_rows(path)
     next(source, None)
     try:
         for row in source:
@@ -117,7 +127,7 @@ def read_batch(
 ) -> RecordBlock:
     """Rows with the columns `id`, `sequence` and perhaps `description`, as a block of records."""
     columns = dict(zip(batch.schema.names, batch.columns))
-    ids = _texts(file, ID, columns[ID])
+    ids = pc.utf8_trim_whitespace(_texts(file, ID, columns[ID]))
     nothing = pa.array([""] * len(batch), pa.string())
     descriptions = _texts(file, DESCRIPTION, columns[DESCRIPTION]) if DESCRIPTION in columns else nothing
     sequences = pa.concat_arrays([_cast(file, SEQUENCE, columns[SEQUENCE], pa.large_binary()).fill_null(b"")])
@@ -127,7 +137,7 @@ def read_batch(
     found = normalise(text, offsets[:-1], offsets[1:], line_ends, policy)
     for i, reason_and_detail in wrong.items():
         found.reasons[i], found.details[i] = reason_and_detail
-    others = {name: _texts(file, name, column) for name, column in columns.items() if name not in _READ}
+    others = {name: _spelled(column) for name, column in columns.items() if name not in _READ}
     return replace(RecordBlock.of(file, first_position, ids, descriptions, found), annotations=others)
 
 
@@ -136,6 +146,28 @@ def _cast(file: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array
         return column.cast(kind)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise TableError(f"{file}: its column {name} is of type {column.type}; it must hold text") from error
+
+
+def _spelled(column: pa.Array) -> pa.StringArray:
+    """An annotation as text: lists and structs in JSON, all else as Arrow or else Python writes it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        if pa.types.is_nested(column.type):
+            spell: Callable[[Any], str] = partial(json.dumps, ensure_ascii=False, default=_in_json)
+        elif pa.types.is_duration(column.type):
+            # Arrow would write a number, without its unit.
+            spell = str
+        else:
+            return _texts("", "", column)
+    except TableError:
+        spell = str
+    values = column.to_pylist()
+    return _texts("", "", pa.array(["" if value is None else spell(value) for value in values], pa.string()))
+
+
+def _in_json(value: Any) -> str:
+    return printable(value) if isinstance(value, bytes) else str(value)
 
 
 def _texts(file: str, name: str, column: pa.Array) -> pa.StringArray:

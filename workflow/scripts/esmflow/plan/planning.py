@@ -31,6 +31,7 @@ from esmflow.plan.shards import list_shards, read_shard
 from esmflow.plan.spot_check import Candidates, write_candidates
 from esmflow.store.lookup import StoredSequences, stored_otherwise
 from esmflow.store.segments import Store
+from esmflow.text import record_name
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def _log_rejected(block: RecordBlock, before: int) -> None:
     """Logs the rejected records of a block, of which `before` others have been rejected before it."""
     room = max(0, _REJECTIONS_LOGGED - before)
     for record in itertools.islice(block.rejected(), room):
-        where = f"{record.file}, record {record.position} ({record.id or 'no id'})"
+        where = record_name(record.file, record.position, record.id)
         log.info("rejected %s: %s: %s", where, record.reason, record.detail)
     if 0 < room < len(block.reasons):
         log.info("further rejected records are not logged here; the manifest has them all")

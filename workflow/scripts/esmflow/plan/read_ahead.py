@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from esmflow.errors import EsmflowError
-from esmflow.workers.lifetime import die_with_parent
+from esmflow.workers.lifetime import DEFERRED_SIGNALS, die_with_parent
 
 Label = TypeVar("Label")
 Result = TypeVar("Result")
@@ -60,5 +60,6 @@ def run_in_order(tasks: Iterable[tuple[Label, Callable[[], Result]]], workers: i
 
 def _start_worker(parent: int) -> None:
     die_with_parent(parent)
-    # Ctrl-C is the parent's to deal with.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both reach every process of a step, and are the parent's to deal with.
+    for number in DEFERRED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -50,8 +50,8 @@ def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
     if certificate and certificate.passed and certificate.outputs:
         cosine = min(output.cosine_min for output in certificate.outputs.values())
         sentences.append(
-            f"Embeddings of {plural(len(certificate.sequences), 'sequence')} were computed again with fair-esm's own "
-            f"model in fp32; the lowest cosine similarity was {cosine:.6f}."
+            f"Embeddings of {plural(certificate.verified_sequences(), 'sequence')} were computed again with fair-esm's "
+            f"own model in fp32; the lowest cosine similarity was {cosine:.6f}."
         )
     return " ".join(sentences)
 

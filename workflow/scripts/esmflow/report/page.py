@@ -156,7 +156,6 @@ def key_numbers(files: RunFiles, counts: ManifestCounts) -> list[tuple[str, str,
     if files.certificate is None:
         numbers.append(("Certificate", "none", "verification was off"))
     else:
-        numbers.append(
-            ("Certificate", files.certificate.verdict, f"by {plural(len(files.certificate.sequences), 'sequence')}")
-        )
+        verified = plural(files.certificate.verified_sequences(), "sequence")
+        numbers.append(("Certificate", files.certificate.verdict, f"by {verified}"))
     return numbers

@@ -21,7 +21,7 @@ from esmflow.report.manifest_counts import LONGEST, ManifestCounts
 from esmflow.report.methods import REFERENCES, methods_paragraph
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
-from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plural, span
+from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plural, shown, span
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
@@ -143,12 +143,12 @@ def failures(files: RunFiles, counts: ManifestCounts) -> Section:
     tables = []
     for reason, number in counts.reasons.most_common():
         first = counts.first[reason]
-        shown = f", the first {len(first)}" if number > len(first) else ""
+        part = f", the first {len(first)}" if number > len(first) else ""
         tables.append(
             Table(
-                f"{reason}: {plural(number, 'record')}{shown}",
+                f"{reason}: {plural(number, 'record')}{part}",
                 ("file", "record", "id", "detail"),
-                [(entry.file, f"{entry.record:,}", entry.id, entry.detail) for entry in first],
+                [(entry.file, f"{entry.record:,}", shown(entry.id), entry.detail) for entry in first],
                 note=f"What to do: {REMEDY[Reason(reason)]}.",
                 folded=len(counts.reasons) > 4,
             )
@@ -238,6 +238,7 @@ def certificate(files: RunFiles, counts: ManifestCounts) -> Section:
     verdict = f"{found.verdict.capitalize() if found.passed else found.verdict.upper()}{remarks[found.passed]}"
     note = f"{verdict}. {plural(found.computed_again, 'sequence')} computed again with {found.verified_with}"
     note += f", {found.verified_before:,} verified by an earlier run." if found.verified_before else "."
+    note += f" Not verified: {in_words(found.not_verified)}." if found.not_verified else ""
     tables = []
     if found.problems:
         problems = {"problem": lambda problem: problem}

@@ -18,7 +18,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,15 @@ class SlotLease:
         """Keeps the lock file young, so that cleaners of old files leave it alone; called about once a second.
 
         If it was removed all the same, makes and locks it again and says so. Between the two another job may have
-        leased the slot, which cannot be undone: that is said once.
+        leased the slot, which cannot be undone: that is said once. Nothing that becomes of the file ends the job.
         """
         descriptor = self._descriptors[-1]
         try:
             os.utime(descriptor)
-        except PermissionError:
-            # Another user's. Reading is all that is allowed, and shows in its time of access.
-            os.pread(descriptor, 1, 0)
+        except OSError:
+            # Another user's, most often. Reading is all that is allowed, and shows in its time of access.
+            with suppress(OSError):
+                os.pread(descriptor, 1, 0)
         if _is_at(self._path, descriptor):
             return
         try:
@@ -221,14 +222,18 @@ def _try_lock(path: Path) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A cleaner may have removed the file between opening and locking: then the lock is on a file nobody else sees.
-        if _is_at(path, descriptor):
-            return descriptor
     except BlockingIOError:
-        pass
-    except BaseException:
         os.close(descriptor)
-        raise
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise SlotError(
+            f"slot_lock_folder: {path} cannot be locked ({error}); name a folder local to each node, on a file system "
+            "with locks"
+        ) from error
+    # A cleaner may have removed the file between opening and locking: then the lock is on a file nobody else sees.
+    if _is_at(path, descriptor):
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -263,6 +268,11 @@ def _open_lock_file(path: Path) -> int:
     else:
         if isinstance(last, FileNotFoundError):
             raise last
+        if not os.path.lexists(path):
+            raise SlotError(
+                f"slot_lock_folder: no lock file can be made in {path.parent} ({last}); name a folder local to each "
+                "node in which every user may write"
+            )
         raise SlotError(f"{path} cannot be opened as a lock file ({last}); ask its owner to remove it")
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -298,6 +308,8 @@ def _read_holder(path: Path) -> str:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
             holder = json.loads(handle.read(_HOLDER_BYTES))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-        return one_line(f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}")
+        told = one_line(f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}")
+        # Whoever waits sees it on a terminal, which would obey what another user's job put there.
+        return "".join(letter for letter in told if letter.isprintable())
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "an unknown process"

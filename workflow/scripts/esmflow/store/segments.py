@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from esmflow.arrays import Array
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
-from esmflow.files import from_json, read_json, write_json
+from esmflow.files import from_json, open_to_others, read_json, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
 from esmflow.store import SEGMENT_SUFFIX
@@ -61,6 +61,10 @@ class Segment:
         """Where each sequence's rows begin in an array: int64 `[N + 1]`."""
         return Array.named(name).offsets(self.lengths)
 
+    def sequences(self) -> set[bytes]:
+        """The digests of the shard that it stands for: of its sequences and of those that have failed."""
+        return {*map(bytes, self.digests), *(bytes.fromhex(failure.digest) for failure in self.failures)}
+
 
 class Store:
     """The segments of one fingerprint in a store folder, which many runs and projects may share."""
@@ -72,7 +76,9 @@ class Store:
 
     def create(self) -> None:
         """Makes the folder, with a file that says in words what the fingerprint stands for."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            open_to_others(self.folder)
         description = self.folder / "fingerprint.json"
         if not description.exists():
             write_json(description, self.description.__dict__)
@@ -92,7 +98,7 @@ class Store:
         One that is there already stays, whole as it is, if it lacks nothing: another run may have it open, which not
         every network file system forgives.
         """
-        there = self.find(name, check=True)
+        there = self.find(name, check=True, of=segment.sequences())
         if there is not None and (not there.failures or len(there) > len(segment)):
             log.info("%s: written meanwhile by another run; kept", self.path(name))
             return self.path(name)
@@ -137,25 +143,35 @@ class Store:
         """
         return read_segment(self.path(name), self.fingerprint, check=check)
 
-    def find(self, name: str, *, check: bool) -> Segment | None:
-        """The segment of this name if it is there and whole, as `read` checks it. One that is damaged is set aside."""
+    def find(self, name: str, *, check: bool, of: Set[bytes] | None = None) -> Segment | None:
+        """The segment of this name if it is there and whole, as `read` checks it. One that is damaged is set aside.
+
+        of: the digests of the shard that it must stand for; under the name of another it is as good as damaged.
+        """
+        path = self.path(name)
         try:
-            return self.read(name, check=check)
+            return self._read_of(path, check, of)
         except DamagedSegmentError as error:
             log.warning("%s; its sequences will be computed again", error)
-            self._set_aside(self.path(name))
+            self._set_aside(path, of)
         except SegmentError as error:
-            if self.path(name).exists():
+            if path.exists():
                 log.warning("%s; its sequences will be computed again", error)
         return None
 
-    def _set_aside(self, path: Path) -> None:
+    def _read_of(self, path: Path, check: bool, of: Set[bytes] | None) -> Segment:
+        segment = read_segment(path, self.fingerprint, check=check)
+        if of is not None and segment.sequences() != of:
+            raise DamagedSegmentError(f"{path}: holds other sequences than those it is named after")
+        return segment
+
+    def _set_aside(self, path: Path, of: Set[bytes] | None) -> None:
         """Renames a damaged segment, so that it is never looked at again but can still be examined."""
         aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
         try:
             os.rename(path, aside)
             # Another run may have noticed too, and have put a new segment there just before the rename.
-            read_segment(aside, self.fingerprint, check=True)
+            self._read_of(aside, True, of)
             os.rename(aside, path)
         except FileNotFoundError:
             pass

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esmflow.files import JsonFile
+from esmflow.text import in_words, record_name
 from esmflow.verify.agreement import Agreement, Limits
 
 _PROBLEMS = 3
@@ -60,7 +61,7 @@ class VerifiedSequence:
     @property
     def name(self) -> str:
         """For a person."""
-        return f"{self.file}, record {self.record} ({self.id})"
+        return record_name(self.file, self.record, self.id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ class Certificate(JsonFile):
     read_from: the format that the sample was read back from, or `store`. sample, seed: as configured. limits: by
     precision. computed_again, verified_before, files_checked: how many sequences were computed by this run, how many by
     an earlier one with the numbers that the store still has, and for how many the files were held against the store.
-    not_computed: how many of the sample do not fit into memory. outputs: by array.
+    not_computed: how many of the sample do not fit into memory. outputs: by array. not_verified: the arrays of which
+    there was none to compare, as maps of contacts may not fit into memory.
     """
 
     passed: bool | None
@@ -99,6 +101,7 @@ class Certificate(JsonFile):
     model_load_seconds: float = 0.0
     seconds: float = 0.0
     outputs: dict[str, OutputAgreement] = field(default_factory=dict)
+    not_verified: tuple[str, ...] = ()
     sequences: tuple[VerifiedSequence, ...] = ()
 
     def __post_init__(self) -> None:
@@ -114,7 +117,12 @@ class Certificate(JsonFile):
             counts += [f"{self.verified_before} verified by an earlier run"]
         cosine = min(output.cosine_min for output in self.outputs.values())
         error = max(output.relative_error_max for output in self.outputs.values())
-        return f"{verdict}{', '.join(counts)}: lowest cosine {cosine:.6f}, largest relative error {error:.1e}"
+        unseen = f"; not verified: {in_words(self.not_verified)}" if self.not_verified else ""
+        return f"{verdict}{', '.join(counts)}: lowest cosine {cosine:.6f}, largest relative error {error:.1e}{unseen}"
+
+    def verified_sequences(self) -> int:
+        """How many sequences were held against fair-esm's, by this run or before it."""
+        return sum(bool(sequence.outputs) for sequence in self.sequences)
 
     def problem_lines(self) -> list[str]:
         """What is wrong with the embeddings, the first few things."""

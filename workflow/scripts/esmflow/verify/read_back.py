@@ -15,6 +15,7 @@ from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
 from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
+from esmflow.text import record_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Sampled:
     @property
     def name(self) -> str:
         """For a person."""
-        return f"{self.file}, record {self.record} ({self.id})"
+        return record_name(self.file, self.record, self.id)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from esmflow.files import from_json
+from esmflow.files import from_json, open_to_others
 from esmflow.store.segments import Store
 from esmflow.verify.agreement import Agreement
 
@@ -47,8 +47,12 @@ def read_verified(store: Store, numbers: Mapping[str, str]) -> dict[str, dict[st
         checksum, _, rest = text.partition(b" ")
         if checksum != _checksum(rest):
             continue
-        line = from_json(_Line, json.loads(rest))
-        if line.version == _VERSION and numbers.get(line.digest) == line.numbers:
+        content = json.loads(rest)
+        # Of another version it may look like anything.
+        if content.get("version") != _VERSION:
+            continue
+        line = from_json(_Line, content)
+        if numbers.get(line.digest) == line.numbers:
             found[line.digest] = line.agreements
     return found
 
@@ -60,9 +64,13 @@ def add_verified(store: Store, numbers: Mapping[str, str], agreements: Mapping[s
     for digest, agreement in agreements.items():
         rest = json.dumps(asdict(_Line(digest, numbers[digest], agreement))).encode()
         text += _checksum(rest) + b" " + rest + b"\n"
+    path = store.folder / VERIFIED_NAME
     try:
+        if not path.exists():
+            path.touch()
+            open_to_others(path)
         # In one call, so that on a local disk no other run's lines come between.
-        with open(store.folder / VERIFIED_NAME, "ab", buffering=0) as file:
+        with open(path, "ab", buffering=0) as file:
             file.write(text)
     except OSError as error:
         log.info("what was verified is not remembered: %s", error)

@@ -23,6 +23,7 @@ class Verdict:
     remedy: Remedy | None
     segments: tuple[str, ...]
     outputs: dict[str, OutputAgreement]
+    not_verified: tuple[str, ...]
     sequences: tuple[VerifiedSequence, ...]
 
 
@@ -61,6 +62,7 @@ def judge(
         remedy=_remedy(bool(common), bool(segments), bool(problems)),
         segments=tuple(segments),
         outputs=outputs,
+        not_verified=tuple(name for name in arrays if name not in outputs),
         sequences=sequences,
     )
 

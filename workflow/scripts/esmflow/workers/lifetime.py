@@ -16,6 +16,9 @@ import psutil
 TERMINATED_EXIT_STATUS = 128 + signal.SIGTERM
 """What a scheduler expects of a job that it asked to end: 143."""
 
+DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that reach every process of a job, and that its supervisor decides about."""
+
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
@@ -32,9 +35,13 @@ class Terminated(BaseException):
 
 
 def raise_when_terminated() -> None:
-    """From now on SIGTERM raises Terminated in the main thread, so that whatever is held is let go of."""
+    """From now on SIGTERM raises Terminated in the main thread, so that whatever is held is let go of.
+
+    Once: a scheduler may ask again while that is being done, and nothing must interrupt it.
+    """
 
     def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated("asked to end (SIGTERM); what is finished is kept")
 
     signal.signal(signal.SIGTERM, on_signal)
@@ -42,8 +49,15 @@ def raise_when_terminated() -> None:
 
 @contextmanager
 def when_terminated(action: Callable[[], None]) -> Iterator[None]:
-    """During the block SIGTERM runs `action` instead."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: action())
+    """During the block SIGTERM runs `action` instead; once it has, SIGTERM means nothing more."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal before
+        before = signal.SIG_IGN
+        action()
+
+    signal.signal(signal.SIGTERM, on_signal)
     try:
         yield
     finally:

@@ -14,13 +14,10 @@ from typing import Any
 
 from esmflow.failures import Reason
 from esmflow.logs import add_log_file
-from esmflow.workers.lifetime import die_with_parent
+from esmflow.workers.lifetime import DEFERRED_SIGNALS, die_with_parent
 from esmflow.workers.queue import FailedFile
 
 WorkerFunction = Callable[..., tuple[list[str], list[FailedFile]]]
-
-DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that are blocked while a worker's process starts, when they would end it."""
 
 
 class FileSubset:

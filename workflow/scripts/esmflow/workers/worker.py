@@ -16,7 +16,8 @@ from typing import Any
 
 from esmflow.failures import Reason, one_line
 from esmflow.logs import last_lines
-from esmflow.workers.process import DEFERRED_SIGNALS, Task, run_task
+from esmflow.workers.lifetime import DEFERRED_SIGNALS
+from esmflow.workers.process import Task, run_task
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from esmflow.method import LongSequences
 from esmflow.report.embedding_map import EmbeddingMap
-from esmflow.report.figures.style import NARROW, PALETTE, Figure, colour, cut, data_of, legend_of, short_path, styled
+from esmflow.report.figures.style import NARROW, PALETTE, Figure, colour, data_of, legend_of, short_path, styled
 from esmflow.report.manifest_counts import SampledRecord
+from esmflow.text import shown
 from esmflow.verify.certificate import Certificate
 
 MOST_POINTS_ON_A_PHONE = 2000
@@ -34,7 +35,7 @@ def certificate_figure(certificate: Certificate, long: LongSequences, width: int
             "length": long.embedded(entry.length),
             "distance": math.log10(max(1 - found.cosine, smallest)),
             "output": name,
-            "what": f"{cut(entry.id)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
+            "what": f"{shown(entry.id, 60)}\ncosine 1 − {max(1 - found.cosine, smallest):.1e}",
         }
         for entry in certificate.sequences
         for name, found in entry.outputs.items()
@@ -114,7 +115,7 @@ def map_figure(
             "x": x,
             "y": y,
             "value": value,
-            "what": f"{cut(record.id)}\n{record.length:,} residues\n{short_path(record.file)}",
+            "what": f"{shown(record.id, 60)}\n{record.length:,} residues\n{short_path(record.file)}",
         }
         for (x, y), record, value in zip(
             mapped.framed[::thinned].tolist(), sample[::thinned], colouring.values[::thinned]

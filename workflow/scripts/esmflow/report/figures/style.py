@@ -96,8 +96,3 @@ def short_path(path: str, parts: int = 1, letters: int = 40) -> str:
     """The end of a path that fits a legend."""
     name = "/".join(path.split("/")[-parts:])
     return name if len(name) <= letters else f"…{name[-letters:]}"
-
-
-def cut(text: str, letters: int = 60) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"
