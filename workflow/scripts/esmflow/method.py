@@ -186,27 +186,24 @@ def _shown(value: Any) -> str:
 _GELU = "GELU by tanh in bf16 and fp16 on a GPU, else by erf"
 _PACKED_AT_FIRST = f"packs without padding; rotary positions in fp32; {_GELU}; auto is fp16"
 _PACKED_NOW = (
-    f"packs without padding; rotary positions in fp32; {_GELU}; rotated queries and keys in fp16 where products are bf16; "
-    "auto is bf16"
+    f"packs without padding; rotary positions in fp32; {_GELU}; "
+    "rotated queries and keys in fp16 where products are bf16; auto is bf16"
 )
+_EIGHT_BITS = (
+    "packs without padding; rotary positions in fp32; GELU by tanh; layers' matrix products in 8 bits by row, rotated in "
+    "blocks of 64, means of typical proteins apart; the rest in fp16 on a GPU, else in fp32"
+)
+_REFERENCE = "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; auto is bf16"
 ARITHMETIC = {
     # What is computed in fp32 and fp16 has not changed since these words were true, and neither have they.
     ("packed", "fp32"): _PACKED_AT_FIRST,
     ("packed", "fp16"): _PACKED_AT_FIRST,
     ("packed", "bf16"): _PACKED_NOW,
     ("packed", "auto"): _PACKED_NOW,
-    (
-        "packed",
-        "int8",
-    ): "packs without padding; rotary positions in fp32; GELU by tanh; layers' matrix products in 8 bits "
-    "by row, rotated in blocks of 64, means of typical proteins apart; the rest in fp16 on a GPU, else in fp32",
-    **dict.fromkeys(
-        (("reference", precision) for precision in ("auto", "bf16", "fp16", "fp32")),
-        "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; auto is bf16",
-    ),
+    ("packed", "int8"): _EIGHT_BITS,
+    **dict.fromkeys((("reference", precision) for precision in ("auto", "bf16", "fp16", "fp32")), _REFERENCE),
 }
-"""How each engine computes in each precision, in words: part of the fingerprint, so that a change of method is a change of
-fingerprint."""
+"""How each engine computes in each precision, in words: part of the fingerprint, so a change of method changes it."""
 
 
 def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
