@@ -190,8 +190,8 @@ _PACKED_NOW = (
     "rotated queries and keys in fp16 where products are bf16; auto is bf16"
 )
 _EIGHT_BITS = (
-    "packs without padding; rotary positions in fp32; GELU by tanh; layers' matrix products in 8 bits by row, rotated in "
-    "blocks of 64, means of typical proteins apart; the rest in fp16 on a GPU, else in fp32"
+    "packs without padding; rotary positions in fp32; GELU by tanh; layers' matrix products in 8 bits by row, rotated "
+    "in blocks of 64, means of typical proteins apart; the rest in fp16 on a GPU, else in fp32"
 )
 _REFERENCE = "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; auto is bf16"
 ARITHMETIC = {

@@ -1,14 +1,14 @@
 """Matrix products of 8 bits: rows of what goes in and of the weights are rotated, then rounded to -127…127.
 
-A row `x` becomes integers and one scale, `max |x H| / 127`, and so does every row of a weight matrix `W`. H is a Hadamard
-matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what stands out in a
-few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, QuaRot, arXiv 2404.00456). Sums are
-exact, in 32-bit integers. Attention, norms, GELU and the residual stream stay in 16 bits, or 32 on a CPU.
+A row `x` becomes integers and one scale, `max |x H| / 127`, and so does every row of a weight matrix `W`. H is a
+Hadamard matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what stands
+out in a few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, QuaRot, arXiv 2404.00456).
+Sums are exact, in 32-bit integers. Attention, norms, GELU and the residual stream stay in 16 bits, or 32 on a CPU.
 
 What is the same in every token would be rounded the same way in every token, and a mean over residues does not average
-that out. So what goes into a product after a norm has its mean over typical proteins taken away first (it is part of the
-norm's bias), and the mean's own product, exact, is part of the matrix's bias. Any mean gives right results; this one
-gives small numbers to round.
+that out. So what goes into a product after a norm has its mean over typical proteins taken away first (it is part of
+the norm's bias), and the mean's own product, exact, is part of the matrix's bias. Any mean gives right results; this
+one leaves small numbers to round.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 class Rounding(NamedTuple):
     """What the products are made of, as kernels or in PyTorch.
 
-    quantise_norm: `(x, norm, epsilon, hadamard)`; quantise_rows: `(x, hadamard)`; multiply: `(rows, matrix, dtype, gelu)`;
+    quantise_norm: `(x, norm, epsilon, signs)`. quantise_rows: `(x, signs)`. multiply: `(rows, matrix, dtype, gelu)`.
     add_product: `(x, rows, matrix)`, in place. attend: `(rows, matrix, rotation, pack, dtype)`, attention from the rows
     that its product takes; None in PyTorch, which has a product and an attention for that.
     """
@@ -54,7 +54,7 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class EightBitOperations(Operations):
-    """Norms and attention as they were, products of 8 bits. signs: a Hadamard matrix by the width of what it rotates."""
+    """Attention as it was, products of 8 bits. signs: a Hadamard matrix by the width of what it rotates."""
 
     rounding: Rounding
     signs: dict[int, torch.Tensor]
@@ -227,7 +227,7 @@ def _rounded_layer(layer: LayerWeights, into_qkv: torch.Tensor, into_fc1: torch.
         qk_bias=torch.zeros_like(layer.qk_bias),
         out=_rounded(layer.out.t(), none, none),
         ffn_norm=layer.ffn_norm._replace(bias=layer.ffn_norm.bias - into_fc1),
-        fc1=_rounded(*layer.fc1, into_fc1),
+        fc1=_rounded(layer.fc1.weight, layer.fc1.bias, into_fc1),
         fc2=_rounded(layer.fc2.t(), none, none),
     )
 

@@ -39,7 +39,7 @@ class Norm(NamedTuple):
 
 
 class EightBitMatrix(NamedTuple):
-    """A rotated matrix, rounded: see `esmflow.engine.eight_bit`. weight: int8 `[out, in]`; scale, bias: fp32 `[out]`."""
+    """A matrix rotated and rounded by `engine.eight_bit`. weight: int8 `[out, in]`; scale, bias: fp32 `[out]`."""
 
     weight: torch.Tensor
     scale: torch.Tensor
