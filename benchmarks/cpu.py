@@ -30,7 +30,7 @@ ROUNDS = 3
 
 
 def measure(checkpoint: Path, size: str, residues: int, threads: int) -> dict[str, float]:
-    """Residues per second of each engine: the median of several rounds, taken in turns, since other work comes and goes."""
+    """Residues per second of each engine: the median of several rounds, in turns, since other work comes and goes."""
     torch.set_num_threads(threads)
     sequences = synthetic.sequences("proteome", residues)
     engine = PackedEngine.load(checkpoint, Outputs((synthetic.SIZES[size].layers,), ("mean",)), "fp32", "cpu")
@@ -81,10 +81,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     print(", ".join(f"{name} {found}" for name, found in surroundings("cpu").items()))
-    print(
-        f"\n{options.size}, fp32, residues/s\n\n| threads | packed | fair-esm | ratio | as many processes of one thread |"
-    )
-    print("|---|---|---|---|---|")
+    print(f"\n{options.size}, fp32, residues/s\n")
+    print("| threads | packed | fair-esm | ratio | as many processes of one thread |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Path(name) / f"{options.size}.safetensors"
         synthetic.write_converted(checkpoint, options.size, synthetic.random_tensors(options.size, "cpu"))

@@ -125,7 +125,8 @@ def plan(files: list[str], folder: Path) -> dict:
     )
     inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
     stems = [Path(file).stem for file in files]
-    params = SimpleNamespace(samples=stems, annotations=[()] * len(files), **config["params"])
+    cut = {"groups": GROUPS, "work": 0.0, "least": 0.0}
+    params = SimpleNamespace(samples=stems, annotations=[()] * len(files), groups=cut, **config["params"])
     settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
     job = SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES)
     step.plan(step.plan_settings(job))

@@ -107,4 +107,5 @@ def test_every_package_that_the_library_imports_is_a_dependency():
     imported = {canonicalize_name(name) for name in imported_packages(PROJECT / "workflow" / "scripts")}
     assert {"torch", "numpy", "pyarrow"} <= imported
     # Triton comes with torch's CUDA builds and is asked for only there; the tests have it for its interpreter.
-    assert imported - {"triton"} <= RUN.keys()
+    # FAISS is used where somebody has installed it.
+    assert imported - {"triton", "faiss"} <= RUN.keys()

@@ -1,3 +1,4 @@
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,12 @@ if not SCRIPTS.is_dir():
         workflow.source_path(f"../{name}")
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
+if (SCRIPTS / "esmflow").is_dir():
+    # The jobs' too: another version of the package may be installed, and would be found first. In an installed
+    # workflow the package is the library itself.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 from esmflow.checkpoint.sources import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs

@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-import time
 
-from esmflow.embedding.status import StatusError, is_over, read_status, status_lines
+from esmflow.embedding.status import StatusError, show_status
 
 
 def main() -> int:
@@ -13,18 +12,12 @@ def main() -> int:
     parser.add_argument("--watch", action="store_true", help="show it anew every few seconds until the run is over")
     parser.add_argument("--seconds", type=float, default=5.0, help="how often, with --watch (default: 5)")
     arguments = parser.parse_args()
-    while True:
-        try:
-            groups = read_status(arguments.results)
-        except StatusError as error:
-            print(error, file=sys.stderr)
-            return 1
-        if arguments.watch and sys.stdout.isatty():
-            print("\033[2J\033[H", end="")
-        print("\n".join(status_lines(groups)), flush=True)
-        if not arguments.watch or is_over(groups):
-            return 0
-        time.sleep(arguments.seconds)
+    try:
+        show_status(arguments.results, arguments.seconds if arguments.watch else None)
+    except StatusError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,16 @@ from esmflow.errors import EsmflowError
 
 T = TypeVar("T")
 
+_HERE = Path(__file__).resolve().parent
+PROJECT = _HERE / "project" if (_HERE / "project").is_dir() else _HERE.parents[2]
+"""The folder with workflow/, config/ and profiles/: around the library in a clone, inside it where it was installed."""
+
+
+def results_folder(folder: str | os.PathLike[str]) -> Path:
+    """The results of a run, given as themselves or as the folder that Snakemake works in, where they are `results`."""
+    given = Path(folder).expanduser()
+    return given / "results" if (given / "results").is_dir() and not (given / "plan").is_dir() else given
+
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:

@@ -26,6 +26,9 @@ OFFICIAL_MODELS = {
 }
 """The published checkpoints, from the smallest to the largest."""
 
+SIZES = {name.split("_")[2]: name for name in OFFICIAL_MODELS}
+"""The same by their size alone, `8M` to `15B`."""
+
 _WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 _REGRESSION_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{name}-contact-regression.pt"
 _PICKLE = b"\x80\x02"
@@ -42,8 +45,8 @@ class Place:
 
 
 def official_name(model: str) -> str:
-    """`facebook/esm2_…`, as the published models are called on Hugging Face, by fair-esm's name; others as they are."""
-    name = model.removeprefix("facebook/")
+    """The published models by fair-esm's name: `650M`, and `facebook/esm2_…` as on Hugging Face; others as they are."""
+    name = SIZES.get(model.upper(), model.removeprefix("facebook/"))
     return name if name in OFFICIAL_MODELS and not Path(model).exists() else model
 
 

@@ -14,7 +14,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, is_path, official_name
+from esmflow.checkpoint.sources import OFFICIAL_MODELS, SIZES, is_path, official_name
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -150,8 +150,8 @@ def _check_model(config: Mapping[str, Any]) -> None:
             )
             raise ConfigurationError(f"model: {model} does not exist; {hint}")
     elif model not in OFFICIAL_MODELS:
-        close = difflib.get_close_matches(model, OFFICIAL_MODELS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(OFFICIAL_MODELS)}"
+        close = difflib.get_close_matches(model, [*SIZES, *OFFICIAL_MODELS], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join([*SIZES, *OFFICIAL_MODELS])}"
         raise ConfigurationError(f"model: {model} is not an ESM-2 model and not a path; {hint}")
     if (config["engine"], config["precision"]) == ("reference", "int8"):
         raise ConfigurationError("precision: int8 is for engine: packed; for engine: reference take bf16, fp16 or fp32")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,6 +145,18 @@ def is_over(groups: Sequence[GroupStatus]) -> bool:
     """Whether no group will change any more unless somebody does something."""
     ended = (State.FINISHED, State.DIED, State.FAILED)
     return all(group.state in ended and not group.retried for group in groups)
+
+
+def show_status(results: str | os.PathLike[str], every_seconds: float | None = None) -> None:
+    """Prints the table; every so many seconds anew until the run is over, if that is given. Raises StatusError."""
+    while True:
+        groups = read_status(results)
+        if every_seconds and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        print("\n".join(status_lines(groups)), flush=True)
+        if not every_seconds or is_over(groups):
+            return
+        time.sleep(every_seconds)
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

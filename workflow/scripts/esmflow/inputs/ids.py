@@ -52,6 +52,11 @@ def renamed(block: RecordBlock, rule: str) -> RecordBlock:
     return replace(block, ids=pa.array(ids, pa.string()), descriptions=pa.array(headers, pa.string()))
 
 
+def accession(header: str) -> str:
+    """The accession in a header; nothing where there is none."""
+    return _found(_ACCESSION, header, ACCESSION)
+
+
 def _found(pattern: re.Pattern[str], header: str, rule: str) -> str:
     if rule != ACCESSION:
         found = pattern.search(header)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,12 @@ class ResiduePolicy:
     nucleotides: str = "reject"
     max_residues: int | None = None
     gaps: str = "reject"
+
+    @classmethod
+    def configured(cls, config: Mapping[str, Any]) -> ResiduePolicy:
+        """As a configuration has it."""
+        limit = config["max_residues"] if config["long_sequences"] == "reject" else None
+        return cls(config["invalid_residues"], config["nucleotide_sequences"], limit, config["gaps"])
 
     @property
     def letters(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from esmflow.files import atomic_path
+from esmflow.files import PROJECT, atomic_path
 from esmflow.report.drawing import draw, message, on_paper
 from esmflow.report.manifest_counts import ManifestCounts, count_manifest
 from esmflow.report.run_files import RunFiles, devices
@@ -21,7 +21,7 @@ from esmflow.text import duration, percent, plural
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).resolve().parents[3] / "report"
+TEMPLATES = PROJECT / "workflow" / "report"
 
 # Each figure is drawn for a screen or a sheet of paper, and for a phone; the page's style shows one of them.
 WIDTHS = {"wide": 840, "narrow": 350}
