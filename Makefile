@@ -2,14 +2,17 @@
 # make example      the same with labelled proteins, and learns from their embeddings
 # make test         sets everything up and runs the tests
 # make test-slurm   only those that start a Slurm of their own
+# make mutants      changes the code in small ways, and says which changes no test notices; ONLY=word tries some
 # make test-tools   with other tools, which it installs: transformers, scikit-bio, ProtSpace, Scanpy
 # make check        lint, format and types
 # make lock         resolves requirements.lock anew
 
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than there are processors, up to five: some tests wait for other processes.
+TESTERS := $(shell $(PYTHON) -c 'import os; print(min(5, 1 + len(os.sched_getaffinity(0))))')
 
-.PHONY: demo example test test-slurm test-tools check lock library.files clean
+.PHONY: demo example test test-slurm test-tools mutants check lock library.files clean
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "esmflow needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -28,7 +31,12 @@ example: .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python workflow/scripts/fetch_small_model.py --package --cache resources/models >/dev/null
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --durations 25
+
+# Not in CI: it takes a quarter of an hour.
+mutants: .venv/installed
+	@$(BIN)/python workflow/scripts/fetch_small_model.py --package --cache resources/models >/dev/null
+	$(BIN)/python tests/mutants.py --only "$(ONLY)"
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm

@@ -133,11 +133,12 @@ def compare(found: dict[str, object], expected: dict[str, object]) -> None:
             raise Difference(f"{name} differs")
 
 
-def prepare(folder: Path, seed: int, proteins: int) -> WorkflowRun:
+def prepare(folder: Path, seed: int, proteins: int, model: Path | None) -> WorkflowRun:
     """A run over made-up proteins: two files, two groups, and a shard every few proteins."""
     choose = random.Random(seed)
-    model: Path | str = _REAL_MODEL
-    if not _REAL_MODEL.exists():
+    if model is None and _REAL_MODEL.exists():
+        model = _REAL_MODEL
+    elif model is None:
         model = write_fair_esm(
             folder.parent / "model" / "made_up.pt", stored_tensors(random_model(layers=4, hidden=160))
         )
@@ -151,9 +152,11 @@ def prepare(folder: Path, seed: int, proteins: int) -> WorkflowRun:
     return run
 
 
-def start_over(run: WorkflowRun) -> None:
+def start_over(run: WorkflowRun, fetched: Path | None) -> None:
     for name in ("results", "logs", ".snakemake"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
+    if fetched is not None:
+        run.has_fetched(fetched)
 
 
 def run_undisturbed(run: WorkflowRun) -> dict[str, float]:
@@ -215,11 +218,16 @@ def run_again(run: WorkflowRun, trial: Trial) -> None:
 
 
 def kill_at_random(
-    folder: Path, count: int, seed: int, proteins: int, targets: tuple[str, ...] = TARGETS
+    folder: Path, count: int, seed: int, proteins: int, targets: tuple[str, ...] = TARGETS, model: Path | None = None
 ) -> list[Trial]:
-    """Makes `count` trials, the targets in turn. Raises Difference at the first that does not end as it should."""
+    """Makes `count` trials, the targets in turn. Raises Difference at the first that does not end as it should.
+
+    model: with what the rule `model` makes of it beside it, so that trials start from there.
+    """
     choose = random.Random(seed)
-    run = prepare(folder, seed, proteins)
+    run = prepare(folder, seed, proteins, model)
+    fetched = None if model is None else model.parent
+    start_over(run, fetched)
     print(f"model {run.config['model']}, {proteins} proteins, seed {seed}", flush=True)
     seconds = run_undisturbed(run)
     expected = outputs(run)
@@ -230,7 +238,7 @@ def kill_at_random(
     )
     trials = []
     for number in range(count):
-        start_over(run)
+        start_over(run, fetched)
         target = targets[number % len(targets)]
         # Not to the very end: this run may be quicker than the undisturbed one.
         trial = Trial(target, choose.uniform(0.0, 0.8 * seconds[target]), hit=False)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from esmflow.checkpoint.convert import convert_checkpoint
+from esmflow.checkpoint.fetch import ModelSettings, fetch_model
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import Fingerprint
@@ -163,3 +164,20 @@ def write_converted(path: Path, model: esm.ESM2) -> Path:
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Of whole arrays, in the Euclidean norm."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def fetch(model: Path, folder: Path) -> Path:
+    """Does what a run's rule `model` does, with its results in `folder`. Returns the converted checkpoint."""
+    checkpoint = folder / "checkpoint.safetensors"
+    fetch_model(
+        ModelSettings(
+            model=str(model),
+            folder=None,
+            download=False,
+            layers=[-1],
+            include=["mean"],
+            checkpoint=str(checkpoint),
+            info=str(folder / "model.json"),
+        )
+    )
+    return checkpoint

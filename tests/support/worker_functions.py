@@ -13,6 +13,9 @@ import time
 
 from esmflow.embedding.worker import process_esm_files_worker
 from esmflow.failures import Reason
+from esmflow.store.segments import Store
+from esmflow.verify.agreement import Agreement
+from esmflow.verify.remembered import add_verified
 from esmflow.workers.process import FileSubset
 from esmflow.workers.queue import FailedFile
 
@@ -227,3 +230,11 @@ def waits_once(file_subset, device_id, *, slow, path):
             time.sleep(0.02)
         file_subset.done(file, device_id)
     return [], []
+
+
+def remembers(folder, method, numbers):
+    """No worker: what a run does when it has verified sequences."""
+    store = Store(folder, method)
+    for number in numbers:
+        digest = f"{number:032x}"
+        add_verified(store, {digest: f"{number:016x}"}, {digest: {"mean_layer6": Agreement(1.0, 0.0, 1.0)}})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+from functools import partial
 from pathlib import Path
 
 import pytest
+from made_up import fetch, random_model, stored_tensors, write_fair_esm
 from workflow_run import WorkflowRun
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -21,18 +23,39 @@ def short_proteins() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def small_run(tmp_path, real_model_folder, short_proteins):
-    """Makes a run over the first proteins of the sample, cut into files."""
+def small_run(tmp_path, real_model_folder, real_checkpoint, short_proteins):
+    """Makes a run over the first proteins of the sample, cut into files; the real model has been converted already."""
+    return partial(_make_run, tmp_path, real_model_folder, real_checkpoint.parent, short_proteins)
 
-    def make(proteins: int, files: int = 1, folder: str = "run", **config) -> WorkflowRun:
-        run = WorkflowRun(tmp_path / folder, **{"model": real_model_folder, **config})
-        chosen = short_proteins[:proteins]
-        names = {}
-        for number in range(files):
-            part = chosen[number::files]
-            (run.folder / f"part{number}.faa").write_text("".join(f">{h}\n{s}\n" for h, s in part))
-            names[f"part{number}"] = f"part{number}.faa"
-        run.write_samples(names)
-        return run
 
-    return make
+@pytest.fixture(scope="session")
+def made_up_model(tmp_path_factory) -> Path:
+    """A checkpoint of two narrow layers with random weights, and beside it what the rule `model` makes of it."""
+    path = tmp_path_factory.mktemp("made_up") / "made_up.pt"
+    write_fair_esm(path, stored_tensors(random_model(2, 32, 2)))
+    fetch(path, path.parent)
+    return path
+
+
+@pytest.fixture
+def quick_run(tmp_path, made_up_model, short_proteins):
+    """The same with a made-up model that takes no time: for tests of processes, not of numbers."""
+    return partial(_make_run, tmp_path, made_up_model, made_up_model.parent, short_proteins)
+
+
+def _make_run(
+    tmp_path: Path, model: Path, fetched: Path, records: list[tuple[str, str]], /,
+    proteins: int, files: int = 1, folder: str = "run", **config,
+) -> WorkflowRun:  # fmt: skip
+    run = WorkflowRun(tmp_path / folder, **{"model": model, **config})
+    # A test that names a model wants to see it converted.
+    if "model" not in config:
+        run.has_fetched(fetched)
+    chosen = records[:proteins]
+    names = {}
+    for number in range(files):
+        part = chosen[number::files]
+        (run.folder / f"part{number}.faa").write_text("".join(f">{h}\n{s}\n" for h, s in part))
+        names[f"part{number}"] = f"part{number}.faa"
+    run.write_samples(names)
+    return run

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from stage_settings import cpu_slots
+from worker_functions import remembers
 from workflow_run import WorkflowRun
 
 from esmflow.checkpoint.file import CheckpointInfo
@@ -22,9 +23,8 @@ from esmflow.files import file_stamp, read_json
 from esmflow.method import Fingerprint
 from esmflow.store.segments import Segment, Store
 from esmflow.verify import verifying
-from esmflow.verify.agreement import Agreement
 from esmflow.verify.certificate import Certificate
-from esmflow.verify.remembered import add_verified, read_verified
+from esmflow.verify.remembered import read_verified
 from esmflow.verify.verifying import VerifyError, VerifySettings, verify
 from esmflow.verify.worker import Verified, recompute
 
@@ -346,18 +346,10 @@ def test_a_full_disk_is_an_error_that_leaves_no_half_certificate(run, small_disk
     assert run.verify().computed_again == 0
 
 
-def remember(folder, numbers):
-    """What a run does at the end, in a process of its own."""
-    store = Store(folder, METHOD)
-    for number in numbers:
-        digest = f"{number:032x}"
-        add_verified(store, {digest: f"{number:016x}"}, {digest: {"mean_layer6": Agreement(1.0, 0.0, 1.0)}})
-
-
 def test_runs_that_remember_at_once_lose_nothing_of_each_other(tmp_path):
     Store(tmp_path, METHOD).create()
     context = multiprocessing.get_context("spawn")
-    runs = [context.Process(target=remember, args=(tmp_path, range(r * 200, r * 200 + 200))) for r in range(4)]
+    runs = [context.Process(target=remembers, args=(tmp_path, METHOD, range(r * 200, r * 200 + 200))) for r in range(4)]
     for process in runs:
         process.start()
     for process in runs:

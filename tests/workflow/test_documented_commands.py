@@ -14,6 +14,7 @@ import yaml
 from clone import PROJECT, make_clone, make_recipe
 from documents import LANGUAGES, NEEDS, RUNNABLE, Block, blocks
 from made_up import random_model, stored_tensors, write_fair_esm
+from workflow_run import STARTED
 
 from esmflow.config.configuration import validated
 
@@ -31,7 +32,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
     activated = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **STARTED, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def clone(tmp_path_factory, environment, short_proteins) -> Path:
     (clone / "labels.tsv").write_text("id\tlabel\n" + "".join(labels))
     config = yaml.safe_load((clone / "config/config.yaml").read_text())
     config |= {"formats": KEYS["formats"]["items"]["enum"], "include": ["mean", "per_residue"], "groups": 2}
-    config |= {"slot_lock_folder": str(clone / "slots"), "download": False, "verify": {"sample": 0}}
+    config |= {"slot_lock_folder": str(clone / "slots"), "download": False, "verify": {"sample": 0}, "report": False}
     (clone / "config/config.yaml").write_text(yaml.safe_dump(config))
     ran = run("bash", ".venv/bin/snakemake --cores 2 --resources gpu=2", clone, environment)
     assert ran.returncode == 0, ran.stdout

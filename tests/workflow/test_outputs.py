@@ -82,8 +82,8 @@ def test_windows_cover_long_proteins_and_truncation_is_marked(small_run, short_p
     assert error(truncated, np.array(expected)) < 1e-5
 
 
-def test_logits_of_a_checkpoint_without_a_head_are_refused_before_a_gpu_is_used(small_run):
-    run = small_run(2, groups=1, include=["logits"])
+def test_logits_of_a_checkpoint_without_a_head_are_refused_before_a_gpu_is_used(small_run, real_model_folder):
+    run = small_run(2, groups=1, model=real_model_folder, include=["logits"])
     ended = run.run()
     assert ended.returncode == 1
     assert "logits are asked for, but the checkpoint has no language model head" in ended.stdout

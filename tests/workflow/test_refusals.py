@@ -13,8 +13,8 @@ GOOD = "MKVLAAGIVGLLLAQWERTYDE"
 
 
 @pytest.fixture
-def run(small_run):
-    return small_run(3, groups=1)
+def run(small_run, real_model_folder):
+    return small_run(3, groups=1, model=real_model_folder)
 
 
 @pytest.mark.parametrize(

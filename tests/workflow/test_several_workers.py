@@ -18,7 +18,7 @@ def scripts_of(process) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def started(small_run):
+def started(quick_run):
     """Starts runs, and leaves none behind."""
     processes = []
 
@@ -38,9 +38,9 @@ def models_loaded(run) -> int:
     return log.read_text().count("model loaded") if log.exists() else 0
 
 
-def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(small_run, started):
+def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(quick_run, started):
     # More than the run is given: Snakemake clamps the job to two.
-    run = small_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=4)
+    run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=4)
     hold = Hold(run.folder)
     process = started(run, cores=2, gpus=2, environment=hold.environment)
     wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
@@ -66,15 +66,15 @@ def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(small_
     assert "using that" in (run.folder / "logs" / "embed" / "group-0.log").read_text()
 
 
-def test_a_job_for_more_slots_than_there_are_is_an_error_that_names_the_key(small_run):
-    run = small_run(8, groups=1, cpu_slots=2, gpus_per_job=3, failures={"retries": 0})
+def test_a_job_for_more_slots_than_there_are_is_an_error_that_names_the_key(quick_run):
+    run = quick_run(8, groups=1, cpu_slots=2, gpus_per_job=3, failures={"retries": 0})
     ended = run.run(cores=4, gpus=8)
     assert ended.returncode == 1
     assert "gpus_per_job: one job is to lease 3 slots, and there are 2 here (CPU-0, CPU-1)" in ended.stdout
 
 
-def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_goes_on(small_run, started):
-    run = small_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=2)
+def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_goes_on(quick_run, started):
+    run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=2)
     hold = Hold(run.folder)
     process = started(run, cores=2, gpus=2, environment=hold.environment)
     wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
@@ -84,7 +84,7 @@ def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_go
     for member in family:
         member.terminate()
     hold.release()
-    assert process.wait(60) != 0
+    assert process.wait(240) != 0
     printed = (run.folder / "snakemake.out").read_text()
     assert "returned non-zero exit status 143" in printed
     assert "asked to end (SIGTERM)" in printed

@@ -55,25 +55,25 @@ def worker_of(run) -> int:
     return processes(run, "spawn_main")[0].pid
 
 
-def test_two_runs_at_once_never_share_a_slot_and_both_finish(small_run, tmp_path):
+def test_two_runs_at_once_never_share_a_slot_and_both_finish(quick_run, tmp_path):
     runs = [
-        small_run(16, folder=name, groups=4, cpu_slots=2, slot_lock_folder=str(tmp_path / "slots"))
+        quick_run(16, folder=name, groups=3, cpu_slots=2, slot_lock_folder=str(tmp_path / "slots"))
         for name in ("one", "two")
     ]
-    # No limit on gpu: up to four jobs of each run are started at once and must wait for one of the two slots.
+    # No limit on gpu: up to three jobs of each run are started at once and must wait for one of the two slots.
     started = [run.start(cores=4, gpus=8) for run in runs]
     assert [process.wait(240) for process in started] == [0, 0]
     held = [lease for run in runs for lease in leases(run)]
-    assert len(held) == 8
+    assert len(held) == 6
     assert {slot for slot, _, _ in held} == {"CPU-0", "CPU-1"}
     assert_no_overlap(held)
     assert [run.summary()["embedded"] for run in runs] == [16, 16]
 
 
 @pytest.fixture
-def run_in_the_middle(small_run):
+def run_in_the_middle(quick_run):
     """A run with one group of many shards, two of them committed, and held with the third in hand until released."""
-    run = small_run(120, groups=1, shard_residues=1500, cpu_slots=1)
+    run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=1)
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
     wait_until(lambda: len(run.segments()) >= 2, what="two segments")
@@ -145,7 +145,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(run_in_
 def test_ctrl_c_ends_every_process_with_a_sentence(run_in_the_middle):
     run, process, _ = run_in_the_middle
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(240) != 0
     wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), what="the free slot")
     printed = (run.folder / "snakemake.out").read_text()
     assert "interrupted; what is finished is kept" in printed

@@ -18,9 +18,9 @@ def show(run) -> str:
     return subprocess.run(command, cwd=run.folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
+def test_the_status_follows_a_run_through_work_death_and_the_end(quick_run):
     # Two jobs at once and one slot: the second waits for it.
-    run = small_run(90, groups=2, shard_residues=1500, cpu_slots=1)
+    run = quick_run(90, groups=2, shard_residues=1500, cpu_slots=1)
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
     try:
@@ -40,7 +40,7 @@ def test_the_status_follows_a_run_through_work_death_and_the_end(small_run):
     finally:
         kill(process.pid)
         process.wait()
-    wait_until(lambda: is_over(read_status(run.results)), 20, "the jobs' death")
+    wait_until(lambda: is_over(read_status(run.results)), what="the jobs' death")
     assert {group.state for group in read_status(run.results)} == {State.DIED}
     assert show(run).count("died; last heard of at") == 2
 

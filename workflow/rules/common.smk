@@ -1,4 +1,3 @@
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,12 +11,6 @@ if not SCRIPTS.is_dir():
         workflow.source_path(f"../{name}")
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
-if (SCRIPTS / "esmflow").is_dir():
-    # The jobs' too: another version of the package may be installed, and would be found first. In an installed
-    # workflow the package is the library itself.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
 
 from esmflow.checkpoint.sources import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
@@ -37,9 +30,10 @@ from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
 from esmflow.method import computing_method
 from esmflow.plan.freshness import embeddings_number, input_stamps, plan_number
-from esmflow.workers.lifetime import note_run
+from esmflow.workers.lifetime import jobs_import_from, note_run
 
 note_run()
+jobs_import_from(SCRIPTS)
 
 try:
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))

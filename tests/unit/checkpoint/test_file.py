@@ -161,7 +161,7 @@ def test_the_old_format_of_torch_is_read_too(tmp_path, convert, tensors):
 
 def test_the_real_encoder_converts_and_names_its_source(real_model_folder, real_checkpoint):
     info = read_checkpoint_info(real_checkpoint)
-    assert info.name == "real 8M"
+    assert info.name == real_model_folder.name
     assert info.dimensions == ModelDimensions(6, 320, 20, has_lm_head=False, has_contact_head=True)
     assert info.source == real_model_folder.name
     assert info.source_sha256 == file_sha256(real_model_folder / "pytorch_model.bin")

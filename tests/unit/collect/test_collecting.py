@@ -576,7 +576,9 @@ def test_a_vector_goes_before_a_failure_of_an_earlier_run(tmp_path, engine):
     run.plan()
     run.embed()
     write_failures(run.failure_paths[1], [Failure(sequence_digest("MKVLAG").hex(), Reason.WORKER_CRASHED, "SIGKILL")])
-    assert run.collect().embedded == 1
+    summary = run.collect()
+    assert (summary.embedded, summary.failed, summary.reasons) == (1, 0, {})
+    assert [row["reason"] for row in run.manifest] == [None]
 
 
 # The summary

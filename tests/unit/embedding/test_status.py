@@ -164,7 +164,7 @@ def test_a_job_is_heard_of_without_doing_anything_itself_and_says_how_it_ended(r
         assert read_json(path)["state"] == "starting"
         job.tell(State.LOADING, residues=500, slots=("CPU-0",))
         job.observe(lambda: {"state": State.EMBEDDING, "residues_done": next(done)})
-        wait_until(lambda: read_json(path)["residues_done"] > 30, 20, "progress")
+        wait_until(lambda: read_json(path)["residues_done"] > 30, what="progress")
         found = read_json(path)
         assert (found["state"], found["residues"], found["slots"], found["attempt"]) == ("embedding", 500, ["CPU-0"], 2)
         assert found["residues_per_second"] > 0

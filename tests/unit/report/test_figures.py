@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from esmflow.verify.certificate import Certificate, VerifiedSequence
 HOSTILE = "<script>&amp;</script>\"'"
 
 
+@cache
 def svg_of(figure, width="wide"):
     """What is drawn, as it goes into the page. figure: of a width."""
     (svg,) = draw([figure(WIDTHS[width]).to_dict()])
@@ -34,8 +35,8 @@ def svg_of(figure, width="wide"):
     return svg
 
 
-def drawn(figure, *more):
-    return ElementTree.fromstring(svg_of(figure, *more))
+def drawn(figure, width="wide"):
+    return ElementTree.fromstring(svg_of(figure, width))
 
 
 def elements(svg, tag):

@@ -56,3 +56,12 @@ def test_a_worker_whose_parent_is_not_the_one_that_started_it_ends_at_once():
             [sys.executable, "-c", code, str(parent)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
         )
         assert (ended.returncode, ended.stdout) == (status, said)
+
+
+def test_jobs_import_the_library_of_their_workflow_whatever_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    lifetime.jobs_import_from(tmp_path)
+    assert os.environ["PYTHONPATH"] == "elsewhere"
+    (tmp_path / "esmflow").mkdir()
+    lifetime.jobs_import_from(tmp_path)
+    assert os.environ["PYTHONPATH"] == f"{tmp_path}{os.pathsep}elsewhere"

@@ -243,6 +243,25 @@ def test_a_worker_that_falls_silent_is_killed_and_its_file_tried_again(tmp_path)
     assert "no progress for 4 seconds" in manager.worker_records()[0]["exits"][0].how
 
 
+def test_a_worker_that_waits_for_a_file_does_not_count_as_hanging(tmp_path):
+    manager = BatchQueueManager(2, worker_functions.waits_for)
+    waited = []
+
+    def tick():
+        # One of them has the only file in hand, and keeps it.
+        for worker in manager._workers:
+            if worker.asking:
+                # As after an hour in which there was no file for it.
+                worker.silent_seconds = 3600.0
+                waited.append(worker.device_id)
+        if len(waited) == 4:
+            (tmp_path / "file").touch()
+
+    processed, _ = manager.process_files([["file"], []], hang_seconds=600, on_tick=tick, folder=str(tmp_path))
+    assert processed == ["file"]
+    assert [record["exits"] for record in manager.worker_records()] == [[], []]
+
+
 def test_a_function_with_other_arguments_is_refused():
     with pytest.raises(ValueError, match="must take \\(file_subset, device_id"):
         BatchQueueManager(1, worker_functions.does_not_fit)
@@ -348,8 +367,8 @@ def test_a_worker_dies_with_its_supervisor_and_the_lock_is_free_when_both_are_de
     process, worker, lock = supervisor
     assert not is_free(lock)
     process.send_signal(signal.SIGKILL)
-    wait_until(lambda: is_free(lock), 5, "the lock being free")
-    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 5, "the worker's death")
+    wait_until(lambda: is_free(lock), what="the lock being free")
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, what="the worker's death")
 
 
 def test_the_lock_stays_held_as_long_as_the_worker_lives(supervisor):

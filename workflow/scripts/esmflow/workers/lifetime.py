@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -75,6 +76,17 @@ def die_with_parent(parent: int) -> None:
 def note_run() -> None:
     """Called by the process of a run, so that its jobs know which process must be alive."""
     os.environ[_RUN] = f"{os.getpid()} {_process_namespace()}"
+
+
+def jobs_import_from(scripts: Path) -> None:
+    """Called by the process of a run, so that its jobs import the library of its workflow.
+
+    Another version of the package may be installed, and would be found first. An installed workflow has no library in
+    its own scripts: there the package is the library.
+    """
+    if (scripts / "esmflow").is_dir():
+        others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(scripts), *others])
 
 
 def end_with_run(action: Callable[[], None]) -> None:

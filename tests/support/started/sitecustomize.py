@@ -1,4 +1,7 @@
-"""Holds the runs of a test at the point that it wants: Python imports this at every start where a test's run finds it.
+"""What every process of a test's run does before anything else: Python imports this where `PYTHONPATH` leads it here.
+
+Snakemake is started without the executor plugins that are installed for tests of profiles: their kubernetes and boto3
+take longer to import than Snakemake itself.
 
 `ESMFLOW_HELD` is `{number} {path}`: with so many segments in its store, a worker waits before it commits another one,
 until there is a file at the path. See `workflow_run.Hold`.
@@ -6,6 +9,7 @@ until there is a file at the path. See `workflow_run.Hold`.
 
 import importlib.util
 import os
+import pkgutil
 import sys
 import time
 
@@ -42,5 +46,12 @@ def _wrap(store):
     store.write = write_when_released
 
 
+def _without_executors(modules):
+    return (module for module in modules if not module.name.startswith("snakemake_executor_plugin_"))
+
+
 if "ESMFLOW_HELD" in os.environ:
     sys.meta_path.insert(0, _Finder())
+if any(os.path.basename(word) == "snakemake" for word in sys.orig_argv[1:3]):
+    _iter_modules = pkgutil.iter_modules
+    pkgutil.iter_modules = lambda *arguments: _without_executors(_iter_modules(*arguments))
