@@ -58,7 +58,7 @@ def errors_of_attention(module, size: int, lengths: tuple[int, ...], heads: int 
     expected_q, expected_k = rotated(qkv, bias, rotation, pack)
     expected = sdpa_attention(qkv.clone(), bias, rotation, pack)
     values = qkv[:, 2].clone()
-    module.rotate_in_place(qkv, bias, rotation.cos, rotation.sin, pack.positions)
+    module.rotate_in_place(qkv, qkv, bias, rotation.cos, rotation.sin, pack.positions)
     turned = max(
         float((found - right).abs().max())
         for found, right in ((qkv[:, 0], expected_q), (qkv[:, 1], expected_k), (qkv[:, 2], values))

@@ -77,7 +77,8 @@ def triton_attention() -> Attention:
     from esmflow.engine.kernels.sixteen_bits import rotate_in_place
 
     def attend(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
-        rotated = rotate_in_place(qkv, bias, rotation.cos, rotation.sin, pack.positions)
+        rotated = qkv.view(rotated_type(qkv.dtype))
+        rotate_in_place(qkv, rotated, bias, rotation.cos, rotation.sin, pack.positions)
         return attend_to_values(rotated, qkv, pack)
 
     return attend

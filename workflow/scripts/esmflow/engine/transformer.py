@@ -70,9 +70,7 @@ def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, he
         return plain_operations(device, dtype)
 
     def compiled() -> Operations:
-        from esmflow.engine.kernels import sixteen_bits
-
-        fast = Operations(sixteen_bits.normalise, triton_attention(), fused_tanh_gelu)
+        fast = Operations(_kernel_normalise(), triton_attention(), fused_tanh_gelu)
         _check_kernels(fast, device, dtype, hidden, heads)
         return fast
 
@@ -87,6 +85,12 @@ def kernels_or_plain(compiled: Callable[[], AnyOperations], plain: AnyOperations
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         log.warning("the fast kernels do not work here (%s); going on with PyTorch's own, at a lower speed", reason)
         return plain
+
+
+def _kernel_normalise() -> Callable[..., torch.Tensor]:
+    from esmflow.engine.kernels.sixteen_bits import normalise
+
+    return normalise
 
 
 @torch.inference_mode()

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from esmflow.engine.attention import Rotation
 from esmflow.engine.kernels.sixteen_bits import attend as attend_to_values
 from esmflow.engine.packing import Pack
 from esmflow.engine.weights import EightBitMatrix, Norm
@@ -209,13 +208,18 @@ def add_product(x: torch.Tensor, left: tuple[torch.Tensor, torch.Tensor], matrix
 
 
 def attend(
-    left: tuple[torch.Tensor, torch.Tensor], matrix: EightBitMatrix, rotation: Rotation, pack: Pack, dtype: torch.dtype
+    left: tuple[torch.Tensor, torch.Tensor],
+    matrix: EightBitMatrix,
+    rotation: tuple[torch.Tensor, torch.Tensor],
+    pack: Pack,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Queries, keys and values, the first two rotated as they come out of the product, and attention: `[T, D]`.
 
-    matrix: as `eight_bit.paired` has it.
+    matrix: as `eight_bit.paired` has it. rotation: cosines and sines, `[P, hd / 2]` each.
     """
+    cos, sin = rotation
     qkv = torch.empty(len(left[0]), len(matrix.weight), dtype=dtype, device=matrix.weight.device)
-    _launch(left, matrix, qkv, turn=(rotation.cos, rotation.sin, pack.positions))
-    heads = qkv.unflatten(1, (3, -1, 2 * rotation.cos.shape[1]))
+    _launch(left, matrix, qkv, turn=(cos, sin, pack.positions))
+    heads = qkv.unflatten(1, (3, -1, 2 * cos.shape[1]))
     return attend_to_values(heads, heads, pack)

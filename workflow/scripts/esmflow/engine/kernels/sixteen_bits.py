@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from esmflow.engine.attention import rotated_type
 from esmflow.engine.packing import QUERY_BLOCK, Pack
 
 # Keys taken at a time and loads in flight, as measured on an H100: short sequences leave less of a small block empty.
@@ -86,14 +85,18 @@ def _rotate(
 
 
 def rotate_in_place(
-    qkv: torch.Tensor, bias: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
+    qkv: torch.Tensor,
+    rotated: torch.Tensor,
+    bias: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+) -> None:
     """Adds `bias` `[2 D]` to queries and keys of `qkv` `[T, 3, H, hd]` and rotates them, in fp32, where they lie.
 
-    Returns the same memory as what it now holds of queries and keys, see `attention.rotated_type`; values stay.
+    rotated: the same memory, as of the type that rotated queries and keys are to have.
     """
     tokens, _, heads, size = qkv.shape
-    rotated = qkv.view(rotated_type(qkv.dtype))
     width = heads * size
     # The largest power of two that divides the width: every program has whole rows of work.
     pairs = min(width & -width, _ROTATED)
@@ -106,7 +109,6 @@ def rotate_in_place(
         PAIRS=pairs,
         num_warps=4,
     )
-    return rotated
 
 
 @triton.jit
