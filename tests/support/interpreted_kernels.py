@@ -2,8 +2,8 @@
 
 TRITON_INTERPRET=1 python interpreted_kernels.py [changed copies: eight_bits_1.py sixteen_bits_2.py …]
 
-Prints one JSON object for all kernels as they are, and one for each copy: by the case's name its largest error. Triton reads
-TRITON_INTERPRET when it is imported, hence a process of its own.
+Prints one JSON object for all kernels as they are, and one for each copy: by the case's name its largest error.
+Triton reads TRITON_INTERPRET when it is imported, hence a process of its own.
 """
 
 from __future__ import annotations

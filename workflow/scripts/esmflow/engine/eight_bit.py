@@ -1,8 +1,8 @@
 """Matrix products of 8 bits: rows of what goes in and of the weights are rotated, then rounded to -127…127.
 
 A row `x` becomes integers and one scale, `max |x H| / 127`, and so does every row of a weight matrix `W`. H is a
-Hadamard matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what stands
-out in a few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, QuaRot, arXiv 2404.00456).
+Hadamard matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what
+stands out in a few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, arXiv 2404.00456).
 Sums are exact, in 32-bit integers. Attention, norms, GELU and the residual stream stay in 16 bits, or 32 on a CPU.
 
 What is the same in every token would be rounded the same way in every token, and a mean over residues does not average

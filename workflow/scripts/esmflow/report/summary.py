@@ -90,8 +90,8 @@ def _next_lines(summary: Summary, certificate: Certificate | None, places: Place
     in_bf16 = [output.cosine for s in verified if s.precision == "bf16" for output in s.outputs.values()]
     if (lowest := min(in_bf16, default=1.0)) < _NEAR_ENOUGH:
         return [
-            f"next       a vector in bf16 has cosine {lowest:.5f} to fp32, as happens to short peptides; where that matters, "
-            f"set precision: fp16, then run: {places.command}"
+            f"next       a vector in bf16 has cosine {lowest:.5f} to fp32, as happens to short peptides; where that "
+            f"matters, set precision: fp16, then run: {places.command}"
         ]
     return []
 
