@@ -34,7 +34,7 @@ def test_every_key_is_explained_with_its_default(key, rule):
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_explained_and_has_a_remedy(reason):
-    assert f"`{reason.value}`" in (PROJECT / "README.md").read_text()
+    assert f"`{reason.value}`" in (PROJECT / "docs/outputs.md").read_text()
     assert REMEDY[reason]
 
 
@@ -47,7 +47,8 @@ def test_every_section_of_the_report_has_a_caption_in_plain_words(key):
 
 
 def test_files_named_in_the_documentation_exist():
-    for document in ("README.md", "config/README.md", *(f"docs/{path.name}" for path in PROJECT.glob("docs/*.md"))):
+    pages = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), PROJECT / "config/README.md"]
+    for document in (str(path.relative_to(PROJECT)) for path in pages):
         text = (PROJECT / document).read_text()
         for linked, named in re.findall(
             r"\]\(([^)#:]+)\)|`((?:config|workflow|tests|resources)/[^`{}* ]+)`",

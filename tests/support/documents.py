@@ -47,7 +47,7 @@ class Block:
 
 def documents() -> list[Path]:
     """Every page that tells a user what to do."""
-    patterns = ("README.md", "docs/*.md", "config/README.md", "profiles/**/README.md", "benchmarks/README.md")
+    patterns = ("*.md", "docs/*.md", "config/README.md", "profiles/**/README.md", "benchmarks/README.md")
     patterns += ("examples/**/README.md", "resources/**/README.md")
     return sorted(path for pattern in patterns for path in PROJECT.glob(pattern))
 
