@@ -145,9 +145,9 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
             figures["packed, per-residue fp16 to disk"] = peers.residues_per_second(embed, sequences, device)
     del engine
     release(device)
-    if device == "cuda":
-        engine = PackedEngine.load(checkpoint, Outputs(last, ("mean",)), "fp16", device)
-        figures["packed, fp16"] = peers.residues_per_second(embed_means(engine, budget), sequences, device)
+    for other in ("fp16", "int8") if device == "cuda" else ():
+        engine = PackedEngine.load(checkpoint, Outputs(last, ("mean",)), other, device)
+        figures[f"packed, {other}"] = peers.residues_per_second(embed_means(engine, budget), sequences, device)
         del engine
         release(device)
 
@@ -226,6 +226,8 @@ def ratios(results: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]
             lines.append((name, "whole job over the engine alone", figures["whole job"] / figures["engine alone"]))
             continue
         packed = figures["packed"]
+        if "packed, int8" in figures:
+            lines.append((name, "int8 over bf16", figures["packed, int8"] / packed))
         if "fair-esm, autocast, 3072" in figures:
             lines.append((name, "over fair-esm autocast", packed / figures["fair-esm, autocast, 3072"]))
         padded = [speed for peer, speed in figures.items() if peer.startswith("transformers")]

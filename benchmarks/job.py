@@ -73,7 +73,7 @@ def run_job(folder: Path, checkpoint: str, device: str) -> None:
             include=("mean",),
             per_residue_precision=None,
             engine="packed",
-            arithmetic=ARITHMETIC["packed"],
+            arithmetic=ARITHMETIC["packed", "auto"],
             precision="auto",
             long_sequences="truncate",
             max_residues=1022,

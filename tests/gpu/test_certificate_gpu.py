@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 KINDS = ["mean", "bos", "per_residue", "contacts"]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "int8"])
 def test_a_run_on_a_gpu_passes_with_the_largest_sample(tmp_path, real_model_folder, precision):
     config = {"device": "cuda", "groups": 1, "include": KINDS, "layers": [-1, 3], "precision": precision}
     run = WorkflowRun(tmp_path / "run", real_model_folder, verify={"sample": 128}, **config)

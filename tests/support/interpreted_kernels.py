@@ -1,9 +1,9 @@
 """Runs the GPU kernels on a CPU, in Triton's interpreter, and prints how far each result is from plain PyTorch's.
 
-TRITON_INTERPRET=1 python interpreted_kernels.py [changed copies of kernels.py …]
+TRITON_INTERPRET=1 python interpreted_kernels.py [changed copies: eight_bits_1.py sixteen_bits_2.py …]
 
-Prints one JSON object for each file, the kernels themselves first: by the case's name its largest error. Triton reads
-TRITON_INTERPRET when it is imported, hence a process of its own.
+Prints one JSON object for all kernels as they are, and one for each copy: by the case's name its largest error.
+Triton reads TRITON_INTERPRET when it is imported, hence a process of its own.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from esmflow.engine import kernels
+from esmflow.engine import eight_bit
 from esmflow.engine.attention import Rotation, rotated, sdpa_attention
+from esmflow.engine.kernels import eight_bits, sixteen_bits
 from esmflow.engine.packing import pack_sequences
 from esmflow.engine.transformer import EPSILON, normalise
+from esmflow.engine.weights import Norm
 
 WIDTHS = (64, 96, 320)
 # Head size and lengths, tokens of cls and eos included. Up to 192 tokens keys are taken 32 at a time, beyond that 64.
 SHORT = ((16, (7, 72, 3)), (24, (130, 40)), (32, (64, 3, 33)), (64, (98, 28)))
 LONG = ((16, (200, 22)), (24, (193, 64)), (32, (256, 9)), (64, (197, 65)))
+# Tokens, width, columns; and head size and lengths.
+PRODUCTS = ((131, 96, 168), (9, 320, 136))
+TURNED = ((24, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
 BEYOND = 128
 """Rows behind a tensor that must stay as they are."""
 
@@ -52,14 +58,15 @@ def errors_of_attention(module, size: int, lengths: tuple[int, ...], heads: int 
     expected_q, expected_k = rotated(qkv, bias, rotation, pack)
     expected = sdpa_attention(qkv.clone(), bias, rotation, pack)
     values = qkv[:, 2].clone()
-    module.rotate_in_place(qkv, bias, rotation.cos, rotation.sin, pack.positions)
+    module.rotate_in_place(qkv, qkv, bias, rotation.cos, rotation.sin, pack.positions)
     turned = max(
         float((found - right).abs().max())
         for found, right in ((qkv[:, 0], expected_q), (qkv[:, 1], expected_k), (qkv[:, 2], values))
     )
     if not torch.equal(memory[tokens:], behind):
         turned = float("inf")
-    found = module.attend(torch.stack((expected_q, expected_k, values), 1), pack)
+    qkv = torch.stack((expected_q, expected_k, values), 1)
+    found = module.attend(qkv, qkv, pack)
     return {"rotation": turned, "attention": float((found - expected).abs().max())}
 
 
@@ -74,6 +81,56 @@ def errors(module, packs) -> dict[str, float]:
     return found
 
 
+def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
+    """Each kernel for products of 8 bits against the same in PyTorch, with tails in every direction."""
+    torch.manual_seed(0)
+    found = {}
+    for tokens, width, columns in shapes:
+        case = f"of {tokens} x {width}"
+        memory = torch.randn(tokens + BEYOND, columns)
+        x, norm = torch.randn(tokens, width), Norm(*torch.randn(3, width).unbind())
+        signs = eight_bit.hadamard(min(width & -width, 64))
+        rows = eight_bit.quantise_rows(x, signs)
+        for what, pair in {
+            "rounded norm": (f(x, norm, EPSILON, signs) for f in (module.quantise_norm, eight_bit._quantise_norm)),
+            "rounded rows": (module.quantise_rows(x, signs), rows),
+        }.items():
+            (values, scales), (right, right_scales) = pair
+            # A number halfway between two steps may go either way.
+            off = (values.int() - right.int()).abs()
+            wrong = float(off.max() > 1 or (off > 0).float().mean() > 0.001)
+            found[f"{what} {case}"] = wrong + float((scales / right_scales - 1).abs().max())
+        matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns), torch.randn(width))
+        for gelu in (False, True):
+            pair = (f(rows, matrix, torch.float32, gelu) for f in (module.multiply, eight_bit._multiply))
+            found[f"product{' with gelu' * gelu} {case}"] = largest_difference(*pair)
+        expected = eight_bit._add_product(memory[:tokens].clone(), rows, matrix)
+        behind = memory[tokens:].clone()
+        found[f"sum {case}"] = largest_difference(module.add_product(memory[:tokens], rows, matrix), expected)
+        if not torch.equal(memory[tokens:], behind):
+            found[f"sum {case}"] = float("inf")
+    for size, lengths in packs:
+        found[f"attention of 8 bits, head size {size}"] = error_of_rotating_product(module, size, lengths)
+    return found
+
+
+def error_of_rotating_product(module, size: int, lengths: tuple[int, ...], heads: int = 2) -> float:
+    """Queries and keys turned as they come out of the product, against product, rotation and attention one by one."""
+    pack = pack_sequences(["M" * (n - 2) for n in lengths])
+    width = heads * size
+    signs = eight_bit.hadamard(min(width & -width, 64))
+    rows = eight_bit.quantise_rows(torch.randn(len(pack.tokens), width), signs)
+    matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width), torch.zeros(width))
+    rotation = Rotation.of(10000.0 ** -(torch.arange(0, size, 2) / size), pack.longest)
+    found = module.attend(rows, matrix, rotation, pack, torch.float32)
+    qkv = eight_bit.unpaired(eight_bit._multiply(rows, matrix, torch.float32, False), size // 2)
+    return largest_difference(found, sdpa_attention(qkv, torch.zeros(2 * width), rotation, pack))
+
+
+def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max())
+
+
 def changed(path: str):
     """A changed copy of the kernels as a module."""
     spec = importlib.util.spec_from_file_location("changed_kernels", path)
@@ -84,6 +141,15 @@ def changed(path: str):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(errors(kernels, (*SHORT, *LONG))), flush=True)
+    print(
+        json.dumps({**errors(sixteen_bits, (*SHORT, *LONG)), **errors_of_eight_bits(eight_bits, PRODUCTS, TURNED)}),
+        flush=True,
+    )
     for copy in sys.argv[1:]:
-        print(json.dumps(errors(changed(copy), (SHORT[1], LONG[2]))), flush=True)
+        module = changed(copy)
+        of_eight_bits = Path(copy).name.startswith("eight_bits")
+        if of_eight_bits:
+            found = errors_of_eight_bits(module, PRODUCTS[:1], TURNED[1:2])
+        else:
+            found = errors(module, (SHORT[1], LONG[2]))
+        print(json.dumps(found), flush=True)

@@ -53,7 +53,7 @@ class Job:
             include=("per_residue",),
             per_residue_precision="fp32",
             engine="packed",
-            arithmetic=ARITHMETIC["packed"],
+            arithmetic=ARITHMETIC["packed", "fp32"],
             precision="fp32",
             long_sequences="truncate",
             max_residues=1022,

@@ -31,7 +31,7 @@ def arguments(checkpoint, tmp_path):
         include=("mean",),
         per_residue_precision=None,
         engine="packed",
-        arithmetic=ARITHMETIC["packed"],
+        arithmetic=ARITHMETIC["packed", "fp32"],
         precision="fp32",
         long_sequences="truncate",
         max_residues=1022,

@@ -10,9 +10,10 @@ from esmflow.arrays import INCLUDE, Outputs
 from esmflow.checkpoint.file import ModelDimensions, check_heads
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.method import ARITHMETIC, LongSequences
+from esmflow.method import LongSequences
 
 SEQUENCES = made_up.with_digests(["MKVLAAGIVG", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "UZBOXACDEF", "GG"])
+ENGINES = ("packed", "reference")
 OUTPUTS = Outputs((0, 1, 2), INCLUDE)
 
 
@@ -35,7 +36,7 @@ def embed(engine, budget, **options):
 @pytest.mark.parametrize("budget", [12, 70, 4096])
 def test_both_engines_give_the_same_arrays_however_they_are_batched(checkpoint, budget):
     expected = embed(load_engine("reference", str(checkpoint), OUTPUTS, "fp32", "cpu"), 4096)
-    for name in ARITHMETIC:
+    for name in ENGINES:
         found = embed(load_engine(name, str(checkpoint), OUTPUTS, "fp32", "cpu"), budget)
         assert found.keys() == expected.keys()
         assert len(found) == len(SEQUENCES) * len(OUTPUTS.names())
@@ -44,7 +45,7 @@ def test_both_engines_give_the_same_arrays_however_they_are_batched(checkpoint, 
             assert np.allclose(values, expected[key], rtol=1e-4, atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", list(ARITHMETIC))
+@pytest.mark.parametrize("name", ENGINES)
 def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_the_long(checkpoint, name):
     outputs = Outputs((2,), ("mean", "bos", "per_residue"))
     engine = load_engine(name, str(checkpoint), outputs, "fp32", "cpu")
@@ -59,7 +60,7 @@ def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_t
         assert found[digest, "per_residue_layer2"].shape == (len(sequence), 32)
 
 
-@pytest.mark.parametrize("name", list(ARITHMETIC))
+@pytest.mark.parametrize("name", ENGINES)
 def test_per_residue_arrays_in_fp16_are_the_fp32_ones_rounded(checkpoint, name):
     outputs = [Outputs((2,), ("mean", "per_residue"), kind) for kind in ("fp32", "fp16")]
     full, half = (embed(load_engine(name, str(checkpoint), each, "fp32", "cpu"), 100) for each in outputs)

@@ -266,9 +266,9 @@ def test_the_default_budget_is_fair_esms_and_larger_in_lower_precision(tmp_path)
 
 def test_auto_on_a_cpu_is_fp32_and_says_why(caplog):
     with caplog.at_level(logging.INFO):
-        assert resolve_precision("auto", CPU, "bf16") == "fp32"
+        assert resolve_precision("auto", CPU) == "fp32"
     assert "fp32, because this runs on a CPU" in caplog.text
-    assert [resolve_precision(p, CPU, "bf16") for p in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
+    assert [resolve_precision(p, CPU) for p in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bf16", 0.05), ("fp16", 0.01)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[3]
-KERNELS = PROJECT / "workflow" / "scripts" / "esmflow" / "engine" / "kernels.py"
+KERNELS = PROJECT / "workflow" / "scripts" / "esmflow" / "engine" / "kernels"
 TOLERANCE = 1e-4
 
 # What a careless change might do, as the text before and after, and the cases that must show it.
@@ -30,6 +30,23 @@ FAULTS = {
     "the last keys left out": ("if whole < length:", "if whole > length:", "attention"),
     "a whole block left out": ("range(0, whole, KEYS)", "range(KEYS, whole, KEYS)", "attention"),
 }
+FAULTS_IN_8_BITS = {
+    "rounded down": ("(127.0 / peak) + _ROUND) - _ROUND", "(127.0 / peak))", "rounded"),
+    "a scale without the rotation's": ("127.0 * tl.sqrt(BLOCK * 1.0)", "127.0", "rounded"),
+    "no rounding offset": ("to(tl.float32) + offsets", "to(tl.float32)", "rounded norm"),
+    "another epsilon in 8 bits": ("/ WIDTH + EPSILON)", "/ WIDTH + 0.5)", "rounded norm"),
+    "the last rows left out": ("min(first + AT_ONCE, tokens)", "min(first + AT_ONCE, tokens - 1)", "rounded"),
+    "the last depth left out": ("range(0, WIDTH, DEPTH)", "range(0, WIDTH - DEPTH, DEPTH)", "product"),
+    "no bias": ("    result += tl.load(bias", "    result += 0 * tl.load(bias", "product"),
+    "another gelu": ("0.044715 * result", "0.05 * result", "product with gelu"),
+    "written over, not added": ("if ADD:", "if GELU:", "sum"),
+    "turned the other way": ("first * c - second * s, second", "first * c + second * s, second", "attention"),
+    "values turned too": (
+        "mask=(pair < turned)[None, :], other=0.0",
+        "mask=(pair >= 0)[None, :], other=0.0",
+        "attention",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +56,13 @@ def errors(tmp_path_factory) -> list[dict[str, float]]:
         if (platform.system(), platform.machine()) == ("Linux", "x86_64") and "CI" in os.environ:
             pytest.fail("triton is not installed, which the dev group names")
         pytest.skip("needs triton, which is there for Linux on x86-64 only")
-    folder, source = tmp_path_factory.mktemp("faulty"), KERNELS.read_text()
-    copies = []
-    for number, (before, after, _) in enumerate(FAULTS.values()):
-        assert source.count(before) == 1
-        copies.append(folder / f"faulty_{number}.py")
-        copies[-1].write_text(source.replace(before, after))
+    folder, copies = tmp_path_factory.mktemp("faulty"), []
+    for kernels, faults in (("sixteen_bits", FAULTS), ("eight_bits", FAULTS_IN_8_BITS)):
+        source = (KERNELS / f"{kernels}.py").read_text()
+        for number, (before, after, _) in enumerate(faults.values()):
+            assert source.count(before) >= 1, before
+            copies.append(folder / f"{kernels}_{number}.py")
+            copies[-1].write_text(source.replace(before, after))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT / "workflow" / "scripts")}
     script = PROJECT / "tests" / "support" / "interpreted_kernels.py"
     done = subprocess.run([sys.executable, script, *copies], env=environment, capture_output=True, text=True)
@@ -53,13 +71,17 @@ def errors(tmp_path_factory) -> list[dict[str, float]]:
 
 
 def test_the_kernels_are_right_at_every_head_size_in_short_and_long_packs_with_tails(errors):
-    assert len(errors[0]) == 4 + 2 * 8
+    assert len(errors[0]) == 4 + 2 * 8 + 2 * 5 + 3
     assert max(errors[0].values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+ALL = {**FAULTS, **FAULTS_IN_8_BITS}
+
+
+@pytest.mark.parametrize("fault", ALL)
 def test_a_fault_shows_where_it_should(errors, fault):
-    found, (_, _, where) = errors[1 + list(FAULTS).index(fault)], FAULTS[fault]
+    found, (_, _, where) = errors[1 + list(ALL).index(fault)], ALL[fault]
     shown = {case for case, error in found.items() if not error < TOLERANCE}
     assert any(case.startswith(where) for case in shown)
-    assert all(case.startswith(where.split()[0]) for case in shown)
+    # What has a product in it shows a wrong product too.
+    assert fault in FAULTS_IN_8_BITS or all(case.startswith(where.split()[0]) for case in shown)

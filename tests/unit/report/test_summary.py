@@ -8,6 +8,7 @@ import pytest
 
 from esmflow.collect.summary import Summary
 from esmflow.report.summary import Places, command_of, summary_lines
+from esmflow.verify.agreement import Agreement
 from esmflow.verify.certificate import Certificate, OutputAgreement, Remedy, VerifiedSequence
 
 PLACES = Places(
@@ -125,3 +126,12 @@ def test_a_command_is_shown_as_it_was_typed(monkeypatch, tmp_path):
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command_of(["/opt/python3", str(program), "-n"]) == "snakemake -n"
+
+
+@pytest.mark.parametrize(
+    ("precision", "cosine", "said"), [("bf16", 0.9994, True), ("bf16", 0.9996, False), ("int8", 0.998, False)]
+)
+def test_a_low_cosine_in_bf16_names_what_is_nearer(precision, cosine, said):
+    sequence = replace(SEQUENCE, precision=precision, outputs={"mean_layer6": Agreement(cosine, 0.03, 1.0)})
+    found = lines(certificate=replace(PASSED, sequences=(sequence,)))
+    assert any("set precision: fp16" in line for line in found) == said

@@ -91,7 +91,7 @@ METHOD = {
 }
 REST_OF_METHOD = {
     "fingerprint.checkpoint": MODEL.digest,
-    "fingerprint.arithmetic": ARITHMETIC["reference"],
+    "fingerprint.arithmetic": ARITHMETIC["reference", "bf16"],
     # What is rejected is neither cut nor embedded in windows.
     "fingerprint.max_residues": None,
     "fingerprint.window_overlap": None,

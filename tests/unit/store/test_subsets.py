@@ -11,7 +11,7 @@ from esmflow.checkpoint.file import ModelDimensions
 from esmflow.failures import Failure, Reason
 from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile
-from esmflow.method import Fingerprint
+from esmflow.method import ARITHMETIC, Fingerprint
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.store.lookup import StoredSequences, stored_otherwise
@@ -123,3 +123,14 @@ def test_a_damaged_wider_segment_is_not_counted_on_and_one_that_says_nothing_is_
     assert [any(found(wide, replace(WIDE, layers=(layer,)))[0]) for layer in (3, 6)] == [False, True]
     (wide.folder / "fingerprint.json").write_text("{}")
     assert not any(found(wide, replace(WIDE, layers=(3,), include=("per_residue",)))[0])
+
+
+@pytest.mark.parametrize(("precision", "taken"), [("fp32", True), ("fp16", False)])
+def test_what_the_engine_changed_in_16_bits_is_taken_over_in_fp32_only(tmp_path, precision, taken):
+    first = replace(LAST_MEAN, precision="auto", arithmetic=ARITHMETIC["packed", "fp32"])
+    store = Store(tmp_path / "store", first)
+    store.create()
+    arrays = {"mean_layer6": np.ones((2, 4), np.float32)}
+    store.write("a" * 32, Segment(DIGESTS[:2], np.array([3, 5]), arrays, precision, ()))
+    there, _ = found(store, replace(first, arithmetic=ARITHMETIC["packed", "auto"]))
+    assert there == [taken, taken, False]

@@ -129,12 +129,21 @@ class Fingerprint:
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
     def holds(self, other: Fingerprint) -> bool:
-        """Whether all that `other` keeps of a sequence is among what this one keeps, computed in the same way."""
+        """Whether all that `other` keeps of a sequence is among what this one keeps, computed in the same way.
+
+        It may be true of those embeddings only that were computed in fp32: see `only_fp32_is_alike`.
+        """
         rows_alike = "per_residue" not in other.include or self.per_residue_precision == other.per_residue_precision
         alike = replace(
             other, layers=self.layers, include=self.include, per_residue_precision=self.per_residue_precision
         )
+        if self.only_fp32_is_alike(other):
+            alike = replace(alike, arithmetic=self.arithmetic)
         return self == alike and rows_alike and set(other.outputs.arrays()) <= set(self.outputs.arrays())
+
+    def only_fp32_is_alike(self, other: Fingerprint) -> bool:
+        """Whether the engine has changed between this and `other` in what it does in 16 bits."""
+        return (self.arithmetic, other.arithmetic) == (_PACKED_AT_FIRST, _PACKED_NOW)
 
     def differences(self, other: Fingerprint) -> list[str]:
         """The keys of the configuration that differ, each with its value here and in `other`."""
@@ -174,13 +183,27 @@ def _shown(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 32 else str(value)
 
 
+_GELU = "GELU by tanh in bf16 and fp16 on a GPU, else by erf"
+_PACKED_AT_FIRST = f"packs without padding; rotary positions in fp32; {_GELU}; auto is fp16"
+_PACKED_NOW = (
+    f"packs without padding; rotary positions in fp32; {_GELU}; "
+    "rotated queries and keys in fp16 where products are bf16; auto is bf16"
+)
+_EIGHT_BITS = (
+    "packs without padding; rotary positions in fp32; GELU by tanh; layers' matrix products in 8 bits by row, rotated "
+    "in blocks of 64, means of typical proteins apart; the rest in fp16 on a GPU, else in fp32"
+)
+_REFERENCE = "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; auto is bf16"
 ARITHMETIC = {
-    "packed": "packs without padding; rotary positions in fp32; GELU by tanh in bf16 and fp16 on a GPU, else by erf; "
-    "auto is fp16",
-    "reference": "fair-esm 2.0.0 on padded batches, under autocast in bf16 and fp16; rotary positions in fp32; "
-    "auto is bf16",
+    # What is computed in fp32 and fp16 has not changed since these words were true, and neither have they.
+    ("packed", "fp32"): _PACKED_AT_FIRST,
+    ("packed", "fp16"): _PACKED_AT_FIRST,
+    ("packed", "bf16"): _PACKED_NOW,
+    ("packed", "auto"): _PACKED_NOW,
+    ("packed", "int8"): _EIGHT_BITS,
+    **dict.fromkeys((("reference", precision) for precision in ("auto", "bf16", "fp16", "fp32")), _REFERENCE),
 }
-"""How each engine computes, in words: part of the fingerprint, so a change of method is a change of fingerprint."""
+"""How each engine computes in each precision, in words: part of the fingerprint, so a change of method changes it."""
 
 
 def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +218,7 @@ def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
         "include": config["include"],
         "per_residue_precision": config["per_residue_precision"],
         "engine": config["engine"],
-        "arithmetic": ARITHMETIC[config["engine"]],
+        "arithmetic": ARITHMETIC[config["engine"], config["precision"]],
         "precision": config["precision"],
         "long_sequences": config["long_sequences"],
         "max_residues": long.max_residues,

@@ -24,6 +24,7 @@ from esmflow.method import LongSequences
 _SYNONYMS = {
     **dict.fromkeys(("float16", "half", "f16", "16"), "fp16"),
     **dict.fromkeys(("bfloat16", "16-mixed"), "bf16"),
+    **dict.fromkeys(("i8", "8bit", "8-bit", "8", "w8a8"), "int8"),
     **dict.fromkeys(("float32", "float", "full", "single", "32", "f32"), "fp32"),
     **dict.fromkeys(("per_tok", "per_token", "per_aa", "residue", "token", "residues"), "per_residue"),
     **dict.fromkeys(("cls", "bos_token", "cls_token"), "bos"),
@@ -152,6 +153,8 @@ def _check_model(config: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(model, [*SIZES, *OFFICIAL_MODELS], n=1)
         hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join([*SIZES, *OFFICIAL_MODELS])}"
         raise ConfigurationError(f"model: {model} is not an ESM-2 model and not a path; {hint}")
+    if (config["engine"], config["precision"]) == ("reference", "int8"):
+        raise ConfigurationError("precision: int8 is for engine: packed; for engine: reference take bf16, fp16 or fp32")
     if config["long_sequences"] == "window":
         _check_windows(config)
     layers = number_of_layers(model)

@@ -34,15 +34,28 @@ class Rotation(NamedTuple):
 Attention = Callable[[torch.Tensor, torch.Tensor, Rotation, Pack], torch.Tensor]
 
 
+def rotated_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of rotated queries and keys, `dtype` being that of the products.
+
+    bf16 gives way to fp16, which has three bits more in as many bytes: of all steps it is the scores that rounding to
+    bf16 harms most, and ESM-2's queries and keys, trained in fp16, keep to its range.
+    """
+    return torch.float16 if dtype == torch.bfloat16 else dtype
+
+
 def rotated(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys with their bias, rotated by their positions in fp32, each `[T, H, hd]`.
+    """Queries and keys with their bias, rotated by their positions in fp32, each `[T, H, hd]` of `rotated_type`.
 
     A head's first and second halves are the two coordinates that are turned.
     """
     biased = qkv[:, :2].float() + bias.view(2, *qkv.shape[2:])
     first, second = biased.chunk(2, dim=-1)
     cos, sin = (table[pack.positions][:, None, None] for table in rotation)
-    q, k = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qkv.dtype).unbind(1)
+    q, k = (
+        torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        .to(rotated_type(qkv.dtype))
+        .unbind(1)
+    )
     return q, k
 
 
@@ -60,11 +73,13 @@ def flash_available(device: torch.device, dtype: torch.dtype) -> bool:
 
 def triton_attention() -> Attention:
     """This project's kernels. Raises ImportError without Triton."""
-    from esmflow.engine import kernels
+    from esmflow.engine.kernels.sixteen_bits import attend as attend_to_values
+    from esmflow.engine.kernels.sixteen_bits import rotate_in_place
 
     def attend(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
-        kernels.rotate_in_place(qkv, bias, rotation.cos, rotation.sin, pack.positions)
-        return kernels.attend(qkv, pack)
+        rotated = qkv.view(rotated_type(qkv.dtype))
+        rotate_in_place(qkv, rotated, bias, rotation.cos, rotation.sin, pack.positions)
+        return attend_to_values(rotated, qkv, pack)
 
     return attend
 
@@ -77,9 +92,9 @@ def varlen_attention() -> Attention:
         q, k = rotated(qkv, bias, rotation, pack)
         # The list of boundaries is exact: the kernel spends time on every sequence listed, empty or not.
         longest = pack.longest
-        mixed = varlen_attn(q, k, qkv[:, 2], pack.boundaries, pack.boundaries, longest, longest)
+        mixed = varlen_attn(q, k, qkv[:, 2].to(q.dtype), pack.boundaries, pack.boundaries, longest, longest)
         assert isinstance(mixed, torch.Tensor)  # a pair only where auxiliary outputs are asked for
-        return mixed.flatten(1)
+        return mixed.flatten(1).to(qkv.dtype)
 
     return attend
 
@@ -87,15 +102,16 @@ def varlen_attention() -> Attention:
 def sdpa_attention(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
     """Scaled dot product attention over runs of sequences of one length: no padding, any precision and device."""
     q, k = rotated(qkv, bias, rotation, pack)
+    values = qkv[:, 2].to(q.dtype)
     mixed = torch.empty_like(q)
     start = 0
     for length, group in groupby(pack.lengths):
         stop = start + length * len(list(group))
         # [n, H, length, hd]
-        run = (x[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, qkv[:, 2]))
+        run = (x[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, values))
         mixed[start:stop] = F.scaled_dot_product_attention(*run).transpose(1, 2).flatten(0, 1)
         start = stop
-    return mixed.flatten(1)
+    return mixed.flatten(1).to(qkv.dtype)
 
 
 class ContactAttention:
@@ -118,7 +134,7 @@ class ContactAttention:
         coefficients = next(self._remaining)
         if not self._logits:
             self._logits = [torch.zeros(n, n, device=q.device) for n in pack.residues]
-        mixed = torch.empty_like(q)
+        mixed = torch.empty_like(qkv[:, 2])
         start = 0
         for index, length in enumerate(pack.lengths):
             rows = slice(start, start + length)

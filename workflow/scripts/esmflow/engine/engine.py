@@ -25,7 +25,7 @@ class Engine(Protocol):
     """One model on one device, ready to embed."""
 
     precision: str
-    """`bf16`, `fp16` or `fp32`: the precision of the matrix products. Results are fp32 whatever it is."""
+    """`bf16`, `fp16`, `fp32` or `int8`: the precision of the matrix products. Results are fp32 whatever it is."""
 
     outputs: Outputs
 
@@ -71,11 +71,8 @@ class Engine(Protocol):
         ...
 
 
-def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -> str:
-    """`auto` is `sixteen_bits` on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay.
-
-    sixteen_bits: `fp16` or `bf16`, whichever the engine prefers.
-    """
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU of compute capability 8.0 or more, else fp32; says why. Others stay."""
     import torch
 
     if precision != "auto":
@@ -86,7 +83,7 @@ def resolve_precision(precision: str, device: torch.device, sixteen_bits: str) -
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if (major, minor) >= (8, 0):
-        log.info("precision auto: %s, because %s has compute capability %d.%d", sixteen_bits, name, major, minor)
-        return sixteen_bits
+        log.info("precision auto: bf16, because %s has compute capability %d.%d", name, major, minor)
+        return "bf16"
     log.info("precision auto: fp32, because %s has compute capability %d.%d, below 8.0", name, major, minor)
     return "fp32"

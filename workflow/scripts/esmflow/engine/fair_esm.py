@@ -43,7 +43,7 @@ class ReferenceEngine:
     def load(cls, checkpoint: str, outputs: Outputs, precision: str, device: str) -> ReferenceEngine:
         """Loads a converted checkpoint into fair-esm's module, in fp32, on `device`."""
         target = torch.device(device)
-        resolved = resolve_precision(precision, target, "bf16")
+        resolved = resolve_precision(precision, target)
         model = load_fair_esm(checkpoint, target)
         for layer in model.layers:
             _keep_rotary_tables_in_fp32(layer.self_attn.rot_emb)

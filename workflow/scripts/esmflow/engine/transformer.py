@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,18 @@ from esmflow.engine.attention import (
     triton_attention,
 )
 from esmflow.engine.packing import Pack, pack_sequences
-from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Norm, Weights
+from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Matrix, Norm, Weights
 
 log = logging.getLogger(__name__)
 
 EPSILON = 1e-5
 
+AnyOperations = TypeVar("AnyOperations", bound="Operations")
 
-class Operations(NamedTuple):
-    """What the forward pass is made of besides matrix products, chosen once for a device and a precision.
+
+@dataclass(frozen=True)
+class Operations:
+    """What the forward pass is made of, chosen once for a device and a precision.
 
     normalise: `(x, weight, bias, offset, epsilon, dtype)`, the layer norm of `x + offset` `[T, D]`, computed in fp32.
     attend: see `esmflow.engine.attention`.
@@ -36,6 +40,21 @@ class Operations(NamedTuple):
     normalise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
     attend: Attention
     activate: Callable[[torch.Tensor, Linear], torch.Tensor]
+
+    def mix(
+        self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, pack: Pack, attend: Attention
+    ) -> torch.Tensor:
+        """Attention over the stream `x` `[T, D]`, before its output projection. attend: `self.attend`, or contacts'."""
+        qkv = F.linear(self.normalise(x, *layer.attention_norm, EPSILON, x.dtype), layer.qkv)
+        return attend(qkv.unflatten(1, (3, -1, 2 * rotation.cos.shape[1])), layer.qk_bias, rotation, pack)
+
+    def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
+        """The feed-forward part's first product with GELU, `[T, 4 D]`."""
+        return self.activate(self.normalise(x, *norm, EPSILON, x.dtype), fc1)
+
+    def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        """Adds a product of `hidden` to the stream `x`, in place."""
+        return x.addmm_(hidden, matrix)
 
 
 def plain_operations(device: torch.device, dtype: torch.dtype) -> Operations:
@@ -49,14 +68,29 @@ def fastest_operations(device: torch.device, dtype: torch.dtype, hidden: int, he
     """The kernels of `esmflow.engine.kernels` where they run and agree with PyTorch's; else those, with one warning."""
     if not flash_available(device, dtype):
         return plain_operations(device, dtype)
-    try:
+
+    def compiled() -> Operations:
         fast = Operations(_kernel_normalise(), triton_attention(), fused_tanh_gelu)
         _check_kernels(fast, device, dtype, hidden, heads)
+        return fast
+
+    return kernels_or_plain(compiled, plain_operations(device, dtype))
+
+
+def kernels_or_plain(compiled: Callable[[], AnyOperations], plain: AnyOperations) -> AnyOperations:
+    """What `compiled` gives, or `plain`, with one warning, where the kernels do not compile or are wrong."""
+    try:
+        return compiled()
     except Exception as error:  # whatever a compiler raises, the plain operations are right
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         log.warning("the fast kernels do not work here (%s); going on with PyTorch's own, at a lower speed", reason)
-        return plain_operations(device, dtype)
-    return fast
+        return plain
+
+
+def _kernel_normalise() -> Callable[..., torch.Tensor]:
+    from esmflow.engine.kernels.sixteen_bits import normalise
+
+    return normalise
 
 
 @torch.inference_mode()
@@ -67,22 +101,17 @@ def _check_kernels(fast: Operations, device: torch.device, dtype: torch.dtype, h
         x, qkv = (torch.randn(len(pack.tokens), n * hidden, device=device).to(dtype) for n in (1, 3))
         weight, bias, offset = torch.randn(3, hidden, device=device).unbind()
         for kind in (dtype, torch.float32):
-            _check("layer norm", *(f(x, weight, bias, offset, EPSILON, kind) for f in (fast.normalise, normalise)))
+            check("layer norm", *(f(x, weight, bias, offset, EPSILON, kind) for f in (fast.normalise, normalise)))
         qkv, qk_bias = qkv.unflatten(1, (3, heads, -1)), torch.cat((weight, bias))
         rotation = Rotation.of(torch.rand(hidden // heads // 2, device=device), pack.longest)
-        _check("attention", *(f(qkv.clone(), qk_bias, rotation, pack) for f in (fast.attend, sdpa_attention)))
+        check("attention", *(f(qkv.clone(), qk_bias, rotation, pack) for f in (fast.attend, sdpa_attention)))
 
 
-def _check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raises RuntimeError when a kernel's result is not PyTorch's own."""
     error = (found.float() - expected.float()).norm() / expected.float().norm()
     if not error < 0.02:
         raise RuntimeError(f"{name} is wrong by {error:.1e}")
-
-
-def _kernel_normalise() -> Callable[..., torch.Tensor]:
-    from esmflow.engine import kernels
-
-    return kernels.normalise
 
 
 def normalise(
@@ -145,21 +174,16 @@ class Esm2:
         for number, layer in enumerate(self.weights.layers[: max(layers)], start=1):
             x = self._layer(x, layer, rotations[self._rotation_of_layer[number - 1]], attend, pack)
             if number == len(self.weights.layers):
-                yield self._norm(x, self.weights.last_norm, torch.float32)
+                yield self.operations.normalise(x, *self.weights.last_norm, EPSILON, torch.float32)
             elif number in layers:
                 yield x.float() + layer.offset
 
     def _layer(
         self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, attend: Attention, pack: Pack
     ) -> torch.Tensor:
-        qkv = F.linear(self._norm(x, layer.attention_norm, x.dtype), layer.qkv)
-        heads = qkv.unflatten(1, (3, -1, 2 * rotation.cos.shape[1]))
-        x = x.addmm_(attend(heads, layer.qk_bias, rotation, pack), layer.out)
-        hidden = self.operations.activate(self._norm(x, layer.ffn_norm, x.dtype), layer.fc1)
-        return x.addmm_(hidden, layer.fc2)
-
-    def _norm(self, x: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
-        return self.operations.normalise(x, *norm, EPSILON, dtype)
+        operations = self.operations
+        x = operations.add(x, operations.mix(x, layer, rotation, pack, attend), layer.out)
+        return operations.add(x, operations.feed(x, layer.ffn_norm, layer.fc1), layer.fc2)
 
 
 def logits(x: torch.Tensor, head: HeadWeights) -> torch.Tensor:

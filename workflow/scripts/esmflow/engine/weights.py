@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,18 @@ class Norm(NamedTuple):
     offset: torch.Tensor
 
 
+class EightBitMatrix(NamedTuple):
+    """A matrix rotated and rounded by `engine.eight_bit`. weight: int8 `[out, in]`; scale, bias: fp32 `[out]`."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+
+
+Matrix = Any
+"""A tensor (fc1: a `Linear`), or an `EightBitMatrix`: what the operations chosen with the weights can multiply."""
+
+
 @dataclass(frozen=True)
 class LayerWeights:
     """One transformer layer.
@@ -47,12 +59,12 @@ class LayerWeights:
     """
 
     attention_norm: Norm
-    qkv: torch.Tensor
+    qkv: Matrix
     qk_bias: torch.Tensor
-    out: torch.Tensor
+    out: Matrix
     ffn_norm: Norm
-    fc1: Linear
-    fc2: torch.Tensor
+    fc1: Matrix
+    fc2: Matrix
     offset: torch.Tensor
     frequencies: torch.Tensor
 

@@ -96,7 +96,7 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
 def _arithmetic(files: RunFiles, counts: ManifestCounts) -> str:
     """How the engine computes, in the fingerprint's words: those for what this run did."""
     clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith("auto is")]
-    half = bool({"fp16", "bf16"} & counts.precisions.keys())
+    half = bool({"fp16", "bf16", "int8"} & counts.precisions.keys())
     if half and not files.slots():
         return "; ".join(clauses)
     tanh = half and any(slot.device == "cuda" for _, slot in files.slots())

@@ -86,6 +86,13 @@ def _next_lines(summary: Summary, certificate: Certificate | None, places: Place
         return [f"next       try the failed records again: {places.command} --forcerun plan"]
     if summary.rejected:
         return [f"next       correct the rejected records if they matter, then run: {places.command}"]
+    verified = certificate.sequences if certificate else ()
+    in_bf16 = [output.cosine for s in verified if s.precision == "bf16" for output in s.outputs.values()]
+    if (lowest := min(in_bf16, default=1.0)) < _NEAR_ENOUGH:
+        return [
+            f"next       a vector in bf16 has cosine {lowest:.5f} to fp32, as happens to short peptides; where that "
+            f"matters, set precision: fp16, then run: {places.command}"
+        ]
     return []
 
 
@@ -98,6 +105,9 @@ def _remedy(certificate: Certificate, places: Places) -> str:
     other = "engine: reference" if certificate.engine == "packed" else "precision: fp32"
     return f"set {other} in the configuration, then run: {places.command}"
 
+
+_NEAR_ENOUGH = 0.9995
+"""A cosine to fp32 below which the summary says what is nearer."""
 
 _LINES = 6
 

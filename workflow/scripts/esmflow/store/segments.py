@@ -130,6 +130,8 @@ class Store:
         except SegmentError as error:
             log.warning("%s; its sequences will be computed again", error)
             return False
+        if segment.precision != "fp32" and other.description.only_fp32_is_alike(self.description):
+            return False
         self.create()
         self.write(name, replace(segment, arrays={array: segment.arrays[array] for array in wanted}))
         return True

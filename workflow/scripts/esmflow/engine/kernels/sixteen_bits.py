@@ -1,7 +1,6 @@
-"""Triton kernels for what lies between the matrix products: layer norm, rotation, attention.
+"""Kernels for what lies between matrix products of 16 bits: layer norm, rotation, attention.
 
-Each touches memory once, takes any pack size without being compiled again, and compiles in about a second. Importing
-this module needs Triton, which PyTorch brings along where it supports GPUs.
+Each touches memory once, takes any pack size without being compiled again, and compiles in about a second.
 """
 
 # Triton kernels take pointers and compile-time constants, for which Python has no types.
@@ -67,7 +66,7 @@ def normalise(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rotate(
-    qkv, bias, cos, sin, positions, tokens,
+    qkv, rotated, bias, cos, sin, positions, tokens,
     WIDTH: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     # A token's queries and keys are WIDTH pairs: coordinate j of a head and coordinate j + HALF.
@@ -77,25 +76,38 @@ def _rotate(
     column = pair // HALF * (2 * HALF) + coordinate
     used = (token < tokens)[:, None]
     angle = tl.load(positions + token, mask=token < tokens, other=0)[:, None] * HALF + coordinate[None, :]
-    place = qkv + token[:, None].to(tl.int64) * (3 * WIDTH) + column[None, :]
-    first = tl.load(place, mask=used).to(tl.float32) + tl.load(bias + column)[None, :]
-    second = tl.load(place + HALF, mask=used).to(tl.float32) + tl.load(bias + column + HALF)[None, :]
+    place = token[:, None].to(tl.int64) * (3 * WIDTH) + column[None, :]
+    first = tl.load(qkv + place, mask=used).to(tl.float32) + tl.load(bias + column)[None, :]
+    second = tl.load(qkv + place + HALF, mask=used).to(tl.float32) + tl.load(bias + column + HALF)[None, :]
     c, s = tl.load(cos + angle), tl.load(sin + angle)
-    tl.store(place, (first * c - second * s).to(qkv.dtype.element_ty), mask=used)
-    tl.store(place + HALF, (second * c + first * s).to(qkv.dtype.element_ty), mask=used)
+    tl.store(rotated + place, (first * c - second * s).to(rotated.dtype.element_ty), mask=used)
+    tl.store(rotated + place + HALF, (second * c + first * s).to(rotated.dtype.element_ty), mask=used)
 
 
 def rotate_in_place(
-    qkv: torch.Tensor, bias: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor
+    qkv: torch.Tensor,
+    rotated: torch.Tensor,
+    bias: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
 ) -> None:
-    """Adds `bias` `[2 D]` to queries and keys of `qkv` `[T, 3, H, hd]` and rotates them, in fp32, where they lie."""
+    """Adds `bias` `[2 D]` to queries and keys of `qkv` `[T, 3, H, hd]` and rotates them, in fp32, where they lie.
+
+    rotated: the same memory, as of the type that rotated queries and keys are to have.
+    """
     tokens, _, heads, size = qkv.shape
     width = heads * size
     # The largest power of two that divides the width: every program has whole rows of work.
     pairs = min(width & -width, _ROTATED)
     rows = _ROTATED // pairs
     _rotate[(triton.cdiv(tokens, rows), width // pairs)](
-        qkv, bias, cos, sin, positions, tokens, WIDTH=width, HALF=size // 2, TOKENS=rows, PAIRS=pairs, num_warps=4
+        *(qkv, rotated, bias, cos, sin, positions, tokens),
+        WIDTH=width,
+        HALF=size // 2,
+        TOKENS=rows,
+        PAIRS=pairs,
+        num_warps=4,
     )
 
 
@@ -129,7 +141,7 @@ def _absorb(
 
 @triton.jit
 def _attend(
-    qkv, out, blocks, scale, heads,
+    rotated, qkv, out, blocks, scale, heads,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
@@ -142,10 +154,10 @@ def _attend(
     row = first + tl.arange(0, QUERIES)
     column = tl.arange(0, PADDED)
     used = (row < length)[:, None] & (column < SIZE)[None, :]
-    queries = qkv + start * stride + head * SIZE
+    queries = rotated + start * stride + head * SIZE
     query = tl.load(queries + row[:, None] * stride + column[None, :], mask=used, other=0.0)
     keys = queries + width
-    values = keys + width
+    values = qkv + start * stride + head * SIZE + 2 * width
 
     peak = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -165,15 +177,17 @@ def _attend(
     tl.store(places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=used)
 
 
-def attend(qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Softmax attention of every sequence of a pack with itself: rotated `[T, 3, H, hd]` to `[T, H · hd]`.
+def attend(rotated: torch.Tensor, qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Softmax attention of every sequence of a pack with itself: `[T, 3, H, hd]` to `[T, H · hd]`.
 
+    rotated: has the queries and keys; qkv: has the values.
     The tiled online softmax of FlashAttention-2 (Dao, 2023). The grid holds exactly the pack's blocks of queries, and
     heads narrower than 32 are not widened to 32, which is what it gains on the general kernel.
     """
     tokens, _, heads, size = qkv.shape
     out = torch.empty(tokens, heads * size, dtype=qkv.dtype, device=qkv.device)
     _attend[(heads, len(pack.blocks))](
+        rotated,
         qkv,
         out,
         pack.blocks,
