@@ -63,8 +63,10 @@ def test_environment_yml_holds_nothing_that_pyproject_does_not(conda):
     assert {name: known.get(name) for name in conda} == conda
 
 
-def test_conda_users_can_run_the_tests(conda):
-    assert {"pytest", "pytest-timeout"} <= conda.keys()
+def test_conda_users_can_submit_to_slurm_and_get_no_tools_of_the_tests(conda):
+    name = "snakemake-executor-plugin-slurm"
+    assert conda.keys() - RUN.keys() == {"python", name}
+    assert f"'{name}{conda[name]}'" in (PROJECT / "profiles" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted({**DEVELOP, **RUN}))

@@ -236,3 +236,11 @@ def test_a_dry_run_of_a_cloud_profile_shows_every_job_and_keeps_the_files_in_the
     assert f"{prefix}/results/demo/model/checkpoint.safetensors (retrieve from storage)" in shown
     embed = shown.partition("rule embed:")[2].partition("resources:")[2].partition("\n")[0]
     assert " gpu=1" in embed
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "aws-batch"])
+def test_without_a_bucket_a_cloud_profile_shows_its_jobs(tmp_path, name):
+    keys = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "none", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "none"}
+    words = "--dry-run --executor dryrun --default-storage-provider none --configfile config/demo/config.yaml"
+    shown = snakemake("--profile", f"profiles/{name}", *words.split(), folder=demo_folder(tmp_path), **keys)
+    assert "embed          4" in shown, shown
