@@ -56,3 +56,7 @@ def test_files_named_in_the_documentation_exist():
         ):
             path = (PROJECT / document).parent / linked if linked else PROJECT / named
             assert path.exists(), f"{document}: {linked or named}"
+
+
+def test_the_first_page_is_short():
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
