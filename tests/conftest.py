@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-# What a test may lack even in CI: a GPU, and the environment of other tools that is made by hand.
-MAY_LACK = ("GPU", "scikit-bio")
+# What a test may lack even in CI: a GPU, and environments of other tools that are made by hand.
+MAY_LACK = ("GPU", "scikit-bio", "transformers")
 
 
 def _reason(report) -> str:

@@ -107,6 +107,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._write_often, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        # What an attempt left that was killed while it wrote; nobody else writes this group's file.
+        for left_over in self._path.parent.glob(f".{self._path.name}.*.part"):
+            left_over.unlink(missing_ok=True)
         self._write()
         self._thread.start()
         return self
