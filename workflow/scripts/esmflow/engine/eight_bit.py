@@ -150,7 +150,10 @@ def _quantise_norm(x: torch.Tensor, norm: Norm, epsilon: float, signs: torch.Ten
 
 def _product(rows: Rows, matrix: EightBitMatrix) -> torch.Tensor:
     values, scales = rows
-    return torch._int_mm(values, matrix.weight.t()).float() * scales[:, None] * matrix.scale + matrix.bias
+    # On a GPU, PyTorch's product of integers takes no fewer than 17 rows.
+    enough = F.pad(values, (0, 0, 0, max(0, 17 - len(values))))
+    sums = torch._int_mm(enough, matrix.weight.t())[: len(values)]
+    return sums.float() * scales[:, None] * matrix.scale + matrix.bias
 
 
 def _multiply(rows: Rows, matrix: EightBitMatrix, dtype: torch.dtype, gelu: bool) -> torch.Tensor:
