@@ -113,8 +113,6 @@ class MadeUp:
                 manifest_tsv=str(out / "manifest.tsv"),
                 failures=str(out / "failures"),
                 summary=str(out / "summary.json"),
-                logs=[],
-                joined_log=str(out / "run.log"),
                 note=str(out / "embeddings.json"),
                 note_number=0,
                 store=str(self.store.folder.parent),

@@ -90,8 +90,6 @@ def collect_settings(folder: Path, out: Path, fingerprint: Fingerprint, **change
         manifest_tsv=str(out / "manifest.tsv"),
         failures=str(out / "failures.tsv"),
         summary=str(out / "summary.json"),
-        logs=[],
-        joined_log=str(out / "run.log"),
         note=str(out / "embeddings.json"),
         note_number=0,
         store=str(folder / "store"),

@@ -57,7 +57,9 @@ def test_another_workflow_can_use_this_one_and_place_its_results(tmp_path, real_
     inner = {**INNER, "model": str(real_model_folder)}
     (tmp_path / "outer.yaml").write_text(yaml.safe_dump({"esmflow": inner}))
     (tmp_path / "two.faa").write_text(">first\nMKVLAAG\n>second\nMKVLAAGG\n")
-    run_snakemake(tmp_path)
+    printed = run_snakemake(tmp_path)
+    assert printed.count("records    2: 2 embedded") == 1
+    assert "finish.log =====" in (tmp_path / "embedded/results/run.log").read_text()
     # A rule of the outer workflow reads the manifest.
     assert (tmp_path / "ids.txt").read_text().replace('"', "").split() == ["id", "first", "second"]
     assert embedded_ids(tmp_path / "embedded/results") == ["first", "second"]

@@ -149,6 +149,8 @@ def test_the_memory_that_each_job_asks_for_was_estimated_within_a_factor_of_two(
 
 def test_logs_are_joined_and_say_precision_progress_and_rejections(run):
     log = (run.results / "run.log").read_text()
+    steps = ["model", "plan", *(f"embed/group-{n}" for n in range(4)), "collect", "finish"]
+    assert re.findall(r"^===== .*logs/(.*)\.log =====$", log, re.MULTILINE) == steps
     assert "precision auto: fp32, because this runs on a CPU" in log
     assert "residues/s" in log
     assert re.search(r"\d\d:\d\d left", log)

@@ -12,7 +12,6 @@ rule collect:
         manifest_tsv="<results>/manifest.tsv",
         failures="<results>/failures.tsv",
         summary="<results>/summary.json",
-        joined_log="<results>/run.log",
     log:
         "<logs>/collect.log",
     conda:
@@ -24,7 +23,6 @@ rule collect:
         formats=config["formats"],
         pooled_precision=config["pooled_precision"],
         reading=get_reading,
-        logs=get_logs_to_join(),
         note=NOTE_OF_EMBEDDINGS,
         written=get_written,
     script:
@@ -50,5 +48,9 @@ rule finish:
         "../../environment.yml"
     params:
         failure_policy=config["failures"]["policy"],
+        logs=get_logs_to_join(),
+        # No output of the rule: Snakemake would remove it where the run is ended with an error.
+        joined_log=f"{RESULTS}/run.log",
+        shows_summary=is_module(),
     script:
         "../scripts/finish.py"

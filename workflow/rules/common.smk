@@ -218,7 +218,21 @@ def get_verify_runtime(wildcards, attempt):
 
 def get_logs_to_join():
     embed_logs = [f"{LOGS}/embed/group-{group}.log" for group in GROUPS]
-    return [f"{LOGS}/model.log", f"{LOGS}/plan.log", *embed_logs]
+    asked_for = {"verify": config["verify"]["sample"], "report": config["report"]}
+    steps = [
+        step for step in ("collect", "verify", "report", "finish") if asked_for.get(step, True)
+    ]
+    return [
+        f"{LOGS}/model.log",
+        f"{LOGS}/plan.log",
+        *embed_logs,
+        *(f"{LOGS}/{step}.log" for step in steps),
+    ]
+
+
+def is_module():
+    """Whether another workflow uses this one: Snakemake does not run a module's handlers, so that its end must speak."""
+    return Path(workflow.main_snakefile).parent != Path(str(workflow.current_basedir)).parent
 
 
 def show_summary():

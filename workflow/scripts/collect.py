@@ -1,4 +1,4 @@
-"""Produces the embeddings in the formats asked for, the manifest, the failures, the summary and the joined log."""
+"""Produces the embeddings in the formats asked for, the manifest, the failures and the summary."""
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.collecting import CollectSettings, collect
@@ -18,8 +18,6 @@ def collect_settings(snakemake) -> CollectSettings:
         manifest_tsv=outputs.manifest_tsv,
         failures=outputs.failures,
         summary=outputs.summary,
-        logs=params.logs,
-        joined_log=outputs.joined_log,
         note=params.note,
         note_number=params.written["written"],
         store=params.store,

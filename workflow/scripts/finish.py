@@ -1,4 +1,4 @@
-"""Produces the summary that a run ends with, and ends the run with an error if there is reason to."""
+"""Produces the summary that a run ends with and the joined log, and ends the run with an error if there is reason to."""
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.finishing import FinishSettings, finish
@@ -22,6 +22,9 @@ def finish_settings(snakemake) -> FinishSettings:
         ),
         fail_without_embedding=snakemake.params.failure_policy == "error",
         output=snakemake.output[0],
+        logs=snakemake.params.logs,
+        joined_log=snakemake.params.joined_log,
+        shows_summary=snakemake.params.shows_summary,
     )
 
 

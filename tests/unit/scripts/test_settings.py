@@ -212,8 +212,6 @@ STAGES = [
             "manifest_tsv": "results/manifest.tsv",
             "failures": "results/failures.tsv",
             "summary": "results/summary.json",
-            "logs": ["logs/model.log", "logs/plan.log", *(f"logs/embed/group-{group}.log" for group in range(3))],
-            "joined_log": "results/run.log",
             "note": "results/embeddings.json",
             "note_number": 0,
             "model": "made up",
@@ -261,6 +259,13 @@ STAGES = [
             "places.failures": "results/failures.tsv",
             "places.command": "snakemake",
             "output": "results/summary.txt",
+            "logs": [
+                *("logs/model.log", "logs/plan.log"),
+                *(f"logs/embed/group-{group}.log" for group in range(3)),
+                *("logs/collect.log", "logs/verify.log", "logs/finish.log"),
+            ],
+            "joined_log": "results/run.log",
+            "shows_summary": False,
         },
     ),
 ]

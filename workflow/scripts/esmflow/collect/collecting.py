@@ -22,7 +22,6 @@ from esmflow.embedding.run_record import RunRecord, Speed
 from esmflow.failures import read_failures
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile, output_names
-from esmflow.logs import join_logs
 from esmflow.method import Fingerprint
 from esmflow.plan.freshness import write_embeddings_note
 from esmflow.plan.run_plan import Plan
@@ -43,7 +42,7 @@ class CollectSettings:
 
     records, plan, runs, failure_lists: what earlier steps left: the record table, the plan, and each group's `run.json`
     and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
-    summary: files to write. logs: files to be joined to one, joined_log.
+    summary: files to write.
     note, note_number: see `written`.
     model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
     gaps: what was done with them when the inputs were read.
@@ -58,8 +57,6 @@ class CollectSettings:
     manifest_tsv: str
     failures: str
     summary: str
-    logs: Sequence[str]
-    joined_log: str
     note: str
     note_number: int
     store: str
@@ -111,7 +108,6 @@ def collect(settings: CollectSettings) -> Summary:
     summary = _summary(tally, plan, runs, settings.formats, method.outputs.names())
     summary.write(settings.summary)
     write_embeddings_note(settings.note, settings.note_number, settings.embeddings)
-    join_logs([Path(path) for path in settings.logs], settings.joined_log)
     return summary
 
 

@@ -13,6 +13,7 @@ from esmflow.embedding.run_record import RunRecord
 from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
 from esmflow.files import atomic_path
+from esmflow.logs import join_logs, tell
 from esmflow.report.summary import Places, summary_lines
 from esmflow.verify.certificate import Certificate
 
@@ -29,7 +30,7 @@ class FinishSettings:
 
     summary, certificate, runs: files that earlier steps left; certificate: None without one. model: its name.
     places: where the results are. fail_without_embedding: whether records without an embedding are an error.
-    output: the file to write.
+    output: the file to write. logs: files to be joined to one, joined_log. shows_summary: whether to print it.
     """
 
     summary: str
@@ -39,6 +40,9 @@ class FinishSettings:
     places: Places
     fail_without_embedding: bool
     output: str
+    logs: Sequence[str]
+    joined_log: str
+    shows_summary: bool
 
 
 def finish(settings: FinishSettings) -> None:
@@ -47,6 +51,7 @@ def finish(settings: FinishSettings) -> None:
     certificate = Certificate.read(settings.certificate) if settings.certificate else None
     lines = summary_lines(summary, certificate, settings.model, settings.places)
     _remove_earlier(settings)
+    join_logs([Path(path) for path in settings.logs], settings.joined_log)
     ends = []
     if certificate and certificate.passed is False:
         ends += [f"the certificate was not passed ({settings.certificate}):", *certificate.problem_lines()]
@@ -67,6 +72,8 @@ def finish(settings: FinishSettings) -> None:
         raise FinishError("\n".join([*lines, *ends]))
     with atomic_path(settings.output) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if settings.shows_summary:
+        tell("the run has ended\n" + "\n".join(lines))
 
 
 def _remove_earlier(settings: FinishSettings) -> None:
