@@ -1,4 +1,4 @@
-"""Produces the summary that a run ends with and the joined log, and ends the run with an error if there is reason to."""
+"""Produces the summary that a run ends with and the joined log, and ends the run with an error if there is reason."""
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.report.finishing import FinishSettings, finish
