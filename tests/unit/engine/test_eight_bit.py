@@ -101,7 +101,7 @@ def test_weights_that_were_given_up_are_rounded_alike_again(checkpoint):
     assert np.array_equal(embed(engine, sequences())["mean_layer3"], before)
 
 
-def test_what_all_tokens_share_is_exact(checkpoint):
+def test_what_all_tokens_share_is_exact():
     """The mean that is taken away before rounding comes back through the bias."""
     torch.manual_seed(2)
     weight, mean = torch.randn(20, 64), 3 * torch.randn(64)

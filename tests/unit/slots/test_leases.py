@@ -415,7 +415,8 @@ def test_what_another_user_wrote_into_a_lock_file_does_not_reach_a_terminal_as_a
     purpose = "\x1b]0;owned\x07\x1b[2J\u202egroup"
     with leased_slots(CPU, lock_folder=tmp_path, purpose=purpose), pytest.raises(SlotError) as error:
         lease(CPU, tmp_path, wait_seconds=0)
-    assert "(]0;owned[2Jgroup)" in str(error.value)
+    assert str(error.value).isprintable()
+    assert r"(\x1b]0;owned\x07\x1b[2J\u202egroup)" in str(error.value)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")

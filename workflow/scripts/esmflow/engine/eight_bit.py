@@ -13,7 +13,6 @@ one leaves small numbers to round.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -26,8 +25,6 @@ from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
 from esmflow.engine.transformer import EPSILON, Esm2, Operations, check, kernels_or_plain
 from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
-
-log = logging.getLogger(__name__)
 
 _BLOCK = 64
 _PERCENT = dict(zip("LAGVESIRDTKPNFQYHMCW", (10, 8, 7, 7, 7, 7, 6, 6, 5, 5, 6, 5, 4, 4, 4, 3, 2, 2, 1, 1), strict=True))

@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.failures import one_line
 from esmflow.slots.gpus import Slot, SlotError
+from esmflow.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -308,8 +308,7 @@ def _read_holder(path: Path) -> str:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
             holder = json.loads(handle.read(_HOLDER_BYTES))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-        told = one_line(f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}")
         # Whoever waits sees it on a terminal, which would obey what another user's job put there.
-        return "".join(letter for letter in told if letter.isprintable())
+        return shown(f"process {holder['pid']} on {holder['host']} ({holder['purpose']}) since {since}")
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "an unknown process"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import threading
@@ -19,8 +18,6 @@ TERMINATED_EXIT_STATUS = 128 + signal.SIGTERM
 
 DEFERRED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that reach every process of a job, and that its supervisor decides about."""
-
-log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
