@@ -8,12 +8,13 @@ rule model:
         "<logs>/model.log",
     conda:
         "../../environment.yml"
+    # With `--cache` a site converts each checkpoint once: what becomes of it is in the parameters, no package matters.
+    cache: "omit-software"
     params:
         model=config["model"],
         folder=config["model_folder"],
         download=config["download"],
-        layers=config["layers"],
-        include=config["include"],
         stamps=get_checkpoint_stamps(),
+        converted_format=CHECKPOINT_FORMAT,
     script:
         "../scripts/fetch_model.py"
