@@ -6,10 +6,10 @@ rule model:
         info="<results>/model/model.json",
     log:
         "<logs>/model.log",
-    conda:
-        "../../environment.yml"
     # With `--cache` a site converts each checkpoint once: what becomes of it is in the parameters, no package matters.
     cache: "omit-software"
+    conda:
+        "../../environment.yml"
     params:
         model=config["model"],
         folder=config["model_folder"],
