@@ -8,7 +8,8 @@ from pathlib import Path
 
 from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import CheckpointError, check_heads
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.models import check_heads
 from esmflow.checkpoint.sources import find_checkpoint
 
 
