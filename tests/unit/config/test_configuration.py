@@ -7,7 +7,7 @@ import pytest
 import yaml
 from made_up import random_model, stored_tensors, write_hugging_face
 
-from esmflow.checkpoint.sources import OFFICIAL_MODELS
+from esmflow.checkpoint.models import OFFICIAL_MODELS
 from esmflow.collect.formats import named_after_inputs
 from esmflow.config.configuration import ConfigurationError, number_of_layers, validated
 from esmflow.inputs.sheet import read_samples

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esmflow.arrays import INCLUDE, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.method import LongSequences
