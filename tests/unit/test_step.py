@@ -16,7 +16,7 @@ from esmflow.step import logged_step
 log_file, error = sys.argv[1], {"no GPU": SlotError, "busy": SlotTimeoutError, "gone": FileNotFoundError}[sys.argv[2]]
 for attempt in (1, 2, 1):
     try:
-        with logged_step(log_file, attempt):
+        with logged_step(log_file, [], attempt):
             print("working")
             raise error(sys.argv[2])
     except SystemExit as end:
@@ -48,7 +48,7 @@ import sys
 import pyarrow as pa
 from esmflow.step import logged_step
 
-with logged_step(sys.argv[1]):
+with logged_step(sys.argv[1], []):
     table = pa.table({"a": pa.array(["x", "y"]).dictionary_encode()})
     print("pandas" in sys.modules, table.to_pandas()["a"].tolist())
 """
