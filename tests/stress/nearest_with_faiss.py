@@ -37,8 +37,8 @@ def main() -> None:
     answers = {}
     for path in (library, os.pathsep.join((library, str(FOLDER)))):
         environment = os.environ | {"PYTHONPATH": path}
-        done = subprocess.run([sys.executable, "-c", SEARCH], env=environment, capture_output=True, text=True, check=True)
-        used, found = json.loads(done.stdout)
+        printed = subprocess.check_output([sys.executable, "-c", SEARCH], env=environment, text=True)
+        used, found = json.loads(printed)
         answers[used] = found
     assert answers.keys() == {True, False}
     for (cosines, rows), (expected, expected_rows) in zip(answers[True], answers[False], strict=True):
