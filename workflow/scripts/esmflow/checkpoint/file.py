@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from esmflow.arrays import OF_HEAD
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
+from esmflow.text import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +62,11 @@ def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
             "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
             "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
         )
-    if "logits" in include and not dimensions.has_lm_head:
+    of_head = [kind for kind in OF_HEAD if kind in include]
+    if of_head and not dimensions.has_lm_head:
         raise ValueError(
-            "include: logits are asked for, but the checkpoint has no language model head; "
-            "use a checkpoint with one, or leave logits out"
+            f"include: {in_words(of_head)} {'is' if len(of_head) == 1 else 'are'} asked for, but the checkpoint has no "
+            f"language model head; use a checkpoint with one, or leave {in_words(of_head)} out"
         )
 
 
