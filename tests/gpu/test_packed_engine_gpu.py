@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import INCLUDE, Outputs
 from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
 from esmflow.engine import transformer
 from esmflow.engine.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
@@ -81,27 +81,27 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-EVERYTHING = ("mean", "bos", "per_residue", "contacts", "logits")
-
-
 def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
     sequences = random_sequences(1, 20, 300)
-    outputs = Outputs((0, 1, 2), EVERYTHING)
+    outputs = Outputs((0, 1, 2), INCLUDE)
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cuda"), sequences)
     for name, array in found.items():
-        assert relative_error(array, expected[name]) < (1e-4 if name == "contacts" else 1e-5), name
+        limit = {"contacts": 1e-4, "pseudo_perplexity": 1e-4}.get(name, 1e-5)
+        assert relative_error(array, expected[name]) < limit, name
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bit_precision_is_near_fp32(random_checkpoint, precision):
     sequences = random_sequences(2, 20, 300)
-    outputs = Outputs((0, 1, 2), EVERYTHING)
+    outputs = Outputs((0, 1, 2), INCLUDE)
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, precision, "cuda"), sequences)
     for name, array in found.items():
         assert array.dtype == np.float32
-        assert relative_error(array, expected[name]) < 0.02, name
+        # Random weights are surprised by every residue, and what they say is raised to that power.
+        limit = 0.15 if name == "pseudo_perplexity" else 0.02
+        assert relative_error(array, expected[name]) < limit, name
 
 
 @pytest.mark.parametrize("back_end", [triton_attention, varlen_attention])

@@ -193,8 +193,6 @@ def fetch(model: Path, folder: Path) -> Path:
             model=str(model),
             folder=None,
             download=False,
-            layers=[-1],
-            include=["mean"],
             checkpoint=str(checkpoint),
             info=str(folder / "model.json"),
         )

@@ -10,8 +10,6 @@ def model_settings(snakemake) -> ModelSettings:
         model=params.model,
         folder=params.folder,
         download=params.download,
-        layers=params.layers,
-        include=params.include,
         checkpoint=snakemake.output.checkpoint,
         info=snakemake.output.info,
     )

@@ -127,8 +127,6 @@ STAGES = [
             "model": ("model", "esm2_t6_8M_UR50D"),
             "model_folder": ("folder", "models"),
             "download": ("download", False),
-            "layers": ("layers", [3, -1]),
-            "include": ("include", ["per_residue", "mean"]),
         },
         {"checkpoint": "results/model/checkpoint.safetensors", "info": "results/model/model.json"},
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, check_heads
 from esmflow.errors import EsmflowError
 from esmflow.logs import end_logging, start_logging
 from esmflow.method import Fingerprint
@@ -81,10 +81,18 @@ def run_command_line() -> list[str]:
 
 
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
-    """The run's fingerprint, from the checkpoint and the configuration's `method` part."""
+    """The run's fingerprint, from the checkpoint and the configuration's `method` part.
+
+    Raises CheckpointError when the model lacks a layer or a head that is asked for.
+    """
+    try:
+        check_heads(method["include"], model.dimensions)
+        layers = resolve_layers(method["layers"], model.dimensions.layers)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     return Fingerprint(
         checkpoint=model.digest,
-        layers=resolve_layers(method["layers"], model.dimensions.layers),
+        layers=layers,
         include=tuple(sorted(method["include"])),
         per_residue_precision=method["per_residue_precision"] if "per_residue" in method["include"] else None,
         engine=method["engine"],

@@ -25,6 +25,8 @@ from esmflow.engine.weights import load_weights
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TILE_ROWS = 128
 """Rows of one matrix product tile: a multiple of this many tokens for each multiprocessor leaves none idle."""
+SHARE_OF_FREE_MEMORY = 0.6
+"""Of a GPU's free memory, what `batch_tokens: auto` lets a pack take."""
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,17 @@ def auto_token_budget(dimensions: ModelDimensions, precision: str, device: str, 
     if target.type != "cuda":
         return 4096
     free, _ = torch.cuda.mem_get_info(target)
+    fits = int(SHARE_OF_FREE_MEMORY * free) // bytes_per_token(dimensions, precision, layers)
+    return full_size(max(min(fits, wanted_tokens(dimensions, quantum)), 1024), quantum)
+
+
+def bytes_per_token(dimensions: ModelDimensions, precision: str, layers: int = 1) -> int:
+    """What one token of a pack takes on the device, with `layers` representations asked for."""
     bytes_per_value = 4 if precision == "fp32" else 2
     # The stream, its norm, q k v, attention's result and fc1's; then fp32 representations and what is made of them.
-    bytes_per_token = dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
-    fits = int(0.6 * free) // bytes_per_token
-    wanted = quantum * max(2, min(16, 5120 // dimensions.hidden))
-    return full_size(max(min(fits, wanted), 1024), quantum)
+    return dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
+
+
+def wanted_tokens(dimensions: ModelDimensions, quantum: int) -> int:
+    """Tokens of a pack beyond which a device of this `quantum` gains nothing, see `quantum_of`."""
+    return quantum * max(2, min(16, 5120 // dimensions.hidden))
