@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from esmflow.arrays import OF_HEAD
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
-from esmflow.text import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +63,10 @@ def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
         )
     of_head = [kind for kind in OF_HEAD if kind in include]
     if of_head and not dimensions.has_lm_head:
+        names = " and ".join(of_head)
         raise ValueError(
-            f"include: {in_words(of_head)} {'is' if len(of_head) == 1 else 'are'} asked for, but the checkpoint has no "
-            f"language model head; use a checkpoint with one, or leave {in_words(of_head)} out"
+            f"include: {names} {'is' if len(of_head) == 1 else 'are'} asked for, but the checkpoint has no language model "
+            f"head; use a checkpoint with one, or leave {names} out"
         )
 
 
