@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant("failures in segments are not written", f"{LIBRARY}/embedding/job.py", "for failure in store.read(shards[path]).failures]", "for failure in ()]", "workflow/test_failure_policies.py -k success"),
     Mutant("the checkpoint is not looked at before a slot is taken", f"{LIBRARY}/embedding/job.py", "check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)", "pass", "unit/embedding/test_faults.py -k before_the_job"),
     # Engine
-    Mutant("epsilon is PyTorch's of another layer", f"{LIBRARY}/engine/transformer.py", "EPSILON = 1e-5", "EPSILON = 1e-3", PACKED),
+    Mutant("epsilon is PyTorch's of another layer", f"{LIBRARY}/checkpoint/models.py", "EPSILON = 1e-5", "EPSILON = 1e-3", PACKED),
     Mutant("the last layer is not normalised", f"{LIBRARY}/engine/transformer.py", "yield self.operations.normalise(x, *self.weights.last_norm, EPSILON, torch.float32)", "yield x.float() + layer.offset", PACKED),
     Mutant("a representation is the stream itself", f"{LIBRARY}/engine/transformer.py", "x.to(torch.float32, copy=True)", "x.to(torch.float32)", PACKED),
     Mutant("the mean has cls in it", f"{LIBRARY}/engine/packing.py", "= first, first + 1, first + 1 + residues\n", "= first, first, first + 1 + residues\n", f"{PACKED} {PACKING}"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from esmflow.arrays import INCLUDE, Outputs
-from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+from esmflow.checkpoint.file import write_checkpoint
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine import transformer
 from esmflow.engine.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
 from esmflow.engine.packed import PackedEngine, auto_token_budget

@@ -35,7 +35,7 @@ PLAN = (
     HELD
     + """
 from stage_settings import plan_settings
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import LongSequences
 from esmflow.plan import planning

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esmflow.arrays import INCLUDE, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.method import LongSequences
@@ -82,7 +82,7 @@ def test_a_head_that_is_missing_is_an_error_with_a_remedy():
     check_heads(["mean", "bos", "per_residue"], bare)
     with pytest.raises(ValueError, match=r"include: contacts .*contact-regression.pt"):
         check_heads(["contacts"], bare)
-    with pytest.raises(ValueError, match=r"include: logits is .*no language model head"):
+    with pytest.raises(ValueError, match=r"include: logits cannot .*no language model head"):
         check_heads(["logits"], bare)
-    with pytest.raises(ValueError, match=r"include: entropy and pseudo_perplexity are .*leave entropy and .* out"):
+    with pytest.raises(ValueError, match=r"include: entropy and pseudo_perplexity cannot .*leave entropy and .* out"):
         check_heads(["mean", "pseudo_perplexity", "entropy"], bare)

@@ -242,8 +242,8 @@ def test_kernels_that_fail_are_one_warning_and_the_same_vectors(random_checkpoin
     outputs = Outputs((2,), ("mean",))
     plain = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu", fast_kernels=False), sequences)
     monkeypatch.setattr(transformer, "flash_available", lambda *_: True)
-    monkeypatch.setattr(transformer, "_kernel_normalise", lambda: kernel)
-    monkeypatch.setattr(transformer, "triton_attention", lambda: sdpa_attention)
+    broken = transformer.Operations(kernel, sdpa_attention, transformer.exact_gelu)
+    monkeypatch.setattr(transformer, "kernel_operations", lambda family: broken)
     with caplog.at_level(logging.WARNING):
         found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     assert len(caplog.records) == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, check_heads
+from esmflow.checkpoint.file import CheckpointError, CheckpointInfo
+from esmflow.checkpoint.models import check_heads
 from esmflow.errors import EsmflowError
 from esmflow.logs import end_logging, start_logging
 from esmflow.method import Fingerprint

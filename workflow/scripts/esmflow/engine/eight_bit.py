@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from esmflow.checkpoint.models import EPSILON
 from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
-from esmflow.engine.transformer import EPSILON, Esm2, Operations, check, kernels_or_plain
+from esmflow.engine.transformer import Encoder, Operations, check, kernels_or_plain
 from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
 
 _BLOCK = 64
@@ -63,7 +64,7 @@ class EightBitOperations(Operations):
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
         qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
-        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk_bias, rotation, pack)
+        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
 
     def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
         rows = self.rounding.quantise_norm(x, norm, EPSILON, self.signs[x.shape[1]])
@@ -170,7 +171,7 @@ def beside(device: torch.device) -> torch.dtype:
     return torch.float16 if flash_available(device, torch.float16) else torch.float32
 
 
-def rounded(model: Esm2) -> Esm2:
+def rounded(model: Encoder) -> Encoder:
     """The same model with every layer's matrices in 8 bits; they need room beside those of `model` until it is gone."""
 
     def round_anew() -> Weights:
@@ -179,7 +180,7 @@ def rounded(model: Esm2) -> Esm2:
         return weights
 
     weights = round_anew()
-    return Esm2(weights, _operations(model.operations, weights), round_anew)
+    return Encoder(weights, _operations(model.operations, weights), round_anew)
 
 
 @torch.inference_mode()
@@ -206,7 +207,7 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
     draw = random.Random(0)
     pack = pack_sequences(["M" + "".join(draw.choices(letters, k=n)) for n in (60, 120, 200, 300, 400, 512)])
     watched = Watched(**_values(operations))
-    model = Esm2(weights, watched, lambda: weights)
+    model = Encoder(weights, watched, lambda: weights)
     for _ in model.representations(pack.to(weights.embedding.device), watched.attend, (len(weights.layers),)):
         pass
     return means
@@ -215,16 +216,16 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
 def _rounded_layer(layer: LayerWeights, into_qkv: torch.Tensor, into_fc1: torch.Tensor) -> LayerWeights:
     none = torch.zeros((), device=into_qkv.device)
     heads = len(into_qkv) // (2 * len(layer.frequencies))
-    queries_and_keys, values = layer.qkv.split((len(layer.qk_bias), len(into_qkv)))
+    queries_and_keys, values = layer.qkv.split((len(layer.qk), len(into_qkv)))
     return replace(
         layer,
         attention_norm=layer.attention_norm._replace(bias=layer.attention_norm.bias - into_qkv),
         qkv=_rounded(
             torch.cat((paired(queries_and_keys, heads), values)),
-            torch.cat((paired(layer.qk_bias, heads), torch.zeros_like(into_qkv))),
+            torch.cat((paired(layer.qk, heads), torch.zeros_like(into_qkv))),
             into_qkv,
         ),
-        qk_bias=torch.zeros_like(layer.qk_bias),
+        qk=torch.zeros_like(layer.qk),
         out=_rounded(layer.out.t(), none, none),
         ffn_norm=layer.ffn_norm._replace(bias=layer.ffn_norm.bias - into_fc1),
         fc1=_rounded(layer.fc1.weight, layer.fc1.bias, into_fc1),

@@ -22,7 +22,8 @@ from esm.rotary_embedding import RotaryEmbedding
 from safetensors import safe_open
 
 from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.engine import resolve_precision
 
 TOKS_PER_BATCH = 2048
@@ -123,8 +124,8 @@ _SMALL_BYTES = 200_000_000
 
 
 def layer_bytes(dimensions: ModelDimensions) -> int:
-    """Bytes of the weights of all layers in fp32: 12 D² values in each."""
-    return 4 * 12 * dimensions.hidden**2 * dimensions.layers
+    """Bytes of the weights of all layers in fp32."""
+    return 4 * dimensions.layer_parameters * dimensions.layers
 
 
 def load_fair_esm(checkpoint: str, device: torch.device, resident_bytes: int | None = None) -> esm.ESM2:

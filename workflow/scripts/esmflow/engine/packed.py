@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads, read_checkpoint_info
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import ContactAttention
 from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
-from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
+from esmflow.engine.transformer import Encoder, fastest_operations, logits, plain_operations
 from esmflow.engine.weights import load_weights
 
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -41,7 +42,7 @@ class Launched:
 class PackedEngine:
     """ESM-2 without padding. See `engine.Engine`, and `load`."""
 
-    model: Esm2
+    model: Encoder
     outputs: Outputs
     precision: str
     device: torch.device
@@ -80,10 +81,10 @@ class PackedEngine:
             # The file is read while the kernels are compiled.
             weights = loader.submit(read)
             if fast_kernels:
-                operations = fastest_operations(target, dtype, dimensions.hidden, dimensions.heads)
+                operations = fastest_operations(target, dtype, dimensions)
             else:
-                operations = plain_operations(target, dtype)
-            model = Esm2(weights.result(), operations, read)
+                operations = plain_operations(target, dtype, dimensions.family)
+            model = Encoder(weights.result(), operations, read)
         if resolved == "int8":
             model = eight_bit.rounded(model)
         return cls(model, outputs, resolved, target, checkpoint)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import stats_below
 from esmflow.method import Fingerprint

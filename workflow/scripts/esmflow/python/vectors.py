@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow.arrays import Array, Outputs, resolve_layers
-from esmflow.checkpoint.file import CheckpointError, check_heads, read_checkpoint_info
-from esmflow.checkpoint.sources import files_of_checkpoint, find_checkpoint
+from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
+from esmflow.checkpoint.models import check_heads, files_of_checkpoint
+from esmflow.checkpoint.sources import find_checkpoint
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
 from esmflow.failures import REMEDY, Reason

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.fair_esm import layer_bytes, load_fair_esm, padded_batches, padded_tokens
 from esmflow.engine.memory import release_memory, unless_out_of_memory
 from esmflow.method import LongSequences
