@@ -13,7 +13,7 @@ from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointError
 from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
-from esmflow.files import atomic_path
+from esmflow.files import LEFT_OVER_SECONDS, atomic_path, remove_left_overs
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ def _download(name: str) -> Path:
         (_WEIGHTS_URL.format(name=name), target),
     ):
         log.info("downloading %s to %s", url, path)
+        remove_left_overs([path], LEFT_OVER_SECONDS)
         with atomic_path(path) as temporary:
             with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)

@@ -19,7 +19,7 @@ from esmflow.checkpoint.sources import find_checkpoint
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
 from esmflow.failures import REMEDY, Reason
-from esmflow.files import PROJECT, file_stamp, safe_name
+from esmflow.files import LEFT_OVER_SECONDS, PROJECT, file_stamp, remove_left_overs, safe_name
 from esmflow.inputs.columns import ID, SEQUENCE
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
@@ -220,5 +220,6 @@ def _converted(source: Path) -> str:
     name = safe_name("-".join([source.stem, *stamps]))
     target = folder / f"{name}.safetensors"
     if not target.exists():
+        remove_left_overs([target], LEFT_OVER_SECONDS)
         convert_checkpoint(source, target, source.stem)
     return str(target)
