@@ -112,7 +112,7 @@ class VectorStream:
         return sorted({array for writer in self._writers for array in writer.arrays})
 
     def _rounds(self, array: Array) -> bool:
-        return self._half and array.is_pooled
+        return self._half and array.is_vector
 
     def _flush(self) -> None:
         runs, self._waiting, self._bytes = self._waiting, [], 0

@@ -1,8 +1,8 @@
 """Segments: immutable files of embeddings, one for each finished shard; and the store, the folder they are in.
 
 A segment is a tensor file with the tensors `digests` (uint8 `[N, 16]`), `lengths` (int64 `[N]`, residues embedded) and
-one tensor for each output: pooled ones `[N, D]`, per-residue ones `[sum of lengths, D]`, `logits`
-`[sum of lengths, 33]`, `contacts` `[sum of squared lengths]`. Its metadata
+one tensor for each output: pooled vectors `[N, D]`, `pseudo_perplexity` `[N]`, per-residue ones `[sum of lengths, D]`,
+`logits` `[sum of lengths, 33]`, `entropy` `[sum of lengths]`, `contacts` `[sum of squared lengths]`. Its metadata
 names the fingerprint, the precision that was used, and the shard's sequences that could not be embedded, with reasons:
 a segment stands for its whole shard. What is damaged is set aside under another name and counts as absent.
 """
