@@ -146,7 +146,8 @@ def write_job(folder: Path) -> None:
     import torch
     import yaml
 
-    from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+    from esmflow.checkpoint.file import write_checkpoint
+    from esmflow.checkpoint.models import ModelDimensions
     from esmflow.config.configuration import with_defaults
     from esmflow.files import write_json
     from esmflow.method import computing_method

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, SIZES
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES
 from esmflow.engine.packed import SHARE_OF_FREE_MEMORY, bytes_per_token, wanted_tokens
 from esmflow.failures import REMEDY, Reason
 from esmflow.report.sections import SECTIONS

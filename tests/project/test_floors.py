@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "slots": GROUND,
     "workers": GROUND,
     "store": (*EVERYWHERE, "inputs.residues"),
-    "step": (*EVERYWHERE, "checkpoint.file", "workers.lifetime"),
+    "step": (*EVERYWHERE, "checkpoint.file", "checkpoint.models", "workers.lifetime"),
     "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime"),
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
     "embedding": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),

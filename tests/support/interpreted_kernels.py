@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
+from esmflow.checkpoint.models import EPSILON
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import Rotation, rotated, sdpa_attention
 from esmflow.engine.kernels import eight_bits, sixteen_bits
 from esmflow.engine.packing import pack_sequences
-from esmflow.engine.transformer import EPSILON, normalise
+from esmflow.engine.transformer import normalise
 from esmflow.engine.weights import Norm
 
 WIDTHS = (64, 96, 320)

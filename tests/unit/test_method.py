@@ -9,7 +9,8 @@ from made_up import write_fasta
 from stage_settings import plan_settings
 from workflow_run import PROJECT
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.config.configuration import with_defaults
 from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile

@@ -13,7 +13,7 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 
 from esmflow.checkpoint.file import FORMAT as CHECKPOINT_FORMAT
-from esmflow.checkpoint.sources import files_of_checkpoint, guess_model
+from esmflow.checkpoint.models import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (

@@ -16,7 +16,8 @@ from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_
 from esmflow.checkpoint import sources as checkpoint_sources
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointError
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, find_checkpoint, is_path
+from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
+from esmflow.checkpoint.sources import find_checkpoint
 
 NAME = "esm2_t6_8M_UR50D"
 

@@ -13,7 +13,8 @@ from made_up import proteins, random_model, stored_sequences, write_converted, w
 from stage_settings import plan_settings
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.formats import FORMATS
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import guess_work

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.method import Fingerprint

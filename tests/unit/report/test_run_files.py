@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import RunRecord
 from esmflow.method import Fingerprint

@@ -25,7 +25,8 @@ from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 from workflow_run import PROJECT, SNAKEFILE
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.summary import Summary
 from esmflow.config.configuration import with_defaults

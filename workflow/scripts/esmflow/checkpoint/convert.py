@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from esmflow.checkpoint.file import (
-    AS_STORED,
-    CheckpointError,
-    CheckpointInfo,
-    ModelDimensions,
-    raw_bytes,
-    write_checkpoint,
-)
+from esmflow.checkpoint.file import AS_STORED, CheckpointError, CheckpointInfo, raw_bytes, write_checkpoint
 from esmflow.checkpoint.hugging_face import fair_esm_tensors, read_config
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.files import file_sha256
 
 if TYPE_CHECKING:

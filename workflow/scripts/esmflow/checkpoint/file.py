@@ -11,11 +11,12 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
 
@@ -30,41 +31,6 @@ class CheckpointError(EsmflowError):
     """A checkpoint that cannot be used. The message says which file, what is wrong, and what to do."""
 
     mendable = False
-
-
-@dataclass(frozen=True)
-class ModelDimensions:
-    """The shape of an ESM-2 model, read from its tensors and never from its name."""
-
-    layers: int
-    hidden: int
-    heads: int
-    has_lm_head: bool
-    has_contact_head: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the model: 12 D² in each layer, and the token embedding."""
-        return self.layers * 12 * self.hidden**2 + 33 * self.hidden
-
-
-def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
-    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
-    if "contacts" in include and not dimensions.has_contact_head:
-        raise ValueError(
-            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
-            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
-        )
-    if "logits" in include and not dimensions.has_lm_head:
-        raise ValueError(
-            "include: logits are asked for, but the checkpoint has no language model head; "
-            "use a checkpoint with one, or leave logits out"
-        )
 
 
 @dataclass(frozen=True)
@@ -201,7 +167,10 @@ def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
 
     Format: 8 bytes header length (little endian), a JSON header, then the tensors' bytes.
     """
-    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(asdict(info))}}
+    said = asdict(info)
+    # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
+    said["dimensions"] = {k: v for k, v in said["dimensions"].items() if v != getattr(ModelDimensions, k, None)}
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(said)}}
     offset = 0
     for key in sorted(tensors):
         tensor = tensors[key]

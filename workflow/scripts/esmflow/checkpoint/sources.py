@@ -11,23 +11,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions
-from esmflow.files import atomic_path, read_json
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
+from esmflow.files import LEFT_OVER_SECONDS, atomic_path, remove_left_overs
 
 log = logging.getLogger(__name__)
-
-OFFICIAL_MODELS = {
-    "esm2_t6_8M_UR50D": ModelDimensions(6, 320, 20, True, True),
-    "esm2_t12_35M_UR50D": ModelDimensions(12, 480, 20, True, True),
-    "esm2_t30_150M_UR50D": ModelDimensions(30, 640, 20, True, True),
-    "esm2_t33_650M_UR50D": ModelDimensions(33, 1280, 20, True, True),
-    "esm2_t36_3B_UR50D": ModelDimensions(36, 2560, 40, True, True),
-    "esm2_t48_15B_UR50D": ModelDimensions(48, 5120, 40, True, True),
-}
-"""The published checkpoints, from the smallest to the largest."""
-
-SIZES = {name.split("_")[2]: name for name in OFFICIAL_MODELS}
-"""The same by their size alone, `8M` to `15B`."""
 
 _WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 _REGRESSION_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{name}-contact-regression.pt"
@@ -42,31 +30,6 @@ class Place:
 
     path: Path
     what: str
-
-
-def official_name(model: str) -> str:
-    """The published models by fair-esm's name: `650M`, and `facebook/esm2_…` as on Hugging Face; others as they are."""
-    name = SIZES.get(model.upper(), model.removeprefix("facebook/"))
-    return name if name in OFFICIAL_MODELS and not Path(model).exists() else model
-
-
-def is_path(model: str) -> bool:
-    """Whether the `model` key names a path rather than an official checkpoint."""
-    return "/" in model or model.endswith(".pt") or Path(model).exists()
-
-
-def files_of_checkpoint(model: str) -> list[str]:
-    """The files that a checkpoint named by its path consists of; none for an official name.
-
-    A folder's own time does not change when a file in it is overwritten.
-    """
-    if not is_path(model):
-        return []
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return sorted(str(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    regression = path.with_name(f"{path.stem}-contact-regression.pt")
-    return [str(path), *([str(regression)] if regression.exists() else [])]
 
 
 def find_checkpoint(model: str, folder: str | None = None, download: bool = True) -> Path:
@@ -136,6 +99,7 @@ def _download(name: str) -> Path:
         (_WEIGHTS_URL.format(name=name), target),
     ):
         log.info("downloading %s to %s", url, path)
+        remove_left_overs([path], LEFT_OVER_SECONDS)
         with atomic_path(path) as temporary:
             with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
@@ -159,26 +123,3 @@ def _damage(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     return f"is damaged: the checksum of its {damaged} is not right" if damaged else ""
-
-
-def guess_model(model: str, model_info: str | os.PathLike[str] | None = None) -> ModelDimensions:
-    """The model's dimensions: from `model.json` where it is there, else from the name, or the path."""
-    if model_info is not None and Path(model_info).exists():
-        return CheckpointInfo.read(model_info).dimensions
-    if not is_path(model):
-        return OFFICIAL_MODELS[model]
-    path = Path(model).expanduser()
-    if path.stem in OFFICIAL_MODELS:
-        return OFFICIAL_MODELS[path.stem]
-    try:
-        found = read_json(path / "config.json")
-        return ModelDimensions(
-            found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], True, True
-        )
-    except (OSError, ValueError, KeyError):
-        # A folder may have its weights in both forms, of which one is read.
-        forms = [[path]] if path.is_file() else [path.glob("*.safetensors"), path.glob("*.bin")]
-        size = max(sum(file.stat().st_size for file in files) for files in forms)
-    # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
-    fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if dimensions.parameters >= 0.9 * size / 4]
-    return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]

@@ -14,7 +14,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, SIZES, is_path, official_name
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, is_path, official_name
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -29,6 +29,9 @@ _SYNONYMS = {
     **dict.fromkeys(("per_tok", "per_token", "per_aa", "residue", "token", "residues"), "per_residue"),
     **dict.fromkeys(("cls", "bos_token", "cls_token"), "bos"),
     **dict.fromkeys(("average", "avg", "pooled", "mean_pooling", "pooler"), "mean"),
+    **dict.fromkeys(("maximum", "max_pooling"), "max"),
+    **dict.fromkeys(("stdev", "sd", "standard_deviation"), "std"),
+    **dict.fromkeys(("perplexity", "ppl", "pppl", "pll"), "pseudo_perplexity"),
     **dict.fromkeys(("hdf5", "hdf"), "h5"),
     **dict.fromkeys(("anndata", "adata"), "h5ad"),
     **dict.fromkeys(("torch", "pth", "tensor", "virnucpro"), "pt"),

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions
-from esmflow.checkpoint.sources import guess_model
+from esmflow.checkpoint.models import ModelDimensions, guess_model
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
 from esmflow.plan.cost import SHORTEST_JOB_SECONDS, CostModel, Workload, useful_groups

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from esmflow.checkpoint.models import EPSILON
 from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
-from esmflow.engine.transformer import EPSILON, Esm2, Operations, check, kernels_or_plain
+from esmflow.engine.transformer import Encoder, Operations, check, kernels_or_plain
 from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
 
 _BLOCK = 64
@@ -75,7 +76,7 @@ class EightBitOperations(Operations):
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
         qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
-        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk_bias, rotation, pack)
+        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
 
     def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
         rows = self.rounding.quantise_norm(x, norm, EPSILON, self.block)
@@ -193,7 +194,7 @@ def beside(device: torch.device) -> torch.dtype:
     return torch.float16 if flash_available(device, torch.float16) else torch.float32
 
 
-def rounded(model: Esm2) -> Esm2:
+def rounded(model: Encoder) -> Encoder:
     """The same model with every layer's matrices in 8 bits; they need room beside those of `model` until it is gone."""
 
     def round_anew() -> Weights:
@@ -202,7 +203,7 @@ def rounded(model: Esm2) -> Esm2:
         return weights
 
     weights = round_anew()
-    return Esm2(weights, _operations(model.operations, weights), round_anew)
+    return Encoder(weights, _operations(model.operations, weights), round_anew)
 
 
 @torch.inference_mode()
@@ -239,7 +240,7 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
     draw = random.Random(0)
     pack = pack_sequences(["M" + "".join(draw.choices(letters, k=n)) for n in (60, 120, 200, 300, 400, 512)])
     watched = Watched(**_values(operations))
-    model = Esm2(weights, watched, lambda: weights)
+    model = Encoder(weights, watched, lambda: weights)
     for _ in model.representations(pack.to(weights.embedding.device), watched.attend, (len(weights.layers),)):
         pass
     return means
@@ -249,18 +250,18 @@ def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: to
     """before_qkv, before_fc1: see `_typical_means`. block: of the stream."""
     heads = len(before_qkv) // (2 * len(layer.frequencies))
     none = torch.zeros_like(before_qkv)
-    qkv, qkv_bias = _after_norm(layer.qkv, torch.cat((layer.qk_bias, none)), layer.attention_norm, before_qkv)
+    qkv, qkv_bias = _after_norm(layer.qkv, torch.cat((layer.qk, none)), layer.attention_norm, before_qkv)
     fc1, fc1_bias = _after_norm(layer.fc1.weight, layer.fc1.bias, layer.ffn_norm, before_fc1)
 
     def in_pairs(rows: torch.Tensor) -> torch.Tensor:
-        queries_and_keys, values = rows.split((len(layer.qk_bias), len(none)))
+        queries_and_keys, values = rows.split((len(layer.qk), len(none)))
         return torch.cat((paired(queries_and_keys, heads), values))
 
     return replace(
         layer,
         attention_norm=_before_product(layer.attention_norm, before_qkv, block),
         qkv=_rounded(in_pairs(qkv), in_pairs(qkv_bias)),
-        qk_bias=torch.zeros_like(layer.qk_bias),
+        qk=torch.zeros_like(layer.qk),
         out=_rounded(turned(layer.out.float(), block).t(), none),
         ffn_norm=_before_product(layer.ffn_norm, before_fc1, block),
         fc1=_rounded(fc1, fc1_bias),

@@ -12,14 +12,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads, read_checkpoint_info
+from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import ContactAttention
 from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
-from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
+from esmflow.engine.transformer import Encoder, fastest_operations, logits, plain_operations
 from esmflow.engine.weights import load_weights
 
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -41,7 +42,7 @@ class Launched:
 class PackedEngine:
     """ESM-2 without padding. See `engine.Engine`, and `load`."""
 
-    model: Esm2
+    model: Encoder
     outputs: Outputs
     precision: str
     device: torch.device
@@ -65,8 +66,8 @@ class PackedEngine:
 
         precision: `auto` is bf16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
         fast_kernels: whether to use this project's own GPU kernels where they run.
-        Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
-        when the file is not a whole converted checkpoint.
+        Raises ValueError when the checkpoint has no head for the contacts or logits that the outputs need, and
+        CheckpointError when the file is not a whole converted checkpoint.
         """
         target = torch.device(device)
         resolved = resolve_precision(precision, target)
@@ -80,10 +81,10 @@ class PackedEngine:
             # The file is read while the kernels are compiled.
             weights = loader.submit(read)
             if fast_kernels:
-                operations = fastest_operations(target, dtype, dimensions.hidden, dimensions.heads)
+                operations = fastest_operations(target, dtype, dimensions)
             else:
-                operations = plain_operations(target, dtype)
-            model = Esm2(weights.result(), operations, read)
+                operations = plain_operations(target, dtype, dimensions.family)
+            model = Encoder(weights.result(), operations, read)
         if resolved == "int8":
             model = eight_bit.rounded(model)
         return cls(model, outputs, resolved, target, checkpoint)
@@ -151,7 +152,7 @@ class PackedEngine:
         contacts = ContactAttention(*regression) if regression and "contacts" in include else None
         last = len(weights.layers)
         layers = self.outputs.layers
-        computed = layers if contacts is None and "logits" not in include else tuple(sorted({*layers, last}))
+        computed = tuple(sorted({*layers, last})) if contacts or self.outputs.needs_logits else layers
         arrays: dict[str, torch.Tensor] = {}
         representation = torch.empty(0)
         for layer, representation in zip(
@@ -162,8 +163,8 @@ class PackedEngine:
                     arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
-        if head and "logits" in include:
-            arrays["logits"] = logits(representation[pack.residue_rows], head)
+        if head and self.outputs.needs_logits:
+            arrays |= _made_of_logits(logits(representation[pack.residue_rows], head), pack)
         return {name: arrays[name] for name in self.outputs.names()}
 
     def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -171,6 +172,10 @@ class PackedEngine:
             return representation[pack.runs[:-1:3]]
         if array.kind == "mean":
             return mean_over_residues(representation, pack)
+        if array.kind == "max":
+            return torch.segment_reduce(representation, "max", offsets=pack.runs, axis=0, unsafe=True)[1::3]
+        if array.kind == "std":
+            return _std_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
         return rows.half() if self.outputs.per_residue == "fp16" else rows
 
@@ -203,7 +208,33 @@ def _sum_in_fp32() -> None:
 def mean_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Mean of `[T, D]` over each sequence's residues, neither cls nor eos, accumulated in fp32: `[B, D]`."""
     sums = torch.segment_reduce(representation, "sum", offsets=pack.runs, axis=0, unsafe=True)[1::3]
-    return sums / (pack.runs[2::3] - pack.runs[1::3])[:, None]
+    return sums / _residues(pack)[:, None]
+
+
+def _std_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Of `[T, D]` the root of the mean squared distance of each sequence's residues from their mean: `[B, D]`."""
+    rows, residues = representation[pack.residue_rows], _residues(pack)
+    # In two passes: the difference of two mean squares would lose most digits where the mean is large.
+    mean = mean_over_residues(representation, pack).repeat_interleave(residues, 0, output_size=len(rows))
+    return torch.segment_reduce((rows - mean).square(), "mean", lengths=residues, axis=0, unsafe=True).sqrt()
+
+
+def _made_of_logits(logits: torch.Tensor, pack: Pack) -> dict[str, torch.Tensor]:
+    """All that `arrays.OF_HEAD` names and `LOG_LIKELIHOOD`, of the residues' logits `[R, 33]`; natural logarithms."""
+    log_p = logits.log_softmax(-1)
+    own = log_p.gather(1, pack.tokens[pack.residue_rows][:, None].long())[:, 0]
+    mean = torch.segment_reduce(own, "mean", lengths=_residues(pack), axis=0, unsafe=True)
+    return {
+        "logits": logits,
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        LOG_LIKELIHOOD: own,
+        "pseudo_perplexity": (-mean).exp(),
+    }
+
+
+def _residues(pack: Pack) -> torch.Tensor:
+    """Residues of each sequence, `[B]`."""
+    return pack.runs[2::3] - pack.runs[1::3]
 
 
 def quantum_of(device: torch.device) -> int:

@@ -20,9 +20,16 @@ F1000Research 2021;10:33. https://doi.org/10.12688/f1000research.29032.2
 _KINDS = {
     "mean": "the mean over its residues",
     "bos": "the vector of the token before its first residue",
+    "max": "the maximum over its residues",
+    "std": "the standard deviation over its residues",
     "per_residue": "one vector for each residue",
 }
-_OTHERS = {"contacts": "predicted contacts", "logits": "the logits of each residue"}
+_OTHERS = {
+    "contacts": "predicted contacts",
+    "logits": "the logits of each residue",
+    "entropy": "the entropy of the prediction for each residue",
+    "pseudo_perplexity": "its pseudo-perplexity from one pass without masks",
+}
 
 
 def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
