@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant("segments of another fingerprint are read", f"{LIBRARY}/store/segments.py", ' or metadata.get("fingerprint") != fingerprint', "", SEGMENTS),
     Mutant("digests are not compared with their checksum", f"{LIBRARY}/store/segments.py", '("digests", "lengths", *arrays))', "())", SEGMENTS),
     Mutant("a segment with failures stays for good", f"{LIBRARY}/store/segments.py", "(not there.failures or len(there) > len(segment))", "(True)", SEGMENTS),
-    Mutant("live temporary files are removed", f"{LIBRARY}/store/segments.py", "> _LEFT_OVER_SECONDS:", "> 0:", SEGMENTS),
+    Mutant("live temporary files are removed", f"{LIBRARY}/store/segments.py", "> LEFT_OVER_SECONDS:", "> 0:", SEGMENTS),
     Mutant("a replaced segment is noticed by its length only", f"{LIBRARY}/store/gather.py", "zlib.crc32(np.ascontiguousarray(segment.digests).data)", "len(segment.digests)", GATHER),
     Mutant("rows come in the order of the segments", f"{LIBRARY}/store/gather.py", "target[places[part]] = copied", "target[np.sort(places)[part]] = copied", GATHER),
     Mutant("half a digest is a digest", f"{LIBRARY}/store/digests.py", "here = self.low[at[looking]] == low[looking]", "here = np.ones(len(looking), bool)", DIGESTS + " " + GATHER),

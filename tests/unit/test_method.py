@@ -67,6 +67,7 @@ CHANGES_NO_NUMBER = {
     "hang_minutes": 1,
     "device_tflops": 9,
     "pooled_precision": "fp16",
+    "attention": {"max_residues": 90},
     "verify": {"sample": 0},
     "formats": ["h5"],
     "failures": {"policy": "error", "retries": 0},
