@@ -208,9 +208,9 @@ def _deal_variants(search: RecordSearch, settings: PlanSettings) -> tuple[Planne
         work=work,
     )
     tell(
-        f"variants: {planned.rows:,}, of which {planned.unscored:,} cannot be scored; {planned.places:,} places in "
-        f"{plural(planned.proteins, 'protein')}: {work[MASKED_LOGITS].sequences:,} masked copies to compute, "
-        f"{planned.stored:,} in the store"
+        f"variants: {planned.rows:,}, of which {planned.unscored:,} cannot be scored; "
+        f"{plural(planned.places, 'place')} in {plural(planned.proteins, 'protein')}; "
+        f"masked copies: {work[MASKED_LOGITS].sequences:,} to compute, {planned.stored:,} in the store"
     )
     return planned, groups
 

@@ -14,8 +14,8 @@ _THREE_LETTERS = {
     **{"Ile": "I", "Leu": "L", "Lys": "K", "Met": "M", "Phe": "F", "Pro": "P", "Ser": "S", "Thr": "T", "Trp": "W"},
     **{"Tyr": "Y", "Val": "V", "Sec": "U", "Pyl": "O", "Asx": "B", "Glx": "Z", "Xaa": "X"},
 }
-_ONE = re.compile(r"([A-Za-z])(\d+)([A-Za-z])")
-_HGVS = re.compile(r"(?:p\.)?\(?([A-Za-z]{3})(\d+)([A-Za-z]{3})\)?")
+_ONE = re.compile(r"([A-Za-z])([0-9]+)([A-Za-z])")
+_HGVS = re.compile(r"(?:p\.)?\(?([A-Za-z]{3})([0-9]+)([A-Za-z]{3})\)?")
 _LONGEST_PLACE = 9
 
 
