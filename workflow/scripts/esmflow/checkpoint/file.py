@@ -39,7 +39,7 @@ class CheckpointInfo(JsonFile):
 
     digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
     source: name of the file that was converted; source_sha256: its digest. frequencies: where the rotary frequencies
-    are from.
+    are from. base: the model that the adapter in `source` was merged into, if it is one.
     """
 
     name: str
@@ -48,6 +48,7 @@ class CheckpointInfo(JsonFile):
     source_sha256: str
     dimensions: ModelDimensions
     frequencies: str = AS_STORED
+    base: str = ""
 
 
 def write_checkpoint(
@@ -59,10 +60,11 @@ def write_checkpoint(
     source: str = "",
     source_sha256: str = "",
     frequencies: str = AS_STORED,
+    base: str = "",
 ) -> CheckpointInfo:
     """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically."""
     digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()})
-    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies)
+    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies, base)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
     return info

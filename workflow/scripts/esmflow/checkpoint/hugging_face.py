@@ -94,7 +94,7 @@ def fair_esm_tensors(
         name = key.removeprefix("esm.")
         if name in _SHARED_FREQUENCIES:
             shared = value
-        elif ours := _fair_esm_name(name):
+        elif ours := fair_esm_name(name):
             tensors[ours] = value
         elif name.startswith("encoder."):
             raise CheckpointError(f"{folder}: holds {key}, which no ESM-2 has: it is another model, or was changed")
@@ -126,7 +126,8 @@ def published_frequencies(head_dim: int) -> torch.Tensor:
     return (1.0 / (10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))).half().float()
 
 
-def _fair_esm_name(key: str) -> str | None:
+def fair_esm_name(key: str) -> str | None:
+    """fair-esm's name of a tensor, from transformers' without the `esm.` before it; None for one of no ESM-2."""
     layer = re.search(r"\.layer\.(\d+)\.", key)
     general = key.replace(layer.group(), ".layer.{n}.", 1) if layer else key
     stem, _, parameter = general.rpartition(".")

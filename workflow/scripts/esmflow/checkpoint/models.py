@@ -131,6 +131,10 @@ SIZES = {name.split("_")[2]: name for name in OFFICIAL_MODELS}
 """The same by their size alone, `8M` to `15B`."""
 
 
+# The files, or their index, by which a folder is that of a whole model.
+_WHOLE = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
+
+
 def official_name(model: str) -> str:
     """The published models by fair-esm's name: `650M`, and `facebook/esm2_…` as on Hugging Face; others as they are."""
     name = SIZES.get(model.upper(), model.removeprefix("facebook/"))
@@ -140,6 +144,34 @@ def official_name(model: str) -> str:
 def is_path(model: str) -> bool:
     """Whether the `model` key names a path rather than an official checkpoint."""
     return "/" in model or model.endswith(".pt") or Path(model).exists()
+
+
+def base_of(model: str, given: str | None = None) -> str | None:
+    """What the adapter in a folder is to be merged into: `given`, or what its `adapter_config.json` names.
+
+    An official name or a path; None if `model` is a whole one. Raises ValueError for a base that cannot be told, or is
+    not on this machine.
+    """
+    folder = Path(model).expanduser()
+    description = folder / "adapter_config.json"
+    if not description.is_file() or any((folder / name).exists() for name in _WHOLE):
+        if given:
+            raise ValueError(f"base_model: {given} is given, but {model} is no adapter; leave base_model out")
+        return None
+    try:
+        named = given or read_json(description).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{description}: not the settings of an adapter ({error}); fetch it again") from error
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{description}: does not say which model was adapted; name it as base_model")
+    base = official_name(named)
+    if base in OFFICIAL_MODELS:
+        return base
+    for path in (Path(base).expanduser(), folder / base):
+        if path.exists():
+            return str(path)
+    said = f"base_model: {named}" if given else f"{description}: base_model_name_or_path {named}"
+    raise ValueError(f"{said} is neither an official name nor on this machine; name its path as base_model")
 
 
 def files_of_checkpoint(model: str) -> list[str]:

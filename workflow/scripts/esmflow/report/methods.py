@@ -35,9 +35,10 @@ _OTHERS = {
 def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
     """The sentences, without the references, which are `REFERENCES`."""
     method, summary, certificate = files.fingerprint, files.summary, files.certificate
+    adapted = f", a LoRA adapter merged into {files.model.base}" if files.model.base else ""
     sentences = [
-        f"Protein sequences were embedded with ESM-2 (Lin et al., 2023; checkpoint {files.model.name}) by esmflow "
-        f"(method version {method.method_version}), a Snakemake (Mölder et al., 2021) workflow.",
+        f"Protein sequences were embedded with ESM-2 (Lin et al., 2023; checkpoint {files.model.name}{adapted}) by "
+        f"esmflow (method version {method.method_version}), a Snakemake (Mölder et al., 2021) workflow.",
         f"For each protein it computed {_outputs(method.outputs.arrays())}.",
         f"Computing was in {in_words(counts.precisions)} with the {method.engine} engine"
         + (f" on {devices(files)}" if files.slots() else "")
