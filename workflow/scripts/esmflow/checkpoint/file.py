@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "esmflow-checkpoint-1"
+# Where rotary frequencies are from.
 AS_STORED = "as stored, for each layer"
+COMPUTED = "computed"
+NO_FREQUENCIES = "none: positions are learned"
 
 
 class CheckpointError(EsmflowError):
