@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import fetch
+from made_up import fetch, with_made_up_head
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"
@@ -79,6 +79,12 @@ def real_model_folder() -> Path:
 def real_checkpoint(real_model_folder, tmp_path_factory) -> Path:
     """The same, converted, in a folder with its `model.json`: what the rule `model` makes."""
     return fetch(real_model_folder, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def real_with_head(real_checkpoint, tmp_path_factory) -> Path:
+    """The real encoder, converted, under a made-up language model head: its own was not published with it."""
+    return with_made_up_head(real_checkpoint, tmp_path_factory.mktemp("head") / "checkpoint.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Checkpoints of the other families with random weights: ESM-1b and ESM-1v as fair-esm has them, ESM C in three layouts.
+"""Checkpoints of other families with random weights: ESM-1b and ESM-1v as fair-esm has them, ESM C in three layouts.
 
 Names are written out by hand: the library's own tables are what they test. Nothing is left at its neutral start.
 """
@@ -93,10 +93,8 @@ def write_esm_c(folder: Path, tensors: dict[str, torch.Tensor], heads: int) -> P
 
 def _first_names(tensors: dict[str, torch.Tensor], norm: str, linear: str, second: str) -> dict[str, torch.Tensor]:
     """q, k and v, and gate and up, in one matrix each."""
-    found = {
-        "embed.weight": tensors["esmc.embed_tokens.weight"],
-        "transformer.norm.weight": tensors["esmc.norm.weight"],
-    }
+    found = {"embed.weight": tensors["esmc.embed_tokens.weight"]}
+    found["transformer.norm.weight"] = tensors["esmc.norm.weight"]
     for n in range(sum(name.endswith("q_norm.weight") for name in tensors)):
         old, new = f"esmc.layers.{n}", f"transformer.blocks.{n}"
         attention = f"{old}.self_attn"

@@ -16,5 +16,5 @@ def model_settings(snakemake) -> ModelSettings:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], snakemake.output):
         fetch_model(model_settings(snakemake))

@@ -29,5 +29,5 @@ def finish_settings(snakemake) -> FinishSettings:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], [*snakemake.output, snakemake.params.joined_log]):
         finish(finish_settings(snakemake))

@@ -5,6 +5,7 @@ from esmflow.collect.formats import FORMATS
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel
+from esmflow.plan.freshness import note_path
 from esmflow.plan.planning import plan
 from esmflow.plan.settings import PlanSettings
 from esmflow.step import logged_step, make_fingerprint
@@ -47,5 +48,5 @@ def plan_settings(snakemake) -> PlanSettings:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], [*snakemake.output, note_path(snakemake.output.plan)]):
         plan(plan_settings(snakemake))

@@ -25,6 +25,6 @@ def report_files(snakemake) -> RunFiles:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], snakemake.output):
         figures = dict(snakemake.output.items())
         write_report(report_files(snakemake), figures.pop("page"), figures)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from esmflow.arrays import OF_HEAD
 from esmflow.files import read_json
 
 EPSILON = 1e-5
@@ -165,10 +166,11 @@ def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
             "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
             "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
         )
-    if "logits" in include and not dimensions.has_lm_head:
+    of_head = " and ".join(kind for kind in OF_HEAD if kind in include)
+    if of_head and not dimensions.has_lm_head:
         raise ValueError(
-            "include: logits are asked for, but the checkpoint has no language model head; "
-            "use a checkpoint with one, or leave logits out"
+            f"include: {of_head} cannot be had: the checkpoint has no language model head; use one that has, or leave "
+            f"{of_head} out"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from esmflow.checkpoint.file import CheckpointError
 from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
-from esmflow.files import atomic_path, read_json
+from esmflow.files import LEFT_OVER_SECONDS, atomic_path, read_json, remove_left_overs
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ def _download_folder(name: str, target: Path) -> None:
 def _fetch(url: str, path: Path) -> None:
     """Downloads one file, which appears whole or not at all. Raises OSError when what came is not whole."""
     log.info("downloading %s to %s", url, path)
+    remove_left_overs([path], LEFT_OVER_SECONDS)
     with atomic_path(path) as temporary:
         with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
             shutil.copyfileobj(answer, file, 1 << 20)

@@ -18,10 +18,11 @@ from typing import Any
 import esm
 import numpy as np
 import torch
+import torch.nn.functional as F
 from esm.rotary_embedding import RotaryEmbedding
 from safetensors import safe_open
 
-from esmflow.arrays import Array, Outputs
+from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.engine import resolve_precision
@@ -65,8 +66,8 @@ class ReferenceEngine:
         return padded_tokens(self.model, sequences), [len(sequence) for sequence in sequences]
 
     @torch.no_grad()
-    def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[str, Any], list[int]]:
-        """fair-esm's own results for the padded batch, on the device, and the residue counts."""
+    def launch(self, prepared: tuple[torch.Tensor, list[int]]) -> tuple[dict[str, Any], list[int], torch.Tensor]:
+        """fair-esm's own results for the padded batch, on the device, the residue counts, and the tokens."""
         tokens, lengths = prepared
         with _autocast(self.device, self.precision):
             result = self.model(
@@ -74,12 +75,12 @@ class ReferenceEngine:
                 repr_layers=self.outputs.layers,
                 return_contacts="contacts" in self.outputs.include,
             )
-        return result, lengths
+        return result, lengths, tokens
 
     @torch.no_grad()
-    def fetch(self, launched: tuple[dict[str, Any], list[int]]) -> dict[str, np.ndarray]:
+    def fetch(self, launched: tuple[dict[str, Any], list[int], torch.Tensor]) -> dict[str, np.ndarray]:
         """Pools over residues only (neither cls nor eos) and copies to the host, in fp32."""
-        result, lengths = launched
+        result, lengths, tokens = launched
         arrays: dict[str, torch.Tensor] = {}
         for layer in self.outputs.layers:
             values = result["representations"][layer].float()
@@ -88,6 +89,10 @@ class ReferenceEngine:
                 arrays[Array("mean", layer).name] = torch.stack([rows.mean(0) for rows in residues])
             if "bos" in self.outputs.include:
                 arrays[Array("bos", layer).name] = values[:, 0]
+            if "max" in self.outputs.include:
+                arrays[Array("max", layer).name] = torch.stack([rows.amax(0) for rows in residues])
+            if "std" in self.outputs.include:
+                arrays[Array("std", layer).name] = torch.stack([rows.std(0, correction=0) for rows in residues])
             if "per_residue" in self.outputs.include:
                 rows = torch.cat(residues)
                 arrays[Array("per_residue", layer).name] = rows.half() if self.outputs.per_residue == "fp16" else rows
@@ -95,8 +100,16 @@ class ReferenceEngine:
             arrays["contacts"] = torch.cat(
                 [result["contacts"][i, :n, :n].float().flatten() for i, n in enumerate(lengths)]
             )
-        if "logits" in self.outputs.include:
-            arrays["logits"] = torch.cat([result["logits"][i, 1 : n + 1].float() for i, n in enumerate(lengths)])
+        if self.outputs.needs_logits:
+            logits = [result["logits"][i, 1 : n + 1].float() for i, n in enumerate(lengths)]
+            own = [
+                -F.cross_entropy(rows, tokens[i, 1 : len(rows) + 1].to(rows.device), reduction="none")
+                for i, rows in enumerate(logits)
+            ]
+            arrays["logits"] = torch.cat(logits)
+            arrays["entropy"] = torch.distributions.Categorical(logits=arrays["logits"]).entropy()
+            arrays[LOG_LIKELIHOOD] = torch.cat(own)
+            arrays["pseudo_perplexity"] = torch.stack([(-values.mean()).exp() for values in own])
         return {name: arrays[name].cpu().numpy() for name in self.outputs.names()}
 
     def with_outputs(self, outputs: Outputs) -> ReferenceEngine:

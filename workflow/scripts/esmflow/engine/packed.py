@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import Array, Outputs
+from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
@@ -66,8 +66,8 @@ class PackedEngine:
 
         precision: `auto` is bf16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
         fast_kernels: whether to use this project's own GPU kernels where they run.
-        Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
-        when the file is not a whole converted checkpoint.
+        Raises ValueError when the checkpoint has no head for the contacts or logits that the outputs need, and
+        CheckpointError when the file is not a whole converted checkpoint.
         """
         target = torch.device(device)
         resolved = resolve_precision(precision, target)
@@ -152,7 +152,7 @@ class PackedEngine:
         contacts = ContactAttention(*regression) if regression and "contacts" in include else None
         last = len(weights.layers)
         layers = self.outputs.layers
-        computed = layers if contacts is None and "logits" not in include else tuple(sorted({*layers, last}))
+        computed = tuple(sorted({*layers, last})) if contacts or self.outputs.needs_logits else layers
         arrays: dict[str, torch.Tensor] = {}
         representation = torch.empty(0)
         for layer, representation in zip(
@@ -163,8 +163,8 @@ class PackedEngine:
                     arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
-        if head and "logits" in include:
-            arrays["logits"] = logits(representation[pack.residue_rows], head)
+        if head and self.outputs.needs_logits:
+            arrays |= _made_of_logits(logits(representation[pack.residue_rows], head), pack)
         return {name: arrays[name] for name in self.outputs.names()}
 
     def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -172,6 +172,10 @@ class PackedEngine:
             return representation[pack.runs[:-1:3]]
         if array.kind == "mean":
             return mean_over_residues(representation, pack)
+        if array.kind == "max":
+            return torch.segment_reduce(representation, "max", offsets=pack.runs, axis=0, unsafe=True)[1::3]
+        if array.kind == "std":
+            return _std_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
         return rows.half() if self.outputs.per_residue == "fp16" else rows
 
@@ -204,7 +208,33 @@ def _sum_in_fp32() -> None:
 def mean_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Mean of `[T, D]` over each sequence's residues, neither cls nor eos, accumulated in fp32: `[B, D]`."""
     sums = torch.segment_reduce(representation, "sum", offsets=pack.runs, axis=0, unsafe=True)[1::3]
-    return sums / (pack.runs[2::3] - pack.runs[1::3])[:, None]
+    return sums / _residues(pack)[:, None]
+
+
+def _std_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Of `[T, D]` the root of the mean squared distance of each sequence's residues from their mean: `[B, D]`."""
+    rows, residues = representation[pack.residue_rows], _residues(pack)
+    # In two passes: the difference of two mean squares would lose most digits where the mean is large.
+    mean = mean_over_residues(representation, pack).repeat_interleave(residues, 0, output_size=len(rows))
+    return torch.segment_reduce((rows - mean).square(), "mean", lengths=residues, axis=0, unsafe=True).sqrt()
+
+
+def _made_of_logits(logits: torch.Tensor, pack: Pack) -> dict[str, torch.Tensor]:
+    """All that `arrays.OF_HEAD` names and `LOG_LIKELIHOOD`, of the residues' logits `[R, 33]`; natural logarithms."""
+    log_p = logits.log_softmax(-1)
+    own = log_p.gather(1, pack.tokens[pack.residue_rows][:, None].long())[:, 0]
+    mean = torch.segment_reduce(own, "mean", lengths=_residues(pack), axis=0, unsafe=True)
+    return {
+        "logits": logits,
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        LOG_LIKELIHOOD: own,
+        "pseudo_perplexity": (-mean).exp(),
+    }
+
+
+def _residues(pack: Pack) -> torch.Tensor:
+    """Residues of each sequence, `[B]`."""
+    return pack.runs[2::3] - pack.runs[1::3]
 
 
 def quantum_of(device: torch.device) -> int:

@@ -69,7 +69,7 @@ def forecast(
     }
     segments = sum(to_embed.rows(array) * size for array, size in row_bytes.items())
     records = {
-        array: valid.rows(array) * (size // 2 if array.is_pooled and pooled_precision == "fp16" else size)
+        array: valid.rows(array) * (size // 2 if array.is_vector and pooled_precision == "fp16" else size)
         for array, size in row_bytes.items()
     }
 

@@ -19,7 +19,7 @@ from esmflow.checkpoint.sources import find_checkpoint
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
 from esmflow.failures import REMEDY, Reason
-from esmflow.files import PROJECT, file_stamp, safe_name
+from esmflow.files import LEFT_OVER_SECONDS, PROJECT, file_stamp, remove_left_overs, safe_name
 from esmflow.inputs.columns import ID, SEQUENCE
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
@@ -36,6 +36,7 @@ SETTINGS = (
     *("long_sequences", "max_residues", "window_overlap", "invalid_residues", "nucleotide_sequences", "gaps"),
 )
 _NAMED = 5
+Kind = Literal["mean", "bos", "max", "std", "pseudo_perplexity", "per_residue", "contacts", "logits", "entropy"]
 
 
 class SequencesError(EsmflowError):
@@ -47,7 +48,7 @@ def embed(
     sequences: Mapping[str, str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["mean", "bos", "per_residue", "contacts", "logits"] = ...,
+    kind: Kind = ...,
     layer: int = ...,
     **settings: Any,
 ) -> dict[str, np.ndarray]: ...
@@ -58,7 +59,7 @@ def embed(
     sequences: Iterable[str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["mean", "bos"] = ...,
+    kind: Literal["mean", "bos", "max", "std", "pseudo_perplexity"] = ...,
     layer: int = ...,
     **settings: Any,
 ) -> np.ndarray: ...
@@ -69,7 +70,7 @@ def embed(
     sequences: Iterable[str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["per_residue", "contacts", "logits"],
+    kind: Literal["per_residue", "contacts", "logits", "entropy"],
     layer: int = ...,
     **settings: Any,
 ) -> list[np.ndarray]: ...
@@ -86,13 +87,14 @@ def embed(
     """Embeds sequences with the workflow's engine: the same numbers as a run, on a GPU if there is one, else the CPU.
 
     sequences: a list of residue strings, or a dict of them by id. model: `8M` to `15B`, another official name, or a
-    path. kind: `mean` or `bos`, one vector `[D]` for each sequence; `per_residue` `[residues, D]`; `logits`
-    `[residues, 33]`; `contacts` `[residues, residues]`. layer: 0 is the token embedding, -1 the last.
+    path. kind: `mean`, `bos`, `max` or `std`, one vector `[D]` for each sequence; `pseudo_perplexity`, one number;
+    `per_residue` `[residues, D]`; `logits` `[residues, 33]`; `entropy` `[residues]`; `contacts` `[residues, residues]`.
+    layer: 0 is the token embedding, -1 the last.
     settings: keys of the configuration that change numbers or say where the model is, such as `precision="fp32"`,
     `long_sequences="window"` or `download=False`. Sequences are normalised, and cut at 1,022 residues with a warning,
     as in a run.
 
-    Returns a dict by id for a dict; for a list a matrix `[N, D]`, or a list of arrays where they differ in length. The
+    Returns a dict by id for a dict; for a list a matrix `[N, D]`, numbers `[N]`, or a list of arrays of several lengths. The
     model stays loaded for the next call. Raises SequencesError that names every sequence that ESM-2 cannot take.
 
     >>> esmflow.embed(["MKVLAAGIC", "GIVEQ"], model=model).shape
@@ -218,5 +220,6 @@ def _converted(source: Path) -> str:
     name = safe_name("-".join([source.stem, *stamps]))
     target = folder / f"{name}.safetensors"
     if not target.exists():
+        remove_left_overs([target], LEFT_OVER_SECONDS)
         convert_checkpoint(source, target, source.stem)
     return str(target)

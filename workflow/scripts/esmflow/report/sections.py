@@ -95,7 +95,8 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
 
 def _arithmetic(files: RunFiles, counts: ManifestCounts) -> str:
     """How the engine computes, in the fingerprint's words: those for what this run did."""
-    clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith("auto is")]
+    of_others = ("auto is", *([] if "bf16" in counts.precisions else ["rotated queries and keys in fp16"]))
+    clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith(of_others)]
     half = bool({"fp16", "bf16", "int8"} & counts.precisions.keys())
     if half and not files.slots():
         return "; ".join(clauses)

@@ -21,7 +21,7 @@ from esmflow.checkpoint.models import ModelDimensions
 class _Rotary(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", torch.zeros(head_dim // 2))
+        self.inv_freq = nn.Buffer(torch.zeros(head_dim // 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: `[B, H, T, hd]`."""
