@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MASK = 32
 _FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
 
 
@@ -147,6 +148,10 @@ def _read_file(path: Path) -> Stored:
     tensors = {key: value for key, value in tensors.items() if not key.endswith("version")}
     if "cfg" in loaded:
         return Stored(tensors, ESM2)
+    for name in {"embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        # As fair-esm does when it loads one.
+        tensors[name] = tensors[name].clone()
+        tensors[name][_MASK] = 0
     family = ESM1B if "emb_layer_norm_before.weight" in tensors else ESM1V
     return Stored(tensors, family, _heads(loaded["args"], path), NO_FREQUENCIES)
 

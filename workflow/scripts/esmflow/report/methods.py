@@ -58,7 +58,8 @@ def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
     method, summary, certificate = files.fingerprint, files.summary, files.certificate
     family = files.model.dimensions.family
     sentences = [
-        f"Protein sequences were embedded with {family.name} ({family.citation}; checkpoint {files.model.name}) by esmflow "
+        f"Protein sequences were embedded with {family.name} ({family.citation}; checkpoint {files.model.name}) by "
+        "esmflow "
         f"(method version {method.method_version}), a Snakemake (Mölder et al., 2021) workflow.",
         f"For each protein it computed {_outputs(method.outputs.arrays())}.",
         f"Computing was in {in_words(counts.precisions)} with the {method.engine} engine"
