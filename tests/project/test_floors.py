@@ -46,7 +46,7 @@ MAY_IMPORT = {
             *EVERYWHERE,
             "store",
             "checkpoint.file",
-            "checkpoint.models",
+            "checkpoint.families",
             "plan",
             "collect",
             "verify",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from esmflow.checkpoint.models import EPSILON
+from esmflow.checkpoint.families import EPSILON
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import Rotation, normed_and_rotated, rotated, sdpa_attention
 from esmflow.engine.kernels import eight_bits, sixteen_bits
@@ -30,7 +30,7 @@ SHORT = ((16, (7, 72, 3)), (24, (130, 40)), (32, (64, 3, 33)), (64, (98, 28)))
 LONG = ((16, (200, 22)), (24, (193, 64)), (32, (256, 9)), (64, (197, 65)))
 # Tokens, width, columns; and head size and lengths.
 PRODUCTS = ((131, 96, 168), (9, 320, 136))
-TURNED = ((24, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
+TURNED = ((32, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
 NORMED, GATES = (24, 64), (256, 1280)
 BEYOND = 128
 """Rows behind a tensor that must stay as they are."""
@@ -120,7 +120,7 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
         signs = eight_bit.hadamard(min(width & -width, 64))
         rows = eight_bit.quantise_rows(x, signs)
         for what, pair in {
-            "rounded norm": (f(x, norm, EPSILON, signs) for f in (module.quantise_norm, eight_bit._quantise_norm)),
+            "rounded norm": (f(x, norm, EPSILON, len(signs)) for f in (module.quantise_norm, eight_bit._quantise_norm)),
             "rounded rows": (module.quantise_rows(x, signs), rows),
         }.items():
             (values, scales), (right, right_scales) = pair
@@ -128,7 +128,7 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
             off = (values.int() - right.int()).abs()
             wrong = float(off.max() > 1 or (off > 0).float().mean() > 0.001)
             found[f"{what} {case}"] = wrong + float((scales / right_scales - 1).abs().max())
-        matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns), torch.randn(width))
+        matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns))
         for gelu in (False, True):
             pair = (f(rows, matrix, torch.float32, gelu) for f in (module.multiply, eight_bit._multiply))
             found[f"product{' with gelu' * gelu} {case}"] = largest_difference(*pair)
@@ -148,7 +148,7 @@ def error_of_rotating_product(module, size: int, lengths: tuple[int, ...], heads
     width = heads * size
     signs = eight_bit.hadamard(min(width & -width, 64))
     rows = eight_bit.quantise_rows(torch.randn(len(pack.tokens), width), signs)
-    matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width), torch.zeros(width))
+    matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width))
     rotation = Rotation.of(10000.0 ** -(torch.arange(0, size, 2) / size), pack.longest)
     found = module.attend(rows, matrix, rotation, pack, torch.float32)
     qkv = eight_bit.unpaired(eight_bit._multiply(rows, matrix, torch.float32, False), size // 2)

@@ -191,6 +191,7 @@ def fetch(model: Path, folder: Path) -> Path:
     fetch_model(
         ModelSettings(
             model=str(model),
+            base=None,
             folder=None,
             download=False,
             checkpoint=str(checkpoint),

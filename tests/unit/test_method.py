@@ -44,6 +44,7 @@ GIVEN = {
 CHANGES_NO_NUMBER = {
     "samples": "other.tsv",
     "model": "copy_of_the_same.pt",
+    "base_model": "650M",
     "model_folder": "models",
     "download": False,
     "nucleotide_sequences": "keep",

@@ -12,7 +12,7 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.checkpoint.file import FORMAT as CHECKPOINT_FORMAT
+from esmflow.checkpoint.models import FORMAT as CHECKPOINT_FORMAT
 from esmflow.checkpoint.models import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
@@ -109,7 +109,8 @@ def get_fasta_to_read_again(wildcards):
 
 def get_local_checkpoint():
     """The files of the checkpoint as inputs, if the configuration names one by its path."""
-    return files_of_checkpoint(config["model"])
+    named = [config[key] for key in ("model", "base_model") if config[key]]
+    return [file for model in named for file in files_of_checkpoint(model)]
 
 
 def get_checkpoint_stamps():
@@ -181,7 +182,7 @@ def get_embed_estimate(wildcards):
         guess_work(
             int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
         ),
-        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        guess_model(config["base_model"] or config["model"], f"{RESULTS}/model/model.json"),
         job_settings(config, get_kind_of_device()),
     )
 
@@ -202,7 +203,7 @@ def get_embed_runtime(wildcards, attempt):
 def get_verify_estimate():
     """Seconds and memory of the certificate's job."""
     return estimate_verification(
-        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        guess_model(config["base_model"] or config["model"], f"{RESULTS}/model/model.json"),
         job_settings(config, get_kind_of_device()),
         config["verify"]["sample"],
         f"{RESULTS}/plan/plan.json",

@@ -12,6 +12,7 @@ rule model:
         "../../environment.yml"
     params:
         model=config["model"],
+        base_model=config["base_model"],
         folder=config["model_folder"],
         download=config["download"],
         stamps=get_checkpoint_stamps(),

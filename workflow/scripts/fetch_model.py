@@ -8,6 +8,7 @@ def model_settings(snakemake) -> ModelSettings:
     params = snakemake.params
     return ModelSettings(
         model=params.model,
+        base=params.base_model,
         folder=params.folder,
         download=params.download,
         checkpoint=snakemake.output.checkpoint,

@@ -162,7 +162,7 @@ def test_an_adapter_is_told_apart_from_a_model(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
-    assert "merge it into its base model first" in refusal(folder, tmp_path)
+    assert "holds an adapter and no model" in refusal(folder, tmp_path)
 
 
 def test_weights_that_are_a_pipe_are_refused_at_once(tmp_path):

@@ -39,18 +39,20 @@ FAULTS = {
 }
 FAULTS_IN_8_BITS = {
     "rounded down": ("(127.0 / peak) + _ROUND) - _ROUND", "(127.0 / peak))", "rounded"),
-    "a scale without the rotation's": ("127.0 * tl.sqrt(BLOCK * 1.0)", "127.0", "rounded"),
-    "no rounding offset": ("to(tl.float32) + offsets", "to(tl.float32)", "rounded norm"),
+    "a scale without the rotation's": ("127.0 * tl.sqrt(TURNED * 1.0)", "127.0", "rounded"),
+    "no rounding offset": ("    values += tl.load(offset + column, mask=used, other=0.0)\n", "", "rounded norm"),
+    "no mean": ("tl.where(firsts & used, values - mean, values)", "values", "rounded norm"),
+    "a mean of padding too": ("(WIDTH // BLOCK)", "(PADDED // BLOCK)", "rounded norm"),
     "another epsilon in 8 bits": ("/ WIDTH + EPSILON)", "/ WIDTH + 0.5)", "rounded norm"),
     "the last rows left out": ("min(first + AT_ONCE, tokens)", "min(first + AT_ONCE, tokens - 1)", "rounded"),
     "the last depth left out": ("range(0, WIDTH, DEPTH)", "range(0, WIDTH - DEPTH, DEPTH)", "product"),
     "no bias": ("    result += tl.load(bias", "    result += 0 * tl.load(bias", "product"),
-    "another gelu": ("0.044715 * result", "0.05 * result", "product with gelu"),
+    "another gelu": ("0.0356774081 * result", "0.04 * result", "product with gelu"),
     "written over, not added": ("if ADD:", "if GELU:", "sum"),
     "turned the other way": ("first * c - second * s, second", "first * c + second * s, second", "attention"),
     "values turned too": (
-        "mask=(pair < turned)[None, :], other=0.0",
-        "mask=(pair >= 0)[None, :], other=0.0",
+        "COLUMNS // 2) < columns // 3)[None, :]",
+        "COLUMNS // 2) >= 0)[None, :]",
         "attention",
     ),
 }

@@ -42,7 +42,8 @@ MODEL = CheckpointInfo("made up", "c" * 32, "a.pt", "s" * 64, ModelDimensions(6,
 PLAN = Plan(fingerprint="f", records=2, groups=(), checkpoint_stamp=(5, 6), stored_segments=("one", "another"))
 CONFIG = {
     "samples": "samples.tsv",
-    "model": "esm2_t6_8M_UR50D",
+    "model": "adapter",
+    "base_model": "8M",
     "model_folder": "models",
     "download": False,
     "layers": [3, -1],
@@ -125,7 +126,8 @@ STAGES = [
         "model",
         fetch_model.model_settings,
         {
-            "model": ("model", "esm2_t6_8M_UR50D"),
+            "model": ("model", "adapter"),
+            "base_model": ("base", "esm2_t6_8M_UR50D"),
             "model_folder": ("folder", "models"),
             "download": ("download", False),
         },
@@ -284,6 +286,8 @@ def folder(tmp_path_factory):
     (folder / "samples.tsv").write_text("sample\tfasta\thost\none\ta.fasta\tbat\ntwo\tb.fasta\tbat\n")
     for name in ("a", "b"):
         (folder / f"{name}.fasta").write_text(">p\nMKV\n")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     MODEL.write(folder / "results" / "model" / "model.json")
     PLAN.write(folder / "results" / "plan" / "plan.json")
     return folder

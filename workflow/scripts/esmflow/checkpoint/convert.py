@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from esmflow.checkpoint.adapter import WITH_PEFT, adapter_file, merge_adapter
 from esmflow.checkpoint.esm_c import esm_c_tensors, is_esm_c
+from esmflow.checkpoint.families import ESM1B, ESM1V, ESM2
 from esmflow.checkpoint.file import NO_FREQUENCIES, CheckpointError, CheckpointInfo, write_checkpoint
 from esmflow.checkpoint.hugging_face import fair_esm_tensors, read_config
-from esmflow.checkpoint.models import ESM1B, ESM1V, ESM2
-from esmflow.checkpoint.shapes import Stored, read_dimensions
+from esmflow.checkpoint.shapes import Stored, check_tensors, read_dimensions
 from esmflow.files import file_sha256
 
 if TYPE_CHECKING:
@@ -32,23 +33,32 @@ _MASK = 32
 _FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
 
 
-def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
+def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None = None) -> CheckpointInfo:
     """Converts a fair-esm `.pt` file, a `.pth` of ESM C or a Hugging Face folder to one `.safetensors`, atomically.
+
+    base: what to merge the adapter in `source` into, where that is the folder of one.
 
     The source is memory-mapped where its format allows and written tensor by tensor: memory stays far below twice its
     size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
     """
-    files = _weight_files(source)
-    stored = _read_hugging_face(source, files) if source.is_dir() else _read_file(source)
-    tensors = stored.tensors
+    model = base or source
+    files = _weight_files(model)
+    stored = _read_hugging_face(model, files) if model.is_dir() else _read_file(model)
+    check_tensors(stored.tensors, model)
+    if base:
+        files.append(adapter_file(source))
+        adapter = _tensors_in(files[-1])
+        check_tensors(adapter, source)
+        merge_adapter(stored, adapter, source)
     dimensions = read_dimensions(stored, source)
     info = write_checkpoint(
         target,
-        tensors,
+        stored.tensors,
         name=name,
         dimensions=dimensions,
         source=source.name,
         source_sha256=_digest_of_files(files),
+        base=base.stem if base else "",
         frequencies=stored.frequencies,
     )
     family = dimensions.family.name
@@ -85,8 +95,7 @@ def _weight_files(source: Path) -> list[Path]:
             return [source / n for n in names]
     if (source / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{source}: holds an adapter and no model; merge it into its base model first (peft's merge_and_unload, "
-            "then save_pretrained), and give the folder of the result"
+            f"{source}: holds an adapter and no model, and cannot be the base of another; {WITH_PEFT}"
         )
     raise CheckpointError(
         f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
@@ -170,16 +179,20 @@ def _heads(arguments: Any, path: Path) -> int:
 
 
 def _read_hugging_face(folder: Path, files: list[Path]) -> Stored:
-    from safetensors.torch import load_file
-
     config = read_config(folder)
     stored: dict[str, torch.Tensor] = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                stored.update(load_file(file))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
-        else:
-            stored.update(_unpickle_tensors(file))
+        stored.update(_tensors_in(file))
     return fair_esm_tensors(stored, config, folder)
+
+
+def _tensors_in(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file of a Hugging Face folder, by the names that it has for them."""
+    from safetensors.torch import load_file
+
+    if file.suffix != ".safetensors":
+        return _unpickle_tensors(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmflow.checkpoint.families import ESMC
 from esmflow.checkpoint.file import COMPUTED, CheckpointError
-from esmflow.checkpoint.models import ESMC
 from esmflow.checkpoint.shapes import Stored
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ def left_out(beside: Sequence[str], source: Path) -> None:
     """Says which tensors are none of the encoder's, if any."""
     if beside:
         log.warning("%s: %s left out: embeddings do not depend on it", source, ", ".join(sorted(beside)))
+
+
+def esm_c_name(key: str) -> str | None:
+    """Our name of a tensor, from transformers' without the `esmc.` before it; None for one of no ESM C."""
+    names = _our_names(key)
+    return names[0] if len(names) == 1 else None
 
 
 def _our_names(key: str) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ from esmflow.checkpoint.sources import find_checkpoint
 class ModelSettings:
     """Which model to fetch.
 
-    model: a name or a path. folder: where official checkpoints are looked for first, if anywhere. download: whether one
-    that is not here may be downloaded. checkpoint, info: files to write.
+    model: a name or a path. base: of the model to merge it into, if it is an adapter. folder: where official
+    checkpoints are looked for first, if anywhere. download: whether one that is not here may be downloaded. checkpoint,
+    info: files to write.
     """
 
     model: str
+    base: str | None
     folder: str | None
     download: bool
     checkpoint: str
@@ -27,4 +29,5 @@ class ModelSettings:
 def fetch_model(settings: ModelSettings) -> None:
     """Writes the converted checkpoint and `model.json`. Raises CheckpointError when it cannot be found or converted."""
     source = find_checkpoint(settings.model, settings.folder, settings.download)
-    convert_checkpoint(source, Path(settings.checkpoint), name=source.stem).write(settings.info)
+    base = find_checkpoint(settings.base, settings.folder, settings.download) if settings.base else None
+    convert_checkpoint(source, Path(settings.checkpoint), source.stem, base).write(settings.info)

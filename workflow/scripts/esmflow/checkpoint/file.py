@@ -16,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.checkpoint.models import ModelDimensions
+from esmflow.checkpoint.models import FORMAT, ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "esmflow-checkpoint-1"
 # Where rotary frequencies are from.
 AS_STORED = "as stored, for each layer"
 COMPUTED = "computed"
@@ -42,7 +41,7 @@ class CheckpointInfo(JsonFile):
 
     digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
     source: name of the file that was converted; source_sha256: its digest. frequencies: where the rotary frequencies
-    are from.
+    are from. base: the model that the adapter in `source` was merged into, if it is one.
     """
 
     name: str
@@ -51,6 +50,7 @@ class CheckpointInfo(JsonFile):
     source_sha256: str
     dimensions: ModelDimensions
     frequencies: str = AS_STORED
+    base: str = ""
 
 
 def write_checkpoint(
@@ -62,10 +62,11 @@ def write_checkpoint(
     source: str = "",
     source_sha256: str = "",
     frequencies: str = AS_STORED,
+    base: str = "",
 ) -> CheckpointInfo:
     """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically."""
     digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()})
-    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies)
+    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies, base)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
     return info
@@ -173,6 +174,8 @@ def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
     said = asdict(info)
     # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
     said["dimensions"] = {k: v for k, v in said["dimensions"].items() if v != getattr(ModelDimensions, k, None)}
+    if not info.base:
+        del said["base"]
     header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(said)}}
     offset = 0
     for key in sorted(tensors):

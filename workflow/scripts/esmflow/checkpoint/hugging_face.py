@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esmflow.checkpoint.esm_c import check_esm_c, esm_c_tensors, is_esm_c, left_out
+from esmflow.checkpoint.families import ESM1B, ESM1V, ESM2
 from esmflow.checkpoint.file import COMPUTED, NO_FREQUENCIES, CheckpointError
-from esmflow.checkpoint.models import ESM1B, ESM1V, ESM2
 from esmflow.checkpoint.shapes import Stored
 from esmflow.files import read_json
 
@@ -106,7 +106,7 @@ def fair_esm_tensors(stored: dict[str, torch.Tensor], config: dict[str, Any], fo
         name = key.removeprefix("esm.")
         if name in _SHARED_FREQUENCIES:
             shared = value
-        elif ours := _fair_esm_name(name):
+        elif ours := fair_esm_name(name):
             tensors[ours] = value
         elif name.startswith("encoder."):
             raise CheckpointError(f"{folder}: holds {key}, which no ESM-2 has: it is another model, or was changed")
@@ -144,7 +144,8 @@ def published_frequencies(head_dim: int) -> torch.Tensor:
     return (1.0 / (10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))).half().float()
 
 
-def _fair_esm_name(key: str) -> str | None:
+def fair_esm_name(key: str) -> str | None:
+    """fair-esm's name of a tensor, from transformers' without the `esm.` before it; None for one of no ESM-2."""
     layer = re.search(r"\.layer\.(\d+)\.", key)
     general = key.replace(layer.group(), ".layer.{n}.", 1) if layer else key
     stem, _, parameter = general.rpartition(".")

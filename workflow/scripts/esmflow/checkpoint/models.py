@@ -1,4 +1,4 @@
-"""Which models there are: what sets each family apart, the published sizes, and what a `model` key means.
+"""Which models there are: their dimensions, the published ones, what each can do, and what a `model` key means.
 
 The rules import this, in environments without torch.
 """
@@ -8,97 +8,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from esmflow.arrays import OF_HEAD
+from esmflow.checkpoint.families import ESM1B, ESM1V, ESM2, ESMC, FAMILIES, Family
 from esmflow.files import read_json
 
-EPSILON = 1e-5
-"""Of every norm, in every family."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What sets one family apart from the others: its weights are checked, arranged and run by this alone.
-
-    What is not said here is the same in all: transformer layers with a norm before each of their two parts, cls before
-    and eos after the residues, and the 33 tokens of ESM-2 (31 means something else in some).
-
-    name, citation: as a paper says it. licence: of the published weights. owner: whose repositories they are in on
-    Hugging Face. reference: what a certificate is computed with.
-
-    embedding_rows: of the token embedding; beyond the 33 tokens they are padding. embedding_scale: what it is
-    multiplied with where no token is masked. rotary: whether queries and keys are turned by their positions; learned
-    positions are added to the tokens otherwise. norm_before: whether there is a norm before the first layer.
-    biases: whether linear layers and the norm after the last layer have them. query_key_norms: whether queries and keys
-    are normalised, over all heads together, before they are turned. gate: whether the feed-forward part is SiLU of one
-    product times another (SwiGLU), instead of GELU of one. branch_depth: the number of layers at which what a layer
-    adds to the residual stream is added as it is; with L it is divided by sqrt(L / branch_depth). None: always as it
-    is. tied_head: whether the decoder of the language model head is the token embedding. contacts: whether a contact
-    head was published. in_fair_esm: whether fair-esm has its module. eight_bits: whether products of 8 bits were
-    measured with it.
-    """
-
-    name: str
-    citation: str
-    licence: str = "MIT"
-    owner: str = "facebook"
-    reference: str
-
-    embedding_rows: int = 33
-    # Trained with 15% of tokens chosen and 80% of those masked: without masks, embeddings shrink by this.
-    embedding_scale: float = 1 - 0.15 * 0.8
-    rotary: bool = True
-    norm_before: bool = False
-    biases: bool = True
-    query_key_norms: bool = False
-    gate: bool = False
-    branch_depth: int | None = None
-    tied_head: bool = True
-    contacts: bool = True
-    in_fair_esm: bool = True
-    eight_bits: bool = False
-
-
-ESM2 = Family(
-    name="ESM-2",
-    citation="Lin et al., 2023",
-    reference="fair-esm's own ESM-2 module in fp32",
-    eight_bits=True,
-)
-ESM1B = Family(
-    name="ESM-1b",
-    citation="Rives et al., 2021",
-    reference="fair-esm's own ESM-1b module in fp32",
-    rotary=False,
-    norm_before=True,
-)
-ESM1V = replace(
-    ESM1B,
-    name="ESM-1v",
-    citation="Meier et al., 2021",
-    reference="fair-esm's own ESM-1v module in fp32",
-    norm_before=False,
-    contacts=False,
-)
-ESMC = Family(
-    name="ESM C",
-    citation="ESM Team, 2024",
-    owner="biohub",
-    reference="a plain implementation of ESM C in fp32, written apart from the engine",
-    embedding_rows=64,
-    embedding_scale=1.0,
-    biases=False,
-    query_key_norms=True,
-    gate=True,
-    branch_depth=36,
-    tied_head=False,
-    contacts=False,
-    in_fair_esm=False,
-)
-FAMILIES = {family.name: family for family in (ESM2, ESM1B, ESM1V, ESMC)}
+FORMAT = "esmflow-checkpoint-1"
+"""Of converted checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +136,10 @@ _OWNERS = re.compile(r"^(facebook|biohub|evolutionaryscale)/", re.IGNORECASE)
 _NAMES = {name.lower(): name for name in OFFICIAL_MODELS}
 
 
+# The files, or their index, by which a folder is that of a whole model.
+_WHOLE = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
+
+
 def official_name(model: str) -> str:
     """The published models by their name here, others as they are.
 
@@ -233,6 +156,34 @@ def official_name(model: str) -> str:
 def is_path(model: str) -> bool:
     """Whether the `model` key names a path rather than an official checkpoint."""
     return "/" in model or model.endswith((".pt", ".pth")) or Path(model).exists()
+
+
+def base_of(model: str, given: str | None = None) -> str | None:
+    """What the adapter in a folder is to be merged into: `given`, or what its `adapter_config.json` names.
+
+    An official name or a path; None if `model` is a whole one. Raises ValueError for a base that cannot be told, or is
+    not on this machine.
+    """
+    folder = Path(model).expanduser()
+    description = folder / "adapter_config.json"
+    if not description.is_file() or any((folder / name).exists() for name in _WHOLE):
+        if given:
+            raise ValueError(f"base_model: {given} is given, but {model} is no adapter; leave base_model out")
+        return None
+    try:
+        named = given or read_json(description).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{description}: not the settings of an adapter ({error}); fetch it again") from error
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{description}: does not say which model was adapted; name it as base_model")
+    base = official_name(named)
+    if base in OFFICIAL_MODELS:
+        return base
+    for path in (Path(base).expanduser(), folder / base):
+        if path.exists():
+            return str(path)
+    said = f"base_model: {named}" if given else f"{description}: base_model_name_or_path {named}"
+    raise ValueError(f"{said} is neither an official name nor on this machine; name its path as base_model")
 
 
 def files_of_checkpoint(model: str) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmflow.checkpoint.families import Family
 from esmflow.checkpoint.file import AS_STORED, CheckpointError, raw_bytes
-from esmflow.checkpoint.models import Family, ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ def read_dimensions(stored: Stored, source: Path) -> ModelDimensions:
     Raises CheckpointError for what is not a whole model of its family.
     """
     tensors, family = stored.tensors, stored.family
-    _check_tensors(tensors, source)
     rows = family.embedding_rows
     embedding = tensors.get("embed_tokens.weight")
     kind = "rotary frequencies" if family.rotary else "learned positions"
@@ -129,7 +129,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
 
 
-def _check_tensors(tensors: dict[str, Any], source: Path) -> None:
+def check_tensors(tensors: dict[str, Any], source: Path) -> None:
     """Raises CheckpointError for what is no dense tensor, before anything looks at its shape."""
     import torch
 

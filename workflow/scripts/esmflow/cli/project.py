@@ -100,8 +100,10 @@ def configuration(options: Mapping[str, Any], settings: Sequence[str]) -> tuple[
     for key in ("include", "formats", "layers"):
         if key in typed:
             typed[key] = checked[key]
-    path = os.path.expanduser(str(checked["model"]))
-    typed["model"] = os.path.abspath(path) if os.path.exists(path) else checked["model"]
+    for key in ("model", "base_model"):
+        if checked[key]:
+            path = os.path.expanduser(checked[key])
+            typed[key] = os.path.abspath(path) if os.path.exists(path) else checked[key]
     return typed, checked
 
 

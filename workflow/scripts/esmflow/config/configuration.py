@@ -13,7 +13,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, check_method, is_path, official_name
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, base_of, check_method, is_path, official_name
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -62,6 +62,12 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     complete["model"] = official_name(str(complete["model"]))
     _check_model(complete)
+    try:
+        # From here on it is known where the adapter's own settings name it, too.
+        complete["base_model"] = base_of(complete["model"], complete["base_model"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    _check_layers(complete)
     _check_id(complete["id"])
     try:
         check_formats(complete["formats"], complete["include"])
@@ -164,7 +170,10 @@ def _check_model(config: Mapping[str, Any]) -> None:
         raise ConfigurationError("precision: int8 is for engine: packed; for engine: reference take bf16, fp16 or fp32")
     if config["long_sequences"] == "window":
         _check_windows(config)
-    layers = number_of_layers(model)
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    layers = number_of_layers(config["base_model"] or config["model"])
     if layers is not None:
         try:
             resolve_layers(config["layers"], layers)

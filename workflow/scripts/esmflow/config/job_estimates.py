@@ -172,7 +172,7 @@ def resolve_threads(config: Mapping[str, Any], device: str, given: Given, inputs
     if given.cores is None or given.jobs is not None:
         return 1
     settings = job_settings({**config, "threads": 1}, device)
-    memory = estimate_job(_guessed(inputs), guess_model(config["model"]), settings).memory_mb
+    memory = estimate_job(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings).memory_mb
     jobs = min(given.jobs_at_once(settings), max(1, int(given.memory_mb / memory)))
     return max(1, given.cores // (jobs * settings.workers))
 
@@ -198,7 +198,7 @@ def decide_groups(
         return Groups(config["groups"])
     settings = job_settings(config, device)
     # The model as its name says: what is known of it must not change while a run goes on.
-    work = _operations(_guessed(inputs), guess_model(config["model"]), settings.long)
+    work = _operations(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings.long)
     least = SHORTEST_JOB_SECONDS * settings.tflops * 1e12
     found = _read_plan(plan)
     if found and found.work == work and all(run.exists() for run in _runs(plan, len(found.groups))):

@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from esmflow.checkpoint.models import EPSILON, Family, ModelDimensions
+from esmflow.checkpoint.families import EPSILON, Family
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.attention import (
     Attention,
     Rotation,
@@ -44,6 +45,10 @@ class Operations:
     normalise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, torch.dtype], torch.Tensor]
     attend: Attention
     activate: Callable[[torch.Tensor, Linear], torch.Tensor]
+
+    def straight(self, x: torch.Tensor) -> torch.Tensor:
+        """The stream in the model's own coordinates."""
+        return x
 
     def mix(
         self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, pack: Pack, attend: Attention
@@ -195,13 +200,15 @@ class Encoder:
         x = self._embedded(pack)
         if 0 in layers:
             # A copy, since the stream goes on to be changed in place.
-            yield x.to(torch.float32, copy=True)
+            yield self.operations.straight(x).to(torch.float32, copy=True)
         for number, layer in enumerate(self.weights.layers[: max(layers)], start=1):
             x = self._layer(x, layer, rotations[self._rotation_of_layer[number - 1]], attend, pack)
             if number == len(self.weights.layers):
-                yield self.operations.normalise(x, *self.weights.last_norm, EPSILON, torch.float32)
+                yield self.operations.normalise(
+                    self.operations.straight(x), *self.weights.last_norm, EPSILON, torch.float32
+                )
             elif number in layers:
-                yield x.float() + layer.offset
+                yield self.operations.straight(x).float() + layer.offset
 
     def _embedded(self, pack: Pack) -> torch.Tensor:
         weights = self.weights

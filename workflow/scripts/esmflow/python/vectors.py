@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # Keys of the configuration that are about numbers and about finding the model; the others are about runs.
 SETTINGS = (
-    *("model_folder", "download", "device", "engine", "precision", "per_residue_precision", "batch_tokens"),
-    *("long_sequences", "max_residues", "window_overlap", "invalid_residues", "nucleotide_sequences", "gaps"),
+    *("base_model", "model_folder", "download", "device", "batch_tokens", "engine", "precision"),
+    *("per_residue_precision", "long_sequences", "max_residues", "window_overlap"),
+    *("invalid_residues", "nucleotide_sequences", "gaps"),
 )
 _NAMED = 5
 Kind = Literal["mean", "bos", "max", "std", "pseudo_perplexity", "per_residue", "contacts", "logits", "entropy"]
@@ -187,7 +188,10 @@ def _shaped(values: np.ndarray, array: Array) -> np.ndarray:
 
 def _model(config: Mapping[str, Any]) -> tuple[str, ModelDimensions]:
     """The converted checkpoint, and what it is. Raises CheckpointError when it cannot do what is asked for."""
-    checkpoint = _converted(find_checkpoint(config["model"], config["model_folder"], config["download"]))
+    where = config["model_folder"], config["download"]
+    source = find_checkpoint(config["model"], *where)
+    base = find_checkpoint(config["base_model"], *where) if config["base_model"] else None
+    checkpoint = _converted(source, base)
     dimensions = read_checkpoint_info(checkpoint).dimensions
     try:
         check_method(config, dimensions)
@@ -217,15 +221,16 @@ def _loaded(engine: str, checkpoint: str, outputs: Outputs, precision: str, devi
     return load_engine(engine, checkpoint, outputs, precision, device)
 
 
-def _converted(source: Path) -> str:
+def _converted(source: Path, base: Path | None) -> str:
     """The converted checkpoint, which is kept in the user's cache, since converting a large one takes a while."""
     from esmflow.checkpoint.convert import convert_checkpoint
 
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "esmflow"
-    stamps = [str(number) for file in files_of_checkpoint(str(source)) for number in file_stamp(file)]
+    files = [file for path in filter(None, (source, base)) for file in files_of_checkpoint(str(path))]
+    stamps = [str(number) for file in files for number in file_stamp(file)]
     name = safe_name("-".join([source.stem, *stamps]))
     target = folder / f"{name}.safetensors"
     if not target.exists():
         remove_left_overs([target], LEFT_OVER_SECONDS)
-        convert_checkpoint(source, target, source.stem)
+        convert_checkpoint(source, target, source.stem, base)
     return str(target)

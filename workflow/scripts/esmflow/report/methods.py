@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.models import ESM1B, ESM1V, ESM2, ESMC
+from esmflow.checkpoint.families import ESM1B, ESM1V, ESM2, ESMC
 from esmflow.report.manifest_counts import ManifestCounts
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.text import in_words, plural
@@ -57,10 +57,10 @@ def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
     """The sentences, without the `references`."""
     method, summary, certificate = files.fingerprint, files.summary, files.certificate
     family = files.model.dimensions.family
+    checkpoint = files.model.name + (f", a LoRA adapter merged into {files.model.base}" if files.model.base else "")
     sentences = [
-        f"Protein sequences were embedded with {family.name} ({family.citation}; checkpoint {files.model.name}) by "
-        "esmflow "
-        f"(method version {method.method_version}), a Snakemake (Mölder et al., 2021) workflow.",
+        f"Protein sequences were embedded with {family.name} ({family.citation}; checkpoint {checkpoint}) "
+        f"by esmflow (method version {method.method_version}), a Snakemake (Mölder et al., 2021) workflow.",
         f"For each protein it computed {_outputs(method.outputs.arrays())}.",
         f"Computing was in {in_words(counts.precisions)} with the {method.engine} engine"
         + (f" on {devices(files)}" if files.slots() else "")

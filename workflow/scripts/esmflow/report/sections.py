@@ -67,8 +67,9 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         "window": f"in windows of {method.max_residues} residues that share {method.window_overlap}",
     }
     versions = files.summary.versions
+    name = f"{model.name}, merged into {model.base}" if model.base else model.name
     facts = [
-        ("Model", f"{model.name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
+        ("Model", f"{name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
         ("Checkpoint", model.digest),
         ("Outputs", f"{', '.join(files.summary.arrays)} as {', '.join(files.summary.formats)}"),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
