@@ -47,6 +47,7 @@ MAY_IMPORT = {
             *EVERYWHERE,
             "store",
             "checkpoint.file",
+            "checkpoint.families",
             "plan",
             "collect",
             "verify",
@@ -78,7 +79,7 @@ MAY_IMPORT = {
 # Rooms whose use costs seconds or must wait for CUDA_VISIBLE_DEVICES: imported inside functions only, or for types.
 INSIDE_FUNCTIONS = {("embedding", "engine"), ("verify", "engine"), ("python", "engine"), ("__init__", "python")}
 TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embedding", "python", "slots", "verify")
-TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py")
+TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py", "verify/esm_c.py")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.checkpoint.file import FORMAT as CHECKPOINT_FORMAT
+from esmflow.checkpoint.models import FORMAT as CHECKPOINT_FORMAT
 from esmflow.checkpoint.models import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated

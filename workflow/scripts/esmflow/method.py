@@ -214,6 +214,11 @@ ARITHMETIC = {
 """How each engine computes in each precision, in words: part of the fingerprint, so a change of method changes it."""
 
 
+def of_family(name: str, arithmetic: str) -> str:
+    """An engine's words for another family than ESM-2, of which they spoke when there was nothing else."""
+    return arithmetic if name == "ESM-2" else f"{name}: {arithmetic}"
+
+
 def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a validated configuration that changes numbers, and the method itself.
 

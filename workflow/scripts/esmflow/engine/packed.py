@@ -1,4 +1,4 @@
-"""The packed engine: ESM-2 over packs, in the precision asked for, with copies and work on the device overlapped."""
+"""The packed engine: a model over packs, in the precision asked for, with copies and work on the device overlapped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Launched:
 
 @dataclass
 class PackedEngine:
-    """ESM-2 without padding. See `engine.Engine`, and `load`."""
+    """A model without padding. See `engine.Engine`, and `load`."""
 
     model: Encoder
     outputs: Outputs
@@ -101,8 +101,11 @@ class PackedEngine:
     def prepare(self, sequences: Sequence[str]) -> Pack:
         """Lays one batch of residue strings end to end, in page-locked memory when it goes to a GPU.
 
-        Raises ValueError for a character outside ESM-2's alphabet.
+        Raises ValueError for a character outside the alphabet, and for more residues than there are positions for.
         """
+        longest = self.model.longest
+        if longest is not None and (most := max(map(len, sequences), default=0)) > longest:
+            raise ValueError(f"{most} residues: this model has positions for {longest}")
         pack = pack_sequences(sequences, self._quantum)
         return pack.pinned() if self.device.type == "cuda" else pack
 
@@ -265,7 +268,8 @@ def bytes_per_token(dimensions: ModelDimensions, precision: str, layers: int = 1
     """What one token of a pack takes on the device, with `layers` representations asked for."""
     bytes_per_value = 4 if precision == "fp32" else 2
     # The stream, its norm, q k v, attention's result and fc1's; then fp32 representations and what is made of them.
-    return dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
+    values = 8 * dimensions.hidden + dimensions.activations
+    return values * bytes_per_value + 12 * layers * dimensions.hidden + 4 * dimensions.heads
 
 
 def wanted_tokens(dimensions: ModelDimensions, quantum: int) -> int:

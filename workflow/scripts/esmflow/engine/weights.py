@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 
 from esmflow.arrays import VOCABULARY_SIZE
+from esmflow.checkpoint.families import Family
 from esmflow.checkpoint.file import CheckpointError
-from esmflow.checkpoint.models import Family, ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.inputs.residues import MASK, PAD
 
 _READERS = 4

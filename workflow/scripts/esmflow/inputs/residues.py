@@ -68,9 +68,9 @@ class ResiduePolicy:
     gaps: str = "reject"
 
     @classmethod
-    def configured(cls, config: Mapping[str, Any]) -> ResiduePolicy:
-        """As a configuration has it."""
-        limit = config["max_residues"] if config["long_sequences"] == "reject" else None
+    def configured(cls, config: Mapping[str, Any], longest: int | None = None) -> ResiduePolicy:
+        """As a configuration has it. longest: residues that the model can take whole, None if any number."""
+        limit = {"reject": config["max_residues"], "whole": longest}.get(config["long_sequences"])
         return cls(config["invalid_residues"], config["nucleotide_sequences"], limit, config["gaps"])
 
     @property
