@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_up import proteins, random_model, write_converted, write_fasta
+from made_up_families import ESM_C_SHAPES, random_esm1, random_esm_c, write_esm1, write_esm_c
 from stage_settings import plan_settings
 from variant_scores import as_fair_esm_scores, some_variants
 
+from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
 from esmflow.collect.joining import CollectError
 from esmflow.collect.summary import VariantSummary
 from esmflow.collect.variants import VariantSettings, score_variants
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
-from esmflow.engine.fair_esm import load_fair_esm
+from esmflow.engine.fair_esm import fair_esm_module, load_fair_esm
 from esmflow.failures import Failure, Reason, write_failures
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.sheet import InputFile
@@ -28,6 +31,7 @@ from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.plan.shards import list_shards, read_shard, shard_fingerprint, shard_name
 from esmflow.store.segments import Store
+from esmflow.verify.esm_c import PlainEsmC
 
 PROJECT = Path(__file__).resolve().parents[3]
 METHOD = Fingerprint("c", (1,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
@@ -104,6 +108,35 @@ def test_scores_are_those_of_fair_esms_own_script(tmp_path, checkpoint, model, e
     difference = largest_difference(found, model, sequences, longest)
     print(f"largest difference to fair-esm's script: {difference:.1e}")
     # Random weights have logits of up to 30.
+    assert difference < 1e-4
+
+
+def written_esm1(folder: Path, norm_before: bool) -> Path:
+    return write_esm1(folder / "source.pt", random_esm1(norm_before))
+
+
+def written_esm_c(folder: Path) -> Path:
+    layers, hidden, heads, width = ESM_C_SHAPES["head 16"]
+    return write_esm_c(folder / "source", random_esm_c(layers, hidden, heads, width), heads)
+
+
+FAMILIES = {
+    "ESM-1v": (partial(written_esm1, norm_before=False), fair_esm_module),
+    "ESM-1b": (partial(written_esm1, norm_before=True), fair_esm_module),
+    "ESM C": (written_esm_c, PlainEsmC),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_scored_as_their_own_modules_do(tmp_path, family):
+    write, module = FAMILIES[family]
+    convert_checkpoint(write(tmp_path), tmp_path / "a.safetensors", family)
+    model = load_fair_esm(str(tmp_path / "a.safetensors"), torch.device("cpu"), module=module)
+    sequences = {f"p{n}": sequence for n, sequence in enumerate(proteins(3, 15, 60))}
+    rows = [(name, variant) for name, sequence in sequences.items() for variant in some_variants(sequence, 5, 1)]
+    found = Scored(tmp_path / "run", tmp_path / "a.safetensors", sequences.items(), rows, longest=32).rows()
+    difference = largest_difference(found, model, sequences, 32)
+    print(f"largest difference to the module's own: {difference:.1e}")
     assert difference < 1e-4
 
 
