@@ -29,11 +29,15 @@ def plan_settings(snakemake) -> PlanSettings:
         fingerprint=fingerprint,
         store=params.store,
         cost_model=CostModel(model.dimensions, fingerprint.long),
-        policy=ResiduePolicy(
-            invalid=fingerprint.invalid_residues,
-            nucleotides=params.nucleotide_sequences,
-            max_residues=params.max_residues if fingerprint.long_sequences == "reject" else None,
-            gaps=params.reading["gaps"],
+        policy=ResiduePolicy.configured(
+            {
+                "invalid_residues": fingerprint.invalid_residues,
+                "nucleotide_sequences": params.nucleotide_sequences,
+                "long_sequences": fingerprint.long_sequences,
+                "max_residues": params.max_residues,
+                "gaps": params.reading["gaps"],
+            },
+            model.dimensions.longest,
         ),
         id_rule=params.reading["id"],
         assignment=params.assignment,
@@ -48,6 +52,7 @@ def plan_settings(snakemake) -> PlanSettings:
         most_bytes_of_maps=1e9 * config["attention"]["max_gigabytes"],
         disk_check=config["disk_check"],
         number=params.plan_number["plan number"],
+        variants=(inputs.variants[0], outputs.variants[0]) if inputs.variants else None,
     )
 
 

@@ -181,7 +181,7 @@ def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
 
 def test_an_unknown_model_is_named_with_the_one_that_was_meant():
     assert refusal({"model": "esm2_t36_3B_UR50"}) == (
-        "model: esm2_t36_3B_UR50 is not an ESM-2 model and not a path; did you mean esm2_t36_3B_UR50D?"
+        "model: esm2_t36_3B_UR50 is no known model and not a path; did you mean esm2_t36_3B_UR50D?"
     )
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from collected_run import CollectedRun, MadeUpRecord
 from made_up import proteins, random_model, with_digests, write_converted
+from made_up_families import random_esm1, write_esm1
 from workflow_run import PROJECT
 
 from esmflow.arrays import ATTENTION, Array, Outputs
+from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.config.configuration import ConfigurationError, validated
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import ReferenceEngine, padded_tokens
@@ -119,3 +121,15 @@ def test_what_is_short_enough_goes_through():
     good = {"model": "650M", "include": ["attention"], "formats": ["npz"]}
     assert validated({**good, "max_residues": 256}, SCHEMA)
     assert validated({**good, "max_residues": 300, "attention": {"max_residues": 300}}, SCHEMA)
+
+
+@pytest.mark.parametrize("norm_before", [True, False])
+def test_maps_of_models_without_rotation_are_fair_esm_s_too(tmp_path, norm_before):
+    model = random_esm1(norm_before)
+    convert_checkpoint(write_esm1(tmp_path / "esm1.pt", model), tmp_path / "c.safetensors", "made up")
+    engine = PackedEngine.load(str(tmp_path / "c.safetensors"), Outputs((2,), (ATTENTION,)), "fp32", "cpu")
+    segment = extract_esm_features(with_digests(SEQUENCES[:1]), engine, 200).segment
+    with torch.no_grad():
+        expected = model(padded_tokens(model, SEQUENCES[:1]), need_head_weights=True)["attentions"][0, 1].numpy()
+    found = segment.arrays["attention_layer2"].T.reshape(expected.shape)
+    assert np.abs(found - expected).max() < 1e-5

@@ -24,6 +24,13 @@ FAULTS = {
     "rotated the other way": ("first * c - second * s", "first * c + second * s", "rotation"),
     "one half without bias": (" + tl.load(bias + column + HALF)[None, :]", "", "rotation"),
     "no mask for the last tokens": ("used = (token < tokens)[:, None]", "used = (token >= 0)[:, None]", "rotation"),
+    "normed without its mean": ("left - mean, 0.0)", "left, 0.0)", "normed"),
+    "another epsilon in rotation": ("(2 * WIDTH) + EPSILON)", "(2 * WIDTH) + 0.1 * EPSILON)", "normed"),
+    "no mask for the last pairs": ("tl.where(used, right - mean, 0.0)", "right - mean", "normed"),
+    "keys with queries' weights": ("tl.load(weight + column,", "tl.load(weight + column % (2 * WIDTH),", "normed"),
+    "normed, rotated the other way": ("(left * c - right * s)", "(left * c + right * s)", "normed"),
+    "a gate without its sigmoid": ("gate / (1 + tl.exp(-gate)) * up", "gate * up", "gate"),
+    "the gate for the rest": ("(2 * WIDTH) + WIDTH + column", "(2 * WIDTH) + column", "gate"),
     "no mask for the last keys": ('tl.where((row < keys_left)[None, :], scores, -float("inf"))', "scores", "attention"),
     "a sum that is not rescaled": ("total * shrink +", "total +", "attention"),
     "values that are not rescaled": ("mixed * shrink[:, None]", "mixed", "attention"),
@@ -73,7 +80,7 @@ def errors(tmp_path_factory) -> list[dict[str, float]]:
 
 
 def test_the_kernels_are_right_at_every_head_size_in_short_and_long_packs_with_tails(errors):
-    assert len(errors[0]) == 4 + 2 * 8 + 2 * 5 + 3
+    assert len(errors[0]) == 4 + 2 * 8 + 2 + 2 + 2 * 5 + 3
     assert max(errors[0].values()) < TOLERANCE
 
 

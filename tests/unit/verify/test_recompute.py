@@ -224,10 +224,10 @@ def test_weights_that_do_not_fit_are_read_layer_by_layer(made_up, monkeypatch):
     sequences = proteins(3, 5, 30)
     at_once = expected(made_up, sequences, EVERYTHING)
 
-    def load(checkpoint, device, resident_bytes):
+    def load(checkpoint, device, resident_bytes, module):
         if resident_bytes:
             host_runs_out()
-        return load_fair_esm(checkpoint, device, resident_bytes)
+        return load_fair_esm(checkpoint, device, resident_bytes, module)
 
     monkeypatch.setattr("esmflow.verify.recompute.load_fair_esm", load)
     for arrays, expected_ones in zip(expected(made_up, sequences, EVERYTHING), at_once, strict=True):

@@ -14,11 +14,11 @@ from typing import Any
 
 from esmflow.arrays import Outputs, resolve_layers
 from esmflow.checkpoint.file import CheckpointError, CheckpointInfo
-from esmflow.checkpoint.models import check_heads
+from esmflow.checkpoint.models import check_method
 from esmflow.errors import EsmflowError
 from esmflow.files import remove_left_overs
 from esmflow.logs import end_logging, start_logging
-from esmflow.method import Fingerprint
+from esmflow.method import Fingerprint, of_family
 from esmflow.workers.lifetime import (
     TERMINATED_EXIT_STATUS,
     Terminated,
@@ -107,10 +107,10 @@ def run_command_line() -> list[str]:
 def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Fingerprint:
     """The run's fingerprint, from the checkpoint and the configuration's `method` part.
 
-    Raises CheckpointError when the model lacks a layer or a head that is asked for.
+    Raises CheckpointError when the model cannot do what is asked for.
     """
     try:
-        check_heads(method["include"], model.dimensions)
+        check_method(method, model.dimensions)
         layers = resolve_layers(method["layers"], model.dimensions.layers)
         if not Outputs(layers, tuple(method["include"])).arrays():
             raise ValueError("layers: 0 is the token embedding, which has no attention; name another layer")
@@ -122,7 +122,7 @@ def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Finger
         include=tuple(sorted(method["include"])),
         per_residue_precision=method["per_residue_precision"] if "per_residue" in method["include"] else None,
         engine=method["engine"],
-        arithmetic=method["arithmetic"],
+        arithmetic=of_family(model.dimensions.family.name, method["arithmetic"]),
         precision=method["precision"],
         long_sequences=method["long_sequences"],
         max_residues=method["max_residues"],

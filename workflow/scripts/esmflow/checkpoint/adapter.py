@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmflow.checkpoint.esm_c import esm_c_name
 from esmflow.checkpoint.file import CheckpointError
 from esmflow.checkpoint.hugging_face import fair_esm_name
+from esmflow.checkpoint.shapes import Stored
 from esmflow.files import read_json
 
 if TYPE_CHECKING:
@@ -38,14 +40,14 @@ def adapter_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: an adapter's folder holds {' or '.join(_FILES)}; this one has neither")
 
 
-def merge_adapter(tensors: dict[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Puts an adapter's updates into a model's tensors, which go by fair-esm's names and keep their precision.
+def merge_adapter(model: Stored, adapter: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Puts an adapter's updates into a model's tensors, which keep their precision.
 
     The formula is that of LoRA (Hu et al. 2021), with rank stabilisation (Kalajdzievski 2023) where the adapter's
     configuration says so. Tensors that were trained whole (`modules_to_save`, biases) take their places. What is beside
     the encoder is left out with a warning. Raises CheckpointError for an adapter of another kind or base model.
     """
-    config = _read_config(folder)
+    config, tensors = _read_config(folder), model.tensors
     updates: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, torch.Tensor] = {}
     for key, value in adapter.items():
@@ -80,7 +82,7 @@ def merge_adapter(tensors: dict[str, torch.Tensor], adapter: Mapping[str, torch.
         log.warning("%s: %s left out: embeddings do not depend on it", folder, ", ".join(sorted(beside)))
     if not changed:
         raise CheckpointError(f"{folder}: this adapter changes nothing that embeddings depend on; give its base model")
-    if "embed_tokens.weight" in changed:
+    if "embed_tokens.weight" in changed and model.family.tied_head:
         # The same tensor in the model that was trained, whose decoder is tied to it.
         tensors.pop("lm_head.weight", None)
 
@@ -100,13 +102,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _inside(name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> str | None:
-    """fair-esm's name of a tensor that peft knows as transformers calls it; None for what is beside the encoder."""
-    bare = name.removeprefix("esm.")
-    ours = fair_esm_name(bare)
+    """Our name of a tensor that peft knows as transformers calls it; None for what is beside the encoder."""
+    bare = name.removeprefix("esm.").removeprefix("esmc.")
+    # ESM C's names are no other family's.
+    ours = fair_esm_name(bare) or esm_c_name(bare)
     if ours in tensors:
         return ours
     # transformers has embeddings of positions in every model, which those that rotate do not read.
-    if bare.startswith(("encoder.", "embeddings.word")):
+    if bare.startswith(("encoder.", "embeddings.word", "layers.", "embed_tokens.")):
         raise CheckpointError(f"{folder}: changes {name}, which the base model does not have: it belongs to another")
     return None
 

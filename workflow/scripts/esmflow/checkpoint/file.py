@@ -16,15 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.checkpoint.models import ModelDimensions
+from esmflow.checkpoint.models import FORMAT, ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "esmflow-checkpoint-1"
+# Where rotary frequencies are from.
 AS_STORED = "as stored, for each layer"
+COMPUTED = "computed"
+NO_FREQUENCIES = "none: positions are learned"
 
 
 class CheckpointError(EsmflowError):
@@ -172,6 +174,8 @@ def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
     said = asdict(info)
     # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
     said["dimensions"] = {k: v for k, v in said["dimensions"].items() if v != getattr(ModelDimensions, k, None)}
+    if not info.base:
+        del said["base"]
     header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(said)}}
     offset = 0
     for key in sorted(tensors):

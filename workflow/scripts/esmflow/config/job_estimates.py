@@ -268,7 +268,7 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
     if settings.device != "cpu":
         return 0.0
     tokens = max(settings.token_budget or _CPU_BATCH_TOKENS, settings.long.max_residues or 0)
-    return tokens * model.hidden * 16 * 4 / 1e6
+    return tokens * (12 * model.hidden + model.activations) * 4 / 1e6
 
 
 def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, length: int) -> float:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from esmflow.checkpoint.models import EPSILON, Family
+from esmflow.checkpoint.families import EPSILON, Family
 from esmflow.engine.packing import Pack
 
 

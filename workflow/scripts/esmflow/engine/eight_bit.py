@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from esmflow.checkpoint.models import EPSILON
+from esmflow.checkpoint.families import EPSILON
 from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
 from esmflow.engine.transformer import Encoder, Operations, check, kernels_or_plain

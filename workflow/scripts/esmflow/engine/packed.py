@@ -1,4 +1,4 @@
-"""The packed engine: ESM-2 over packs, in the precision asked for, with copies and work on the device overlapped."""
+"""The packed engine: a model over packs, in the precision asked for, with copies and work on the device overlapped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import ATTENTION, LOG_LIKELIHOOD, Array, Outputs
+from esmflow.arrays import ATTENTION, LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
@@ -42,7 +42,7 @@ class Launched:
 
 @dataclass
 class PackedEngine:
-    """ESM-2 without padding. See `engine.Engine`, and `load`."""
+    """A model without padding. See `engine.Engine`, and `load`."""
 
     model: Encoder
     outputs: Outputs
@@ -105,8 +105,11 @@ class PackedEngine:
     def prepare(self, sequences: Sequence[str]) -> Pack:
         """Lays one batch of residue strings end to end, in page-locked memory when it goes to a GPU.
 
-        Raises ValueError for a character outside ESM-2's alphabet.
+        Raises ValueError for a character outside the alphabet, and for more residues than there are positions for.
         """
+        longest = self.model.longest
+        if longest is not None and (most := max(map(len, sequences), default=0)) > longest:
+            raise ValueError(f"{most} residues: this model has positions for {longest}")
         pack = pack_sequences(sequences, self._quantum)
         return pack.pinned() if self.device.type == "cuda" else pack
 
@@ -172,7 +175,9 @@ class PackedEngine:
                         arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
-        if head and self.outputs.needs_logits:
+        if head and MASKED_LOGITS in include:
+            arrays[MASKED_LOGITS] = logits(representation[pack.masks], head)
+        elif head and self.outputs.needs_logits:
             arrays |= _made_of_logits(logits(representation[pack.residue_rows], head), pack)
         return {name: arrays[name] for name in self.outputs.names()}
 
@@ -272,7 +277,8 @@ def bytes_per_token(dimensions: ModelDimensions, precision: str, layers: int = 1
     """What one token of a pack takes on the device, with `layers` representations asked for."""
     bytes_per_value = 4 if precision == "fp32" else 2
     # The stream, its norm, q k v, attention's result and fc1's; then fp32 representations and what is made of them.
-    return dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
+    values = 8 * dimensions.hidden + dimensions.activations
+    return values * bytes_per_value + 12 * layers * dimensions.hidden + 4 * dimensions.heads
 
 
 def wanted_tokens(dimensions: ModelDimensions, quantum: int) -> int:

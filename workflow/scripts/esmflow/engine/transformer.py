@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from esmflow.checkpoint.models import EPSILON, Family, ModelDimensions
+from esmflow.checkpoint.families import EPSILON, Family
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.attention import (
     Attention,
     Rotation,
@@ -24,7 +25,7 @@ from esmflow.engine.attention import (
     sdpa_attention,
     triton_attention,
 )
-from esmflow.engine.packing import Pack, pack_sequences
+from esmflow.engine.packing import FRAME, Pack, pack_sequences
 from esmflow.engine.weights import HeadWeights, LayerWeights, Linear, Matrix, Norm, Weights
 
 log = logging.getLogger(__name__)
@@ -171,6 +172,8 @@ class Encoder:
         self.operations = operations
         self._weights: Weights | None = weights
         self._read = read
+        self.longest = None if weights.positions is None else len(weights.positions) - FRAME
+        """Residues that there are learned positions for; None where positions are rotary."""
         # Published checkpoints repeat the same frequencies in every layer: their angles are computed once per pack.
         self._frequencies: list[torch.Tensor] = []
         self._rotation_of_layer: list[int] = []
@@ -210,6 +213,8 @@ class Encoder:
     def _embedded(self, pack: Pack) -> torch.Tensor:
         weights = self.weights
         x = weights.embedding[pack.tokens]
+        if weights.token_dropout and pack.unmasked is not None:
+            x = (x / pack.unmasked[:, None]).to(x.dtype)
         if weights.positions is not None:
             x = x + weights.positions[pack.positions]
         if weights.first_norm is not None:

@@ -26,7 +26,8 @@ class PlanSettings:
     processes: how many work at once where there is enough to read.
     formats, pooled_precision: what the run will write. disk_check: whether the disks must have room for it.
     most_bytes_of_maps: what attention maps may take.
-    number: see `plan_number`.
+    number: see `plan_number`. variants: the table of variants, and a file to write that says which sequence each row is
+    of; None without one.
     """
 
     inputs: Sequence[InputFile]
@@ -51,3 +52,4 @@ class PlanSettings:
     most_bytes_of_maps: float
     disk_check: bool
     number: int
+    variants: tuple[str, str] | None = None

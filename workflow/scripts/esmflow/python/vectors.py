@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from esmflow.arrays import ATTENTION, Array, Outputs, resolve_layers
 from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
-from esmflow.checkpoint.models import check_heads, files_of_checkpoint
+from esmflow.checkpoint.models import ModelDimensions, check_method, files_of_checkpoint
 from esmflow.checkpoint.sources import find_checkpoint
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
@@ -120,8 +120,10 @@ def embed(
     names = [str(name) for name in sequences] if by_id else []
     texts = list(sequences.values()) if isinstance(sequences, Mapping) else sequences
     config = _configured(os.fspath(model), kind, layer, settings)
-    block = _normalised(texts, names or [f"sequence {number}" for number in range(len(texts))], config)
-    engine = _load(config)
+    checkpoint, dimensions = _model(config)
+    names = names or [f"sequence {number}" for number in range(len(texts))]
+    block = _normalised(texts, names, ResiduePolicy.configured(config, dimensions.longest))
+    engine = _load(config, checkpoint, dimensions)
     found = _extract(block, engine, config)
     if by_id:
         return dict(zip(sequences, found, strict=True))
@@ -136,11 +138,10 @@ def _configured(model: str, kind: str, layer: int, settings: Mapping[str, Any]) 
     return validated(given, PROJECT / "workflow" / "schemas" / "config.schema.yaml")
 
 
-def _normalised(texts: Sequence[str], names: Sequence[str], config: Mapping[str, Any]) -> RecordBlock:
+def _normalised(texts: Sequence[str], names: Sequence[str], policy: ResiduePolicy) -> RecordBlock:
     for name, text in zip(names, texts, strict=True):
         if not isinstance(text, str):
             raise SequencesError(f"{name}: a {type(text).__name__} is no text; give the residues as a string")
-    policy = ResiduePolicy.configured(config)
     columns = {ID: pa.array(names, pa.string()), SEQUENCE: pa.array([t.encode("utf-8", "replace") for t in texts])}
     block = read_batch("", 1, pa.record_batch({**columns, SEQUENCE: columns[SEQUENCE].cast(pa.binary())}), {}, policy)
     if block.reasons:
@@ -190,7 +191,22 @@ def _shaped(values: np.ndarray, array: Array) -> np.ndarray:
     return values.reshape(side, side).copy() if array.kind == "contacts" else values.copy()
 
 
-def _load(config: Mapping[str, Any]) -> Engine:
+def _model(config: Mapping[str, Any]) -> tuple[str, ModelDimensions]:
+    """The converted checkpoint, and what it is. Raises CheckpointError when it cannot do what is asked for."""
+    where = config["model_folder"], config["download"]
+    source = find_checkpoint(config["model"], *where)
+    base = find_checkpoint(config["base_model"], *where) if config["base_model"] else None
+    checkpoint = _converted(source, base)
+    dimensions = read_checkpoint_info(checkpoint).dimensions
+    try:
+        check_method(config, dimensions)
+        resolve_layers(config["layers"], dimensions.layers)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return checkpoint, dimensions
+
+
+def _load(config: Mapping[str, Any], checkpoint: str, dimensions: ModelDimensions) -> Engine:
     import torch
 
     device = config["device"]
@@ -198,16 +214,7 @@ def _load(config: Mapping[str, Any]) -> Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise SequencesError("device: cuda, but torch sees no GPU here; set device to cpu, or leave it out")
-    where = config["model_folder"], config["download"]
-    source = find_checkpoint(config["model"], *where)
-    base = find_checkpoint(config["base_model"], *where) if config["base_model"] else None
-    checkpoint = _converted(source, base)
-    info = read_checkpoint_info(checkpoint)
-    try:
-        check_heads(config["include"], info.dimensions)
-        layers = resolve_layers(config["layers"], info.dimensions.layers)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    layers = resolve_layers(config["layers"], dimensions.layers)
     outputs = Outputs(layers, tuple(config["include"]), config["per_residue_precision"])
     return _loaded(config["engine"], checkpoint, outputs, config["precision"], device)
 

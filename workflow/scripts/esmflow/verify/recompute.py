@@ -1,9 +1,10 @@
-"""Compute sequences again with fair-esm's own ESM-2 module in fp32, and hold stored embeddings against the result.
+"""Compute sequences again with fair-esm's own module in fp32, and hold stored embeddings against the result.
 
-fair-esm tokenises and its module computes, filled by `engine.fair_esm`; the pooling is the certificate's own, written
-out here a second time, so that no engine's mistake is repeated. Beside what is right it works out what well-known
-mistakes would give (the mean with eos in it, the layer next door), so that a mistake too small for a threshold is still
-recognised: the stored vector is nearer to it than to what is right.
+fair-esm tokenises and its module computes, filled by `engine.fair_esm`. ESM C, which it does not have, is computed by
+`verify.esm_c`. The pooling is the certificate's own, written out here a second time, so that no engine's mistake is
+repeated. Beside what is right it works out what well-known mistakes would give (the mean with eos in it, the layer next
+door), so that a mistake too small for a threshold is still recognised: the stored vector is nearer to it than to what
+is right.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from esmflow.arrays import ATTENTION, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions
-from esmflow.engine.fair_esm import layer_bytes, load_fair_esm, padded_batches, padded_tokens
+from esmflow.engine.fair_esm import fair_esm_module, layer_bytes, load_fair_esm, padded_batches, padded_tokens
 from esmflow.engine.memory import release_memory, unless_out_of_memory
 from esmflow.method import LongSequences
 from esmflow.verify import CONTACT_MAP_BYTES, RESIDENT_BYTES, TOKENS_BY_LAYER
+from esmflow.verify.esm_c import PlainEsmC
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Expected:
 
 
 class Recomputation:
-    """fair-esm's `ESM2` with a converted checkpoint's weights in fp32 on one device."""
+    """fair-esm's module with a converted checkpoint's weights in fp32 on one device, or what stands in for it."""
 
     def __init__(self, checkpoint: str, device: str, resident_bytes: int = RESIDENT_BYTES) -> None:
         """Reads the weights: at once, or layer by layer as needed if they take more than `resident_bytes` in fp32."""
@@ -53,11 +55,12 @@ class Recomputation:
         self.dimensions = read_checkpoint_info(checkpoint).dimensions
         # Never rounded to TF32, whatever the environment says.
         torch.set_float32_matmul_precision("highest")
-        model = unless_out_of_memory(lambda: load_fair_esm(checkpoint, self.device, resident_bytes))
+        module = fair_esm_module if self.dimensions.family.in_fair_esm else PlainEsmC
+        model = unless_out_of_memory(lambda: load_fair_esm(checkpoint, self.device, resident_bytes, module))
         if isinstance(model, str):
             release_memory()
             log.warning("no memory for the model's weights in fp32 (%s): they are read layer by layer", model)
-            model = load_fair_esm(checkpoint, self.device, resident_bytes=0)
+            model = load_fair_esm(checkpoint, self.device, 0, module)
             resident_bytes = 0
         self.model = model
         by_layer = layer_bytes(self.dimensions) > resident_bytes

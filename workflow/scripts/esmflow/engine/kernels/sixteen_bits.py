@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from esmflow.checkpoint.models import EPSILON as _EPSILON
+from esmflow.checkpoint.families import EPSILON as _EPSILON
 from esmflow.engine.packing import QUERY_BLOCK, Pack
 from esmflow.engine.weights import Linear
 
