@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant("the budget is not halved after a shortage", f"{LIBRARY}/embedding/worker.py", "token_budget = max(1, token_budget // 2)", "pass", "unit/embedding/test_worker.py"),
     Mutant("the last attempt fails too", f"{LIBRARY}/embedding/job.py", "settings.attempt < settings.last_attempt", "settings.attempt <= settings.last_attempt", "unit/embedding workflow/test_failure_policies.py -k 'disk or last_attempt'"),
     Mutant("failures are not written", f"{LIBRARY}/embedding/job.py", "failures += [failure for file in failed for failure in _shard_failures(file)]", "", "workflow/test_failure_policies.py -k 'last_attempt or abort'"),
-    Mutant("failures in segments are not written", f"{LIBRARY}/embedding/job.py", "for failure in store.read(shards[path]).failures]", "for failure in ()]", "workflow/test_failure_policies.py -k success"),
+    Mutant("failures in segments are not written", f"{LIBRARY}/embedding/job.py", "for failure in stores[path].read(shards[path]).failures]", "for failure in ()]", "workflow/test_failure_policies.py -k success"),
     Mutant("the checkpoint is not looked at before a slot is taken", f"{LIBRARY}/embedding/job.py", "check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, settings.checkpoint_stamp)", "pass", "unit/embedding/test_faults.py -k before_the_job"),
     # Engine
     Mutant("epsilon is PyTorch's of another layer", f"{LIBRARY}/checkpoint/families.py", "EPSILON = 1e-5", "EPSILON = 1e-3", PACKED),

@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "workers": GROUND,
     "store": (*EVERYWHERE, "inputs.residues"),
     "step": (*EVERYWHERE, "checkpoint.file", "checkpoint.models", "workers.lifetime"),
-    "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime"),
+    "variants": (*EVERYWHERE, "inputs"),
+    "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime", "variants"),
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
     "embedding": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
-    "collect": (*EVERYWHERE, "store", "plan", "inputs", "embedding.run_record"),
+    "collect": (*EVERYWHERE, "store", "plan", "inputs", "variants", "embedding.run_record"),
     "verify": (
         *EVERYWHERE,
         "store",
@@ -62,7 +63,18 @@ MAY_IMPORT = {
         *(*EVERYWHERE, "inputs", "checkpoint.file", "slots", "workers.lifetime", "embedding", "collect", "config"),
         *("verify.certificate", "report.summary"),
     ),
-    "config": (*EVERYWHERE, "inputs", "checkpoint", "store", "plan", "collect", "slots", "embedding", "verify"),
+    "config": (
+        *EVERYWHERE,
+        "inputs",
+        "checkpoint",
+        "store",
+        "plan",
+        "collect",
+        "slots",
+        "embedding",
+        "verify",
+        "variants",
+    ),
 }
 # Rooms whose use costs seconds or must wait for CUDA_VISIBLE_DEVICES: imported inside functions only, or for types.
 INSIDE_FUNCTIONS = {("embedding", "engine"), ("verify", "engine"), ("python", "engine"), ("__init__", "python")}

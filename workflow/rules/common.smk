@@ -166,6 +166,17 @@ def get_gpus_to_verify():
     return 0 if config["device"] == "cpu" else 1
 
 
+def get_variants(of):
+    """The files of the variants that a step reads or writes, if the configuration names a table of them."""
+    files = {
+        "table": [config["variants"]],
+        "planned": ["<results>/plan/variants.parquet"],
+        "summary": ["<results>/variants.json"],
+        "results": ["<results>/variants.parquet", "<results>/variants.tsv"],
+    }
+    return files[of] if config["variants"] else []
+
+
 def get_report():
     """The report as an input file, if the run gets one."""
     return ["<results>/report.html"] if config["report"] else []
@@ -220,9 +231,15 @@ def get_verify_runtime(wildcards, attempt):
 
 def get_logs_to_join():
     embed_logs = [f"{LOGS}/embed/group-{group}.log" for group in GROUPS]
-    asked_for = {"verify": config["verify"]["sample"], "report": config["report"]}
+    asked_for = {
+        "variants": config["variants"],
+        "verify": config["verify"]["sample"],
+        "report": config["report"],
+    }
     steps = [
-        step for step in ("collect", "verify", "report", "finish") if asked_for.get(step, True)
+        step
+        for step in ("collect", "variants", "verify", "report", "finish")
+        if asked_for.get(step, True)
     ]
     return [
         f"{LOGS}/model.log",

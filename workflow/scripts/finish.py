@@ -11,6 +11,7 @@ def finish_settings(snakemake) -> FinishSettings:
     return FinishSettings(
         summary=inputs.summary,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        variants=inputs.variants[0] if inputs.variants else None,
         runs=inputs.runs,
         model=CheckpointInfo.read(inputs.model).name,
         places=Places(

@@ -48,6 +48,7 @@ def plan_settings(snakemake) -> PlanSettings:
         pooled_precision=config["pooled_precision"],
         disk_check=config["disk_check"],
         number=params.plan_number["plan number"],
+        variants=(inputs.variants[0], outputs.variants[0]) if inputs.variants else None,
     )
 
 

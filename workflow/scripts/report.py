@@ -19,6 +19,7 @@ def report_files(snakemake) -> RunFiles:
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        variants=inputs.variants[0] if inputs.variants else None,
         command=command_of(run_command_line()),
         configuration=snakemake.config,
     )

@@ -230,7 +230,7 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
         "candidates": "candidates.fasta",
     }
     job = SimpleNamespace(
-        input=SimpleNamespace(fasta=[str(file)], **model),
+        input=SimpleNamespace(fasta=[str(file)], variants=[], **model),
         output=SimpleNamespace(
             groups=[str(tmp_path / "group-0")], **{name: str(tmp_path / path) for name, path in outputs.items()}
         ),

@@ -23,6 +23,9 @@ LOG_LIKELIHOOD = "log_likelihood"
 """Of each residue the logarithm of the probability that the model gives it: what `pseudo_perplexity` is put together
 from where a sequence goes through the model in windows. Nobody can ask for it."""
 
+MASKED_LOGITS = "masked_logits"
+"""Of a copy of a sequence with one residue masked the logits at the mask, for masked marginals. Likewise."""
+
 VOCABULARY_SIZE = 33
 """Tokens that ESM-2 knows: the width of `logits`."""
 
@@ -31,7 +34,8 @@ VOCABULARY_SIZE = 33
 class Array:
     """One array that is computed for every sequence, such as `mean_layer36` or `contacts`.
 
-    kind: one of `INCLUDE`. layer: None for contacts and for what is made of logits, which are of the whole model.
+    kind: one of `INCLUDE`, or of the two that nobody can ask for. layer: None for contacts and for what is made of
+        logits, which are of the whole model.
     """
 
     kind: str
@@ -55,7 +59,7 @@ class Array:
     @property
     def is_pooled(self) -> bool:
         """Whether it has one row for each sequence, rather than a number that its length decides."""
-        return self.is_vector or self.kind == "pseudo_perplexity"
+        return self.is_vector or self.kind in ("pseudo_perplexity", MASKED_LOGITS)
 
     @property
     def is_vector(self) -> bool:
@@ -64,7 +68,7 @@ class Array:
 
     def row(self, hidden: int) -> tuple[int, ...]:
         """The shape of one row, for a model of this width: `()` is a number."""
-        if self.kind == "logits":
+        if self.kind in ("logits", MASKED_LOGITS):
             return (VOCABULARY_SIZE,)
         return (hidden,) if self.kind in PER_LAYER else ()
 
@@ -102,7 +106,7 @@ class Outputs:
     @property
     def needs_logits(self) -> bool:
         """Whether anything is made of the language model head's logits."""
-        return not {*OF_HEAD, LOG_LIKELIHOOD}.isdisjoint(self.include)
+        return not {*OF_HEAD, LOG_LIKELIHOOD, MASKED_LOGITS}.isdisjoint(self.include)
 
     def of_layer(self, layer: int) -> list[Array]:
         """The arrays that are made from one layer's representation."""

@@ -163,6 +163,14 @@ class Fingerprint:
             for name, (here, there) in differ.items()
         ]
 
+    def of_variants(self, kind: str) -> Fingerprint:
+        """The fingerprint of what is computed for variants in the same way: one kind, of sequences that are cut before.
+
+        kind: one of `variants.copies.KINDS`.
+        """
+        kept = replace(self, layers=(), include=(kind,), per_residue_precision=None)
+        return replace(kept, long_sequences="whole", max_residues=None, window_overlap=None)
+
     @property
     def outputs(self) -> Outputs:
         """What is computed for every sequence."""

@@ -21,7 +21,7 @@ SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 DEFAULT_MODEL = "650M"
 _MARK = "# Written by esmflow embed, which writes it anew; to edit it by hand, remove this line.\n"
 # Keys that are paths: relative ones are meant from where the command was typed.
-_PATHS = ("model_folder", "store", "slot_lock_folder")
+_PATHS = ("model_folder", "store", "slot_lock_folder", "variants")
 
 
 class CommandError(EsmflowError):

@@ -69,6 +69,7 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
         raise ConfigurationError(str(error)) from error
     _check_layers(complete)
     _check_id(complete["id"])
+    _check_variants(complete)
     try:
         check_formats(complete["formats"], complete["include"])
     except ValueError as error:
@@ -192,6 +193,18 @@ def _check_id(rule: str) -> None:
     except IdError as error:
         close = difflib.get_close_matches(rule, (FIRST_WORD, ACCESSION), n=1)
         raise ConfigurationError(f"id: {error}" + (f"; did you mean {close[0]}?" if close else "")) from error
+
+
+def _check_variants(config: dict[str, Any]) -> None:
+    if not config["variants"]:
+        return
+    from esmflow.variants.head import VariantTableError, head_of
+
+    config["variants"] = os.path.expanduser(config["variants"])
+    try:
+        head_of(config["variants"])
+    except VariantTableError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from esm.rotary_embedding import RotaryEmbedding
 from safetensors import safe_open
 
-from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
+from esmflow.arrays import LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.engine import resolve_precision
+from esmflow.inputs.residues import MASK, MASKED
 
 TOKS_PER_BATCH = 2048
 TOKS_PER_BATCH_LOW_PRECISION = 3072
@@ -107,6 +108,7 @@ class ReferenceEngine:
                 for i, rows in enumerate(logits)
             ]
             arrays["logits"] = torch.cat(logits)
+            arrays[MASKED_LOGITS] = result["logits"][tokens == MASK].float()
             arrays["entropy"] = torch.distributions.Categorical(logits=arrays["logits"]).entropy()
             arrays[LOG_LIKELIHOOD] = torch.cat(own)
             arrays["pseudo_perplexity"] = torch.stack([(-values.mean()).exp() for values in own])
@@ -215,7 +217,8 @@ def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]
 
 def padded_tokens(model: Any, sequences: Sequence[str]) -> torch.Tensor:
     """fair-esm's tokens of residue strings, `[B, longest + 2]`. Raises KeyError for a letter that it does not know."""
-    _, _, tokens = model.alphabet.get_batch_converter()([("", sequence) for sequence in sequences])
+    texts = [("", sequence.replace(MASKED, "<mask>")) for sequence in sequences]
+    _, _, tokens = model.alphabet.get_batch_converter()(texts)
     return tokens
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import LOG_LIKELIHOOD, Array, Outputs
+from esmflow.arrays import LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
@@ -166,7 +166,9 @@ class PackedEngine:
                     arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
-        if head and self.outputs.needs_logits:
+        if head and MASKED_LOGITS in include:
+            arrays[MASKED_LOGITS] = logits(representation[pack.masks], head)
+        elif head and self.outputs.needs_logits:
             arrays |= _made_of_logits(logits(representation[pack.residue_rows], head), pack)
         return {name: arrays[name] for name in self.outputs.names()}
 

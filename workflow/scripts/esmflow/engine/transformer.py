@@ -213,6 +213,8 @@ class Encoder:
     def _embedded(self, pack: Pack) -> torch.Tensor:
         weights = self.weights
         x = weights.embedding[pack.tokens]
+        if weights.token_dropout and pack.unmasked is not None:
+            x = (x / pack.unmasked[:, None]).to(x.dtype)
         if weights.positions is not None:
             x = x + weights.positions[pack.positions]
         if weights.first_norm is not None:

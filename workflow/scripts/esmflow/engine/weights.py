@@ -15,7 +15,7 @@ from esmflow.arrays import VOCABULARY_SIZE
 from esmflow.checkpoint.families import Family
 from esmflow.checkpoint.file import CheckpointError
 from esmflow.checkpoint.models import ModelDimensions
-from esmflow.inputs.residues import PAD
+from esmflow.inputs.residues import MASK, PAD
 
 _READERS = 4
 
@@ -86,11 +86,13 @@ class HeadWeights:
 class Weights:
     """All of a model.
 
-    embedding: scaled, `[33 or more, D]`. positions: learned ones by place, cls at 0, `[P, D]`; first_norm: of the norm
+    embedding: scaled, `[33 or more, D]`. token_dropout: whether masks are nothing in it, and the other tokens of a
+    sequence with masks grow in turn. positions: learned ones by place, cls at 0, `[P, D]`; first_norm: of the norm
     before the first layer; both None in families without. regression: the contact head's `[layers, H]` and `[1]`, fp32.
     """
 
     embedding: torch.Tensor
+    token_dropout: bool
     positions: torch.Tensor | None
     first_norm: Norm | None
     layers: tuple[LayerWeights, ...]
@@ -128,6 +130,9 @@ def arrange_weights(read: Callable[[str], torch.Tensor], dimensions: ModelDimens
         layers = list(readers.map(lambda n: _read_layer(read, n, dimensions, dtype), range(dimensions.layers)))
     embedding = read("embed_tokens.weight")
     scaled = embedding.float() * family.embedding_scale
+    # Trained with token dropout: a mask is nothing, and what is left of a sequence grows by as much.
+    if token_dropout := family.embedding_scale != 1:
+        scaled[MASK] = 0
     offset = torch.zeros_like(scaled[0])
     with_offsets = []
     for layer, after_attention, after_ffn in layers:
@@ -138,6 +143,7 @@ def arrange_weights(read: Callable[[str], torch.Tensor], dimensions: ModelDimens
         with_offsets.append(replace(layer, attention_norm=attention_norm, ffn_norm=ffn_norm, offset=offset))
     return Weights(
         embedding=scaled.to(dtype),
+        token_dropout=token_dropout,
         # fair-esm counts places from the padding token's on, which comes first.
         positions=None if family.rotary else read("embed_positions.weight")[PAD + 1 :].to(dtype),
         first_norm=_norm(read, "emb_layer_norm_before") if family.norm_before else None,

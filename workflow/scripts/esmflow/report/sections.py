@@ -72,6 +72,7 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         ("Model", f"{name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
         ("Checkpoint", model.digest),
         ("Outputs", f"{', '.join(files.summary.arrays)} as {', '.join(files.summary.formats)}"),
+        *([("Variants", files.variants.line())] if files.variants else []),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
         ("Engine", f"{method.engine}, method version {method.method_version}: {_arithmetic(files, counts)}"),
         ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
