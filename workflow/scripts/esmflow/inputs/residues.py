@@ -1,4 +1,4 @@
-"""Residues: the alphabet of all models; turning what is written under headers into residues, or saying why that cannot be done;
+"""Residues: the alphabet of all models; making residues of what is written under headers, or saying why that cannot be;
 the digest by which a sequence is known everywhere. Many sequences at a time."""
 
 from __future__ import annotations
