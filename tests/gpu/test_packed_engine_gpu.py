@@ -150,10 +150,10 @@ def test_pytorchs_own_operations_give_the_same_vectors(random_checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("precision", "pooled", "residue"), [("fp16", 0.9998, 0.998), ("auto", 0.9995, 0.996), ("int8", 0.997, 0.985)]
+    ("precision", "pooled", "residue"), [("fp16", 0.9998, 0.998), ("auto", 0.9995, 0.996), ("int8", 0.985, 0.975)]
 )
 def test_16_bit_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_checkpoint, precision, pooled, residue):
-    """In int8 the lowest are peptides below 30 residues, whose mean averages little out."""
+    """In int8 the lowest are peptides below 30 residues, of which any change of rounding makes others the worst."""
     sample = PROJECT / "tests/data/uniprot_sample_500.fasta.gz"
     sequences = [record.sequence[:1022] for record in read_records(sample)]
     assert len(sequences) == 500
@@ -166,6 +166,10 @@ def test_16_bit_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_c
     print(f"{precision}: per residue min {residue_cosines.min():.5f}, mean {residue_cosines.mean():.6f}")
     assert pooled_cosines.min() >= pooled
     assert residue_cosines.min() >= residue
+    of_proteins = pooled_cosines[[len(s) >= 30 for s in sequences]]
+    print(f"{precision}: pooled min from 30 residues on {of_proteins.min():.6f}")
+    assert of_proteins.min() >= 0.999
+    assert np.quantile(residue_cosines, 0.01) >= 0.998
     late = np.concatenate([np.arange(len(s)) > 900 for s in sequences])
     assert residue_cosines[late].min() >= residue_cosines[~late].min()
 
