@@ -176,6 +176,20 @@ def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
     )
 
 
+def test_a_table_of_variants_is_looked_at_before_anything_runs(tmp_path):
+    path = tmp_path / "v.tsv"
+    assert refusal({"variants": str(path)}).startswith(
+        f"variants: {path} cannot be read (No such file or directory); give"
+    )
+    path.write_text("gene\tvariant\n")
+    assert "its first line has: gene, variant" in refusal({"variants": str(path)})
+    path.write_text("id\tvariant\n")
+    assert validated({"variants": str(path)}, SCHEMA)["variants"] == str(path)
+    wild = tmp_path / "{x}.tsv"
+    wild.write_text("id\tvariant\n")
+    assert "which Snakemake takes for a wildcard; rename it" in refusal({"variants": str(wild)})
+
+
 # The model
 
 
