@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import subprocess
@@ -16,6 +17,12 @@ from made_up import fetch
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"
 SCRIPTS = PROJECT / "workflow" / "scripts"
+
+# What `started/sitecustomize.py` does to every process that a test starts.
+STARTED = PROJECT / "tests" / "support" / "started"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTED), os.environ.get("PYTHONPATH")]))
+# A process of tests has much to look through at its end, too.
+atexit.register(gc.freeze)
 
 
 # The folders that take longest come first: the last ones to be handed out to a worker should be short.

@@ -10,7 +10,7 @@ import sys
 import h5py
 import pytest
 import yaml
-from workflow_run import PROJECT, SNAKEFILE, STARTED
+from workflow_run import PROJECT, SNAKEFILE
 
 OUTER = """
 configfile: "outer.yaml"
@@ -41,7 +41,7 @@ INNER = {"samples": "*.faa", "groups": 1, "threads": 1, "device": "cpu"}
 def run_snakemake(folder, *arguments: str, **environment: str) -> str:
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--resources", "gpu=1", *arguments]
     ran = subprocess.run(
-        command, cwd=folder, env={**os.environ, **STARTED, **environment}, capture_output=True, text=True
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout + ran.stderr

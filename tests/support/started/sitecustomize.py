@@ -1,12 +1,16 @@
-"""What every process of a test's run does before anything else: Python imports this where `PYTHONPATH` leads it here.
+"""What every process that a test starts does before anything else: Python imports this where `PYTHONPATH` leads it here.
 
-Snakemake is started without the executor plugins that are installed for tests of profiles: their kubernetes and boto3
-take longer to import than Snakemake itself.
+Most of what such a process costs is its start and its end, so these are made cheap. Unless its command names a profile or
+an executor, or it is a job of one, Snakemake is started without what it imports only because that is installed here:
+pandas, and plugins with kubernetes and boto3. No process looks for garbage among what it has imported, neither while it
+starts nor when it ends.
 
 `ESMFLOW_HELD` is `{number} {path}`: with so many segments in its store, a worker waits before it commits another one,
 until there is a file at the path. See `workflow_run.Hold`.
 """
 
+import atexit
+import gc
 import importlib.util
 import os
 import pkgutil
@@ -14,6 +18,7 @@ import sys
 import time
 
 _MODULE = "esmflow.store.segments"
+_PLUGINS = ("snakemake_executor_plugin_", "snakemake_storage_plugin_")
 
 
 class _Finder:
@@ -46,12 +51,16 @@ def _wrap(store):
     store.write = write_when_released
 
 
-def _without_executors(modules):
-    return (module for module in modules if not module.name.startswith("snakemake_executor_plugin_"))
+def _without_plugins(modules):
+    return (module for module in modules if not module.name.startswith(_PLUGINS))
 
 
 if "ESMFLOW_HELD" in os.environ:
     sys.meta_path.insert(0, _Finder())
-if any(os.path.basename(word) == "snakemake" for word in sys.orig_argv[1:3]):
+_is_snakemake = any(os.path.basename(word) == "snakemake" for word in sys.orig_argv[1:3])
+if _is_snakemake and {"--profile", "--executor", "--mode"}.isdisjoint(sys.orig_argv):
     _iter_modules = pkgutil.iter_modules
-    pkgutil.iter_modules = lambda *arguments: _without_executors(_iter_modules(*arguments))
+    pkgutil.iter_modules = lambda *arguments: _without_plugins(_iter_modules(*arguments))
+    sys.modules["pandas"] = None
+gc.set_threshold(100_000, 20, 100)
+atexit.register(gc.freeze)
