@@ -1,9 +1,9 @@
-"""What every process that a test starts does before anything else: Python imports this where `PYTHONPATH` leads it here.
+"""What every process that a test starts does first: Python imports this where `PYTHONPATH` leads it here.
 
-Most of what such a process costs is its start and its end, so these are made cheap. Unless its command names a profile or
-an executor, or it is a job of one, Snakemake is started without what it imports only because that is installed here:
-pandas, and plugins with kubernetes and boto3. No process looks for garbage among what it has imported, neither while it
-starts nor when it ends.
+Most of what such a process costs is its start and its end, so these are made cheap. Unless its command names a profile
+or an executor, or it is a job of one, Snakemake is started without what it imports only because that is installed here:
+pandas, and plugins with kubernetes and boto3. No process looks for garbage among what it has imported, neither while
+it starts nor when it ends.
 
 `ESMFLOW_HELD` is `{number} {path}`: with so many segments in its store, a worker waits before it commits another one,
 until there is a file at the path. See `workflow_run.Hold`.
