@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import fetch
+from made_up import fetch, random_model, stored_tensors, write_fair_esm
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"
@@ -86,6 +86,15 @@ def real_model_folder() -> Path:
 def real_checkpoint(real_model_folder, tmp_path_factory) -> Path:
     """The same, converted, in a folder with its `model.json`: what the rule `model` makes."""
     return fetch(real_model_folder, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def made_up_model(tmp_path_factory) -> Path:
+    """A checkpoint of two narrow layers with random weights, and beside it what the rule `model` makes of it."""
+    path = tmp_path_factory.mktemp("made_up") / "made_up.pt"
+    write_fair_esm(path, stored_tensors(random_model(2, 32, 2)))
+    fetch(path, path.parent)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from made_up import proteins, write_fasta
 from one_node_slurm import Allocation, OneNodeSlurm
-from workflow_run import PROJECT, demo_folder, groups, wait_until
+from workflow_run import PROJECT, Hold, demo_folder, groups, wait_until
 
 from esmflow.plan.shards import list_shards, read_shard, shard_name
 
@@ -53,18 +53,18 @@ class Demo:
         self.slurm = slurm
         self.before: set[str] = set()
         changes = [f"model={model}", f"groups={GROUPS}", "shard_residues=1000", "device=cpu"]
-        changes += [f"slot_lock_folder={folder}/slots"]
+        changes += [f"slot_lock_folder={folder}/slots", "report=false"]
         profile = ["--profile", "profiles/slurm", "--configfile", "config/demo/config.yaml"]
         self.command = [sys.executable, "-m", "snakemake", *profile, "--config", *changes, *SITE]
 
-    def start(self) -> subprocess.Popen:
+    def start(self, hold: Hold) -> subprocess.Popen:
         with open(self.folder / "snakemake.out", "ab") as output:
             return subprocess.Popen(
                 self.command,
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.slurm.environment},
+                env={**os.environ, **self.slurm.environment, **hold.environment},
                 start_new_session=True,
             )
 
@@ -81,7 +81,7 @@ class Demo:
         return {shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(folder)}
 
     def in_the_middle(self) -> str | None:
-        """A shard group whose job runs, has committed something since `before`, and has most of its way to go."""
+        """A shard group whose job is held, has committed something since `before`, and has most of its way to go."""
         done = self.segments()
         for comment in self.slurm.running():
             group = comment.rpartition("_")[2]
@@ -93,24 +93,27 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def story(slurm, real_model_folder, tmp_path_factory):
-    demo = Demo(tmp_path_factory.mktemp("demo"), real_model_folder, slurm)
-    process = demo.start()
+def story(slurm, made_up_model, tmp_path_factory):
+    demo = Demo(tmp_path_factory.mktemp("demo"), made_up_model, slurm)
+    process = demo.start(Hold(demo.folder))
     try:
         wait_until(demo.in_the_middle, 200, "a job in the middle")
         # A user who stops: cancels every job, then the run itself.
-        slurm.cancel_everything()
+        slurm.cancel(*slurm.queued())
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(120) != 0
+        slurm.cancel_everything()
         demo.before = demo.segments()
         assert not (demo.results / "summary.txt").exists()
 
-        process = demo.start()
+        hold = Hold(demo.folder, segments=len(demo.before) + 2)
+        process = demo.start(hold)
         killed = wait_until(demo.in_the_middle, 200, "a job in the middle again")
         (job,) = [job for comment, job in slurm.running().items() if comment.endswith(f"_{killed}")]
         slurm.cancel(job)
         wait_until(lambda: job not in slurm.queued(), 60, "the end of the cancelled job")
         had = demo.segments() & demo.shards_of(killed)
+        hold.release()
         assert process.wait(300) == 0, demo.printed
     finally:
         if process.poll() is None:
@@ -169,8 +172,8 @@ def test_after_scancel_of_everything_the_same_command_resumes(story):
 def test_the_run_ends_complete_and_in_its_place(story):
     statuses = pq.read_table(story.results / "manifest.parquet").column("status").to_pylist()
     assert (len(statuses), statuses.count("embedded"), statuses.count("rejected")) == (232, 228, 4)
-    with h5py.File(story.results / "embeddings" / "mean_layer6" / "embeddings.h5") as file:
-        assert file["embeddings"].shape == (228, 320)
+    with h5py.File(story.results / "embeddings" / "mean_layer2" / "embeddings.h5") as file:
+        assert file["embeddings"].shape == (228, 32)
     assert (PROJECT / "results").resolve() not in story.results.resolve().parents
 
 
@@ -179,11 +182,12 @@ def test_nothing_is_left_behind(story, slurm):
     assert not list(story.results.rglob("*.part"))
 
 
-def test_a_whole_node_job_works_on_every_gpu_that_slurm_gave_it(slurm, real_model_folder, tmp_path):
+def test_a_whole_node_job_works_on_every_gpu_that_slurm_gave_it(slurm, made_up_model, tmp_path):
     folder = demo_folder(tmp_path)
     write_fasta(folder / "some.faa", ((f"p{n}", protein) for n, protein in enumerate(proteins(160, 40, 80))))
-    configuration = {"samples": "*.faa", "model": str(real_model_folder), "groups": 1, "threads": 1, "device": "cpu"}
+    configuration = {"samples": "*.faa", "model": str(made_up_model), "groups": 1, "threads": 1, "device": "cpu"}
     configuration |= {"shard_residues": 1000, "slot_lock_folder": str(folder / "slots")}
+    configuration |= {"verify": {"sample": 0}, "report": False}
     (folder / "config").unlink()
     (folder / "config").mkdir()
     (folder / "config" / "config.yaml").write_text(yaml.safe_dump(configuration))
@@ -196,8 +200,7 @@ def test_a_whole_node_job_works_on_every_gpu_that_slurm_gave_it(slurm, real_mode
     (group,) = groups(folder / "results")
     profile = yaml.safe_load((PROJECT / "profiles" / "slurm-whole-node" / "config.yaml").read_text())
     assert profile["config"] == ["gpus_per_job=4"]
-    # The certificate's job asks for no GPU on a CPU.
-    given = [allocation for allocation in slurm.allocations() if allocation.gpus != ("",)][-1]
+    given = slurm.allocations()[-1]
     assert given.gpus == ("0", "1", "2", "3")
     assert tuple(worker["slot"]["token"] for worker in group["workers"]) == given.gpus
     assert sum(worker["processed"] for worker in group["workers"]) == len(group["shards"]) > 4
