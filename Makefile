@@ -3,7 +3,7 @@
 # make test         sets everything up and runs the tests
 # make test-slurm   only those that start a Slurm of their own
 # make mutants      changes the code in small ways, and says which changes no test notices; ONLY=word tries some
-# make test-tools   with other tools, which it installs: transformers, scikit-bio, ProtSpace, Scanpy
+# make test-tools   with other tools, which it installs: transformers, peft, scikit-bio, ProtSpace, Scanpy, FAISS
 # make check        lint, format and types
 # make lock         resolves requirements.lock anew
 
@@ -43,7 +43,9 @@ test-slurm: .venv/installed
 
 test-tools: .venv/installed
 	$(BIN)/python tests/stress/saved_by_transformers.py
+	$(BIN)/python tests/stress/merged_by_peft.py
 	$(BIN)/python tests/stress/read_by_other_tools.py
+	$(BIN)/python tests/stress/nearest_with_faiss.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -123,7 +123,7 @@ def plan(files: list[str], folder: Path) -> dict:
         candidates=str(folder / "plan" / "candidates.fasta"),
         groups=[str(folder / "plan" / "shards" / f"group-{g}") for g in range(GROUPS)],
     )
-    inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"])
+    inputs = SimpleNamespace(fasta=files, model=config["model"], checkpoint=config["checkpoint"], variants=[])
     stems = [Path(file).stem for file in files]
     cut = {"groups": GROUPS, "work": 0.0, "least": 0.0}
     params = SimpleNamespace(samples=stems, annotations=[()] * len(files), groups=cut, **config["params"])
@@ -146,7 +146,8 @@ def write_job(folder: Path) -> None:
     import torch
     import yaml
 
-    from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+    from esmflow.checkpoint.file import write_checkpoint
+    from esmflow.checkpoint.models import ModelDimensions
     from esmflow.config.configuration import with_defaults
     from esmflow.files import write_json
     from esmflow.method import computing_method

@@ -2,6 +2,7 @@
 
 python benchmarks/scaling.py                              # as many GPUs as this machine has
 python benchmarks/scaling.py --sizes 650M --slots 1 2 --seconds 150 --json scaling.json
+python benchmarks/scaling.py --sizes 3B --slots 1 2 --precisions bf16 int8 --groups 4
 python benchmarks/scaling.py --smoke                      # a toy model on CPU slots: checks the benchmark itself
 """
 
@@ -36,7 +37,6 @@ from esmflow.slots.gpus import driver_gpus  # noqa: E402
 
 # About what one H100 does in a second: it only sizes the input.
 RESIDUES_PER_SECOND = {"8M": 10_000_000, "150M": 1_100_000, "650M": 370_000, "3B": 100_000, "smoke": 20_000}
-GROUPS = 8
 SHARDS_PER_GROUP = 8
 
 
@@ -91,32 +91,34 @@ def write_input(folder: Path, size: str, residues: int, device: str) -> None:
 
 
 def run_workflow(
-    folder: Path, size: str, residues: int, layout: Layout, tokens: list[str], verified: int
+    folder: Path, size: str, residues: int, layout: Layout, tokens: list[str], changes: dict[str, Any]
 ) -> dict[str, Any]:
     """Runs the workflow from FASTA to embeddings in this layout. Returns seconds, and what the driver saw meanwhile.
 
-    verified: how many sequences the certificate computes again.
+    changes: configuration keys and their values.
     """
-    work = folder / layout.name.replace(" ", "-").replace(",", "")
+    work = folder / f"{layout.name} {changes['precision']}".replace(" ", "-").replace(",", "")
     (work / "config").mkdir(parents=True)
     config = {
         "samples": str(folder / "samples.tsv"),
         "model": str(folder / f"random_{size}.pt"),
-        "groups": GROUPS if layout.gpus_per_job == 1 else max(1, layout.slots // layout.gpus_per_job),
         "gpus_per_job": layout.gpus_per_job,
-        "shard_residues": max(1000, residues // (GROUPS * SHARDS_PER_GROUP)),
+        "shard_residues": max(1000, residues // (changes["groups"] * SHARDS_PER_GROUP)),
         "formats": ["h5"],
         "slot_lock_folder": str(folder / "slots"),
         "cpu_slots": layout.slots,
         "threads": 1,
-        # Speed is all that random weights can tell: whatever they give is in order.
-        "verify": {"sample": verified, "min_cosine": -1, "max_relative_error": 1e9},
+        **changes,
     }
+    if layout.gpus_per_job > 1:
+        config["groups"] = max(1, layout.slots // layout.gpus_per_job)
     (work / "config" / "config.yaml").write_text(yaml.safe_dump(config))
     snakefile, profile = PROJECT / "workflow" / "Snakefile", PROJECT / "profiles" / "default"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--workflow-profile", str(profile)]
     command += ["--cores", str(max(2, layout.slots)), "--resources", f"gpu={layout.slots}", "--quiet", "all"]
-    environment = dict(os.environ)
+    # The model is converted by the first run.
+    command += ["--cache", "model"]
+    environment = {**os.environ, "SNAKEMAKE_OUTPUT_CACHE": str(folder / "converted")}
     if tokens:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(tokens[: layout.slots])
     watch = ProcessWatch() if tokens else None
@@ -137,7 +139,7 @@ def run_workflow(
     figures = stage_figures(runs, seconds)
     figures |= slot_checks(runs, watch.seen if watch else [])
     figures["restarts"] = sum(group["worker_restarts"] for group in runs)
-    if verified:
+    if changes["verify"]["sample"]:
         certificate = json.loads((work / "results" / "certificate.json").read_text())
         figures["certificate, s"] = certificate["seconds"]
         figures["certificate, s to load the model"] = certificate["model_load_seconds"]
@@ -217,12 +219,15 @@ def compare_embeddings(one: str, other: str) -> dict[str, float]:
     return {"lowest cosine to one slot": float(cosine.min()), "rows bitwise equal": float((a == b).all(1).mean())}
 
 
-def layouts(slots: list[int]) -> list[Layout]:
+def layouts(slots: list[int], kinds: list[str]) -> list[Layout]:
     """Every layout to run: separate jobs, one job on all cards, and a worker killed where there are several."""
     several = [n for n in slots if n > 1]
-    whole = [Layout(n, gpus_per_job=n) for n in several if n <= 4]
-    killed = [Layout(max(slots), kill=True)] if several else []
-    return [*(Layout(n) for n in slots), *whole, *killed]
+    by_kind = {
+        "separate": [Layout(n) for n in slots],
+        "whole": [Layout(n, gpus_per_job=n) for n in several if n <= 4],
+        "killed": [Layout(max(slots), kill=True)] if several else [],
+    }
+    return [layout for kind in kinds for layout in by_kind[kind]]
 
 
 def as_markdown(where: dict[str, str], results: dict[str, dict[str, dict]]) -> str:
@@ -251,6 +256,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["650M", "3B"], choices=sorted(RESIDUES_PER_SECOND))
     parser.add_argument("--slots", nargs="+", type=int, help="as many of 1 2 4 8 as there are GPUs if left out")
     parser.add_argument("--seconds", type=float, default=150, help="work for one H100")
+    parser.add_argument("--precisions", nargs="+", default=["auto"])
+    kinds = ["separate", "whole", "killed"]
+    parser.add_argument("--layouts", nargs="+", default=kinds, choices=kinds)
+    parser.add_argument("--groups", type=int, default=8, help="each is a start for its card")
     parser.add_argument("--verify", type=int, default=0, help="sequences that a certificate computes again")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -274,16 +283,21 @@ def main() -> None:
             writer.join()
             if writer.exitcode != 0:
                 raise SystemExit(f"{size}: the input could not be written")
-            results[size] = {}
-            for layout in layouts(slots):
-                tokens = [gpu.uuid for gpu in gpus]
-                figures = run_workflow(folder, size, residues, layout, tokens, options.verify)
-                if "1 slot" in results[size]:
-                    figures |= compare_embeddings(results[size]["1 slot"]["embeddings"], figures["embeddings"])
-                results[size][layout.name] = figures
-                print(size, layout.name, figures, file=sys.stderr, flush=True)
-            for figures in results[size].values():
-                del figures["embeddings"]
+            (folder / "converted").mkdir()
+            for precision in options.precisions:
+                # Speed is all that random weights can tell: whatever they give is in order.
+                verify = {"sample": options.verify, "min_cosine": -1, "max_relative_error": 1e9}
+                changes = {"precision": precision, "groups": options.groups, "verify": verify}
+                of_layout = results.setdefault(f"{size} {precision}", {})
+                for layout in layouts(slots, options.layouts):
+                    tokens = [gpu.uuid for gpu in gpus]
+                    figures = run_workflow(folder, size, residues, layout, tokens, changes)
+                    if "1 slot" in of_layout:
+                        figures |= compare_embeddings(of_layout["1 slot"]["embeddings"], figures["embeddings"])
+                    of_layout[layout.name] = figures
+                    print(size, precision, layout.name, figures, file=sys.stderr, flush=True)
+                for figures in of_layout.values():
+                    del figures["embeddings"]
     where = {**surroundings(device), "GPUs": str(len(gpus))}
     print(as_markdown(where, results))
     if options.json:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+from esmflow.checkpoint.file import write_checkpoint
+from esmflow.checkpoint.models import ModelDimensions
 
 SIZES = {
     "8M": ModelDimensions(6, 320, 20, True, True),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import fetch, random_model, stored_tensors, write_fair_esm
+from made_up import fetch, random_model, stored_tensors, with_made_up_head, write_fair_esm
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"
@@ -95,6 +95,12 @@ def made_up_model(tmp_path_factory) -> Path:
     write_fair_esm(path, stored_tensors(random_model(2, 32, 2)))
     fetch(path, path.parent)
     return path
+
+
+@pytest.fixture(scope="session")
+def real_with_head(real_checkpoint, tmp_path_factory) -> Path:
+    """The real encoder, converted, under a made-up language model head: its own was not published with it."""
+    return with_made_up_head(real_checkpoint, tmp_path_factory.mktemp("head") / "checkpoint.safetensors")
 
 
 @pytest.fixture(scope="session")

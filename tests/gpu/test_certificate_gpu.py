@@ -15,7 +15,7 @@ from esmflow.verify.recompute import Recomputation
 
 pytestmark = pytest.mark.gpu
 
-KINDS = ["mean", "bos", "per_residue", "contacts"]
+KINDS = ["mean", "bos", "max", "std", "per_residue", "contacts"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "int8"])

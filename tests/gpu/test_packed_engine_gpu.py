@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions, write_checkpoint
+from esmflow.arrays import INCLUDE, Outputs
+from esmflow.checkpoint.file import write_checkpoint
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine import transformer
 from esmflow.engine.attention import Rotation, sdpa_attention, triton_attention, varlen_attention
 from esmflow.engine.packed import PackedEngine, auto_token_budget
@@ -81,27 +82,27 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-EVERYTHING = ("mean", "bos", "per_residue", "contacts", "logits")
-
-
 def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
     sequences = random_sequences(1, 20, 300)
-    outputs = Outputs((0, 1, 2), EVERYTHING)
+    outputs = Outputs((0, 1, 2), INCLUDE)
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cuda"), sequences)
     for name, array in found.items():
-        assert relative_error(array, expected[name]) < (1e-4 if name == "contacts" else 1e-5), name
+        limit = {"contacts": 1e-4, "pseudo_perplexity": 1e-4}.get(name, 1e-5)
+        assert relative_error(array, expected[name]) < limit, name
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bit_precision_is_near_fp32(random_checkpoint, precision):
     sequences = random_sequences(2, 20, 300)
-    outputs = Outputs((0, 1, 2), EVERYTHING)
+    outputs = Outputs((0, 1, 2), INCLUDE)
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, precision, "cuda"), sequences)
     for name, array in found.items():
         assert array.dtype == np.float32
-        assert relative_error(array, expected[name]) < 0.02, name
+        # Random weights are surprised by every residue, and what they say is raised to that power.
+        limit = 0.15 if name == "pseudo_perplexity" else 0.02
+        assert relative_error(array, expected[name]) < limit, name
 
 
 @pytest.mark.parametrize("back_end", [triton_attention, varlen_attention])
@@ -179,7 +180,7 @@ def test_any_packing_gives_the_same_vectors_in_16_bit(real_checkpoint, precision
 
 
 def test_packs_in_flight_do_not_disturb_each_other(random_checkpoint):
-    engine = PackedEngine.load(random_checkpoint, Outputs((1, 2), EVERYTHING), "bf16", "cuda")
+    engine = PackedEngine.load(random_checkpoint, Outputs((1, 2), INCLUDE), "bf16", "cuda")
     packs = [random_sequences(seed, 15, 200) for seed in range(6)]
     one_by_one = [embed(engine, pack) for pack in packs]
     launched = [engine.launch(engine.prepare(pack)) for pack in packs]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES
+from esmflow.engine.packed import SHARE_OF_FREE_MEMORY, bytes_per_token, wanted_tokens
 from esmflow.failures import REMEDY, Reason
 from esmflow.report.sections import SECTIONS
 
@@ -60,3 +62,13 @@ def test_files_named_in_the_documentation_exist():
 
 def test_the_first_page_is_short():
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_memory_of_a_card_on_the_first_page_is_what_the_engine_s_rule_gives(size):
+    model = OFFICIAL_MODELS[SIZES[size]]
+    of_an_h100 = 132 * 128
+    weights, token = 2 * model.parameters, bytes_per_token(model, "bf16") / SHARE_OF_FREE_MEMORY
+    least, full = (5e8 + weights + tokens * token for tokens in (1024, wanted_tokens(model, of_an_h100)))
+    row = next(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith(f"| `{size}` |"))
+    assert f"| {least / 1e9:.1f} GB, {full / 1e9:.1f} GB |" in row

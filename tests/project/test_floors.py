@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "slots": GROUND,
     "workers": GROUND,
     "store": (*EVERYWHERE, "inputs.residues"),
-    "step": (*EVERYWHERE, "checkpoint.file", "workers.lifetime"),
-    "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime"),
+    "step": (*EVERYWHERE, "checkpoint.file", "checkpoint.models", "workers.lifetime"),
+    "variants": (*EVERYWHERE, "inputs"),
+    "plan": (*EVERYWHERE, "inputs", "store", "checkpoint", "workers.lifetime", "variants"),
     "engine": (*EVERYWHERE, "checkpoint", "inputs.residues", "store.segments"),
     "embedding": (*EVERYWHERE, "plan.shards", "plan.run_plan", "store", "checkpoint", "slots", "workers", "engine"),
-    "collect": (*EVERYWHERE, "store", "plan", "inputs", "embedding.run_record"),
+    "collect": (*EVERYWHERE, "store", "plan", "inputs", "variants", "embedding.run_record"),
     "verify": (
         *EVERYWHERE,
         "store",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
             *EVERYWHERE,
             "store",
             "checkpoint.file",
+            "checkpoint.families",
             "plan",
             "collect",
             "verify",
@@ -61,12 +63,23 @@ MAY_IMPORT = {
         *(*EVERYWHERE, "inputs", "checkpoint.file", "slots", "workers.lifetime", "embedding", "collect", "config"),
         *("verify.certificate", "report.summary"),
     ),
-    "config": (*EVERYWHERE, "inputs", "checkpoint", "store", "plan", "collect", "slots", "embedding", "verify"),
+    "config": (
+        *EVERYWHERE,
+        "inputs",
+        "checkpoint",
+        "store",
+        "plan",
+        "collect",
+        "slots",
+        "embedding",
+        "verify",
+        "variants",
+    ),
 }
 # Rooms whose use costs seconds or must wait for CUDA_VISIBLE_DEVICES: imported inside functions only, or for types.
 INSIDE_FUNCTIONS = {("embedding", "engine"), ("verify", "engine"), ("python", "engine"), ("__init__", "python")}
 TORCH_INSIDE_FUNCTIONS = ("checkpoint", "collect", "embedding", "python", "slots", "verify")
-TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py")
+TORCH_AT_THE_TOP = ("engine", "collect/writers", "verify/recompute.py", "verify/esm_c.py")
 
 
 @dataclass(frozen=True)

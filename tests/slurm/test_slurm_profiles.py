@@ -182,25 +182,27 @@ def test_nothing_is_left_behind(story, slurm):
     assert not list(story.results.rglob("*.part"))
 
 
-def test_a_whole_node_job_works_on_every_gpu_that_slurm_gave_it(slurm, made_up_model, tmp_path):
-    folder = demo_folder(tmp_path)
-    write_fasta(folder / "some.faa", ((f"p{n}", protein) for n, protein in enumerate(proteins(160, 40, 80))))
-    configuration = {"samples": "*.faa", "model": str(made_up_model), "groups": 1, "threads": 1, "device": "cpu"}
-    configuration |= {"shard_residues": 1000, "slot_lock_folder": str(folder / "slots")}
-    configuration |= {"verify": {"sample": 0}, "report": False}
-    (folder / "config").unlink()
-    (folder / "config").mkdir()
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(configuration))
-    site = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm-whole-node", *site],
-        cwd=folder, env={**os.environ, **slurm.environment}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    (group,) = groups(folder / "results")
+def test_whole_node_jobs_of_the_command_work_on_every_gpu_that_slurm_gave_them(slurm, real_model_folder, tmp_path):
+    write_fasta(tmp_path / "some.faa", ((f"p{n}", protein) for n, protein in enumerate(proteins(160, 40, 80))))
     profile = yaml.safe_load((PROJECT / "profiles" / "slurm-whole-node" / "config.yaml").read_text())
     assert profile["config"] == ["gpus_per_job=4"]
-    given = slurm.allocations()[-1]
-    assert given.gpus == ("0", "1", "2", "3")
-    assert tuple(worker["slot"]["token"] for worker in group["workers"]) == given.gpus
-    assert sum(worker["processed"] for worker in group["workers"]) == len(group["shards"]) > 4
+    profile |= {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1, "latency-wait": 10}
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.yaml").write_text(yaml.safe_dump(profile))
+    # So slow that the work is worth two jobs, as `groups: auto` has it.
+    settings = ["device=cpu", "threads=1", "shard_residues=1000", "verify.sample=0", "device_tflops=0.0002"]
+    settings.append(f"slot_lock_folder={tmp_path}/slots")
+    command = [sys.executable, "-c", "from esmflow.cli.main import main; main()", "embed", "some.faa", "-o", "out"]
+    command += ["--profile", "site", "--model", str(real_model_folder), *(f"--set={setting}" for setting in settings)]
+    paths = os.pathsep.join([str(PROJECT / "workflow" / "scripts"), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, **slurm.environment, "PYTHONPATH": paths}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "160 embedded" in ran.stdout + ran.stderr
+    ran_groups = groups(tmp_path / "out" / "results")
+    assert len(ran_groups) == 2
+    given = [allocation for allocation in slurm.allocations() if allocation.gpus != ("",)][-2:]
+    assert {allocation.gpus for allocation in given} == {("0", "1", "2", "3")}
+    for group in ran_groups:
+        assert tuple(worker["slot"]["token"] for worker in group["workers"]) == ("0", "1", "2", "3")
+        assert sum(worker["processed"] for worker in group["workers"]) == len(group["shards"]) > 4

@@ -115,6 +115,9 @@ def outputs(run: WorkflowRun) -> dict[str, object]:
     found["failures.tsv"] = (run.results / "failures.tsv").read_text()
     summary = run.summary()
     found["summary.json"] = {key: summary[key] for key in ("records", "embedded", "failed", "rejected", "duplicates")}
+    found["left half written"] = [
+        str(path) for path in run.results.rglob("*.part") if not path.is_relative_to(run.results / "store")
+    ]
     return found
 
 

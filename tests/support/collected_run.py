@@ -79,8 +79,7 @@ def random_segment(sequences: Sequence[str], outputs: Outputs, width: int = 8, s
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     arrays = {}
     for array in outputs.arrays():
-        row = {"logits": (33,), "contacts": ()}.get(array.kind, (width,))
         rows = int(array.rows(lengths).sum())
-        arrays[array.name] = rng.standard_normal((rows, *row), np.float32)
+        arrays[array.name] = rng.standard_normal((rows, *array.row(width)), np.float32)
     digests = np.frombuffer(b"".join(map(sequence_digest, sequences)), np.uint8).reshape(-1, 16)
     return Segment(digests, lengths, arrays, "fp32")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
+from esmflow.checkpoint.families import EPSILON
 from esmflow.engine import eight_bit
-from esmflow.engine.attention import Rotation, rotated, sdpa_attention
+from esmflow.engine.attention import Rotation, normed_and_rotated, rotated, sdpa_attention
 from esmflow.engine.kernels import eight_bits, sixteen_bits
 from esmflow.engine.packing import pack_sequences
-from esmflow.engine.transformer import EPSILON, normalise
+from esmflow.engine.transformer import normalise
 from esmflow.engine.weights import Norm
 
 WIDTHS = (64, 96, 320)
@@ -29,7 +30,8 @@ SHORT = ((16, (7, 72, 3)), (24, (130, 40)), (32, (64, 3, 33)), (64, (98, 28)))
 LONG = ((16, (200, 22)), (24, (193, 64)), (32, (256, 9)), (64, (197, 65)))
 # Tokens, width, columns; and head size and lengths.
 PRODUCTS = ((131, 96, 168), (9, 320, 136))
-TURNED = ((24, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
+TURNED = ((32, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
+NORMED, GATES = (24, 64), (256, 1280)
 BEYOND = 128
 """Rows behind a tensor that must stay as they are."""
 
@@ -70,6 +72,28 @@ def errors_of_attention(module, size: int, lengths: tuple[int, ...], heads: int 
     return {"rotation": turned, "attention": float((found - expected).abs().max())}
 
 
+def error_of_normed_rotation(module, size: int, lengths: tuple[int, ...], heads: int = 3) -> float:
+    """Queries and keys normalised over all heads, of which the number of pairs is no power of two, and rotated."""
+    pack = pack_sequences(["M" * (n - 2) for n in lengths])
+    tokens = len(pack.tokens)
+    memory = 0.01 * torch.randn(tokens + BEYOND, 3, heads, size) + 0.1
+    before, qkv = memory.clone(), memory[:tokens]
+    weight = torch.randn(2 * heads * size)
+    rotation = Rotation.of(10000.0 ** -(torch.arange(0, size, 2) / size), pack.longest)
+    expected = normed_and_rotated(qkv, weight, rotation, pack)
+    module.normalise_and_rotate_in_place(qkv, qkv, weight, rotation.cos, rotation.sin, pack.positions)
+    if not (torch.equal(memory[tokens:], before[tokens:]) and torch.equal(qkv[:, 2], before[:tokens, 2])):
+        return float("inf")
+    return max(float((found - right).abs().max()) for found, right in zip(qkv[:, :2].unbind(1), expected, strict=True))
+
+
+def error_of_gate(module, tokens: int, width: int) -> float:
+    """Of a width that leaves a tail, with numbers of which SiLU is anything from nothing to all."""
+    product = 5 * torch.randn(tokens, 2 * width)
+    gate, up = product.chunk(2, dim=1)
+    return float((module.gate(product) - torch.nn.functional.silu(gate) * up).abs().max())
+
+
 def errors(module, packs) -> dict[str, float]:
     """By case, the largest difference from plain PyTorch."""
     torch.manual_seed(0)
@@ -78,6 +102,10 @@ def errors(module, packs) -> dict[str, float]:
     for size, lengths in packs:
         for what, error in errors_of_attention(module, size, lengths).items():
             found[f"{what}, head size {size}, {lengths}"] = error
+    for size in NORMED:
+        found[f"normed rotation, head size {size}"] = error_of_normed_rotation(module, size, (6, 3))
+    for width in GATES:
+        found[f"gate of {width}"] = error_of_gate(module, 3, width)
     return found
 
 
@@ -92,7 +120,7 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
         signs = eight_bit.hadamard(min(width & -width, 64))
         rows = eight_bit.quantise_rows(x, signs)
         for what, pair in {
-            "rounded norm": (f(x, norm, EPSILON, signs) for f in (module.quantise_norm, eight_bit._quantise_norm)),
+            "rounded norm": (f(x, norm, EPSILON, len(signs)) for f in (module.quantise_norm, eight_bit._quantise_norm)),
             "rounded rows": (module.quantise_rows(x, signs), rows),
         }.items():
             (values, scales), (right, right_scales) = pair
@@ -100,7 +128,7 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
             off = (values.int() - right.int()).abs()
             wrong = float(off.max() > 1 or (off > 0).float().mean() > 0.001)
             found[f"{what} {case}"] = wrong + float((scales / right_scales - 1).abs().max())
-        matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns), torch.randn(width))
+        matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns))
         for gelu in (False, True):
             pair = (f(rows, matrix, torch.float32, gelu) for f in (module.multiply, eight_bit._multiply))
             found[f"product{' with gelu' * gelu} {case}"] = largest_difference(*pair)
@@ -120,7 +148,7 @@ def error_of_rotating_product(module, size: int, lengths: tuple[int, ...], heads
     width = heads * size
     signs = eight_bit.hadamard(min(width & -width, 64))
     rows = eight_bit.quantise_rows(torch.randn(len(pack.tokens), width), signs)
-    matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width), torch.zeros(width))
+    matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width))
     rotation = Rotation.of(10000.0 ** -(torch.arange(0, size, 2) / size), pack.longest)
     found = module.attend(rows, matrix, rotation, pack, torch.float32)
     qkv = eight_bit.unpaired(eight_bit._multiply(rows, matrix, torch.float32, False), size // 2)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import esm
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from esmflow.arrays import VOCABULARY_SIZE
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.fetch import ModelSettings, fetch_model
+from esmflow.checkpoint.file import read_checkpoint_info, write_checkpoint
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import sequence_digest
 from esmflow.method import Fingerprint
@@ -161,6 +164,22 @@ def write_converted(path: Path, model: esm.ESM2) -> Path:
     return path
 
 
+def with_made_up_head(checkpoint: Path, path: Path) -> Path:
+    """A converted checkpoint of an encoder with a language model head of random weights added to it.
+
+    Whoever publishes a fine-tuned encoder leaves the head out, and this has the arithmetic of one.
+    """
+    info = read_checkpoint_info(checkpoint)
+    hidden, random = info.dimensions.hidden, torch.Generator().manual_seed(7)
+    shapes = {"dense.weight": (hidden, hidden), "dense.bias": (hidden,), "bias": (VOCABULARY_SIZE,)}
+    shapes |= {"layer_norm.weight": (hidden,), "layer_norm.bias": (hidden,)}
+    head = {name: 0.05 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    head["layer_norm.weight"] += 0.2
+    tensors = load_file(checkpoint) | {f"lm_head.{name}": tensor for name, tensor in head.items()}
+    write_checkpoint(path, tensors, name=info.name, dimensions=replace(info.dimensions, has_lm_head=True))
+    return path
+
+
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Of whole arrays, in the Euclidean norm."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
@@ -172,10 +191,9 @@ def fetch(model: Path, folder: Path) -> Path:
     fetch_model(
         ModelSettings(
             model=str(model),
+            base=None,
             folder=None,
             download=False,
-            layers=[-1],
-            include=["mean"],
             checkpoint=str(checkpoint),
             info=str(folder / "model.json"),
         )

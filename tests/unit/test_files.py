@@ -12,7 +12,16 @@ import pytest
 
 from esmflow import files
 from esmflow.failures import Failure, Reason, one_line, read_failures, write_failures
-from esmflow.files import atomic_folder, atomic_path, file_sha256, read_json, stats_below, write_json
+from esmflow.files import (
+    LEFT_OVER_SECONDS,
+    atomic_folder,
+    atomic_path,
+    file_sha256,
+    read_json,
+    remove_left_overs,
+    stats_below,
+    write_json,
+)
 
 
 def test_the_target_appears_only_when_the_block_ends(tmp_path):
@@ -46,7 +55,14 @@ def test_a_killed_writer_leaves_the_old_file_in_place(tmp_path):
     ended = subprocess.run([sys.executable, "-c", code, str(target)], env=environment)
     assert ended.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
-    assert len([name for name in os.listdir(tmp_path) if not name.startswith(".")]) == 1
+    (left,) = set(os.listdir(tmp_path)) - {"target.txt"}
+    of_others = [f".target.{left[-13:]}", ".target.txt.mine.part", f".target.txt{left[-13:-5]}"]
+    for name in of_others:
+        (tmp_path / name).touch()
+    remove_left_overs([target], LEFT_OVER_SECONDS)
+    assert (tmp_path / left).exists()
+    remove_left_overs([target])
+    assert set(os.listdir(tmp_path)) == {"target.txt", *of_others}
 
 
 def test_a_reader_never_sees_a_part_of_a_file(tmp_path):

@@ -35,7 +35,7 @@ PLAN = (
     HELD
     + """
 from stage_settings import plan_settings
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import LongSequences
 from esmflow.plan import planning
@@ -46,7 +46,7 @@ if sys.argv[2:] == ["held"]:
     planning.Candidates.offer_block = held
 cost = CostModel(ModelDimensions(6, 320, 20, True, True), LongSequences(1022))
 inputs = [InputFile("a", str(folder / "a.fasta"))]
-with logged_step(str(folder / "step.log")):
+with logged_step(str(folder / "step.log"), []):
     planning.deal_inputs(plan_settings(folder / "out", inputs, [folder / "out" / "group-0"], cost, processes=3))
 """
 )
@@ -62,7 +62,7 @@ if sys.argv[2:] == ["held"]:
     collecting.VectorStream.add = held
 (described,) = folder.glob("store/*")
 formats = ["h5", "h5_per_protein", "npy", "parquet", "h5ad", "pt", "esm"]
-with logged_step(str(folder / "step.log")):
+with logged_step(str(folder / "step.log"), []):
     collecting.collect(collect_settings(folder, folder / "out", read_fingerprint(described), formats=formats))
 """
 )

@@ -23,7 +23,7 @@ def log_in_a_process(path, attempt, message):
 def test_a_terminal_that_is_gone_ends_no_job(tmp_path):
     code = (
         "import logging, sys; from esmflow.step import logged_step; from esmflow.logs import tell\n"
-        "with logged_step(sys.argv[1]):\n"
+        "with logged_step(sys.argv[1], []):\n"
         "    tell('the forecast'); logging.warning('careful'); tell('the end')\n"
     )
     reading, writing = os.pipe()

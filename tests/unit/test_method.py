@@ -9,7 +9,8 @@ from made_up import write_fasta
 from stage_settings import plan_settings
 from workflow_run import PROJECT
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.config.configuration import with_defaults
 from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile
@@ -43,6 +44,7 @@ GIVEN = {
 CHANGES_NO_NUMBER = {
     "samples": "other.tsv",
     "model": "copy_of_the_same.pt",
+    "base_model": "650M",
     "model_folder": "models",
     "download": False,
     "nucleotide_sequences": "keep",

@@ -86,7 +86,7 @@ def test_logits_of_a_checkpoint_without_a_head_are_refused_before_a_gpu_is_used(
     run = small_run(2, groups=1, model=real_model_folder, include=["logits"])
     ended = run.run()
     assert ended.returncode == 1
-    assert "logits are asked for, but the checkpoint has no language model head" in ended.stdout
+    assert "logits cannot be had: the checkpoint has no language model head" in ended.stdout
     assert not (run.results / "plan").exists()
 
 

@@ -50,7 +50,7 @@ def test_a_layer_that_a_checkpoint_file_does_not_have_stops_before_a_gpu_is_used
     ended = run.run()
     assert ended.returncode == 1
     assert_sentence(ended.stdout, "layers: 9 does not exist in this model: it has 6 layers")
-    assert not (run.results / "plan").exists()
+    assert not (run.results / "embed").exists()
 
 
 def test_damaged_input_files_are_accounted_for_and_everything_good_is_embedded(run):

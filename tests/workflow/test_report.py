@@ -102,6 +102,7 @@ def test_the_numbers_are_those_of_the_run(run, opened):
     # Only what this run did: it was in fp32.
     assert "auto is" not in shown["method"]
     assert "GELU by erf" in shown["method"]
+    assert "bf16" not in shown["method"]
     assert "With collecting and verifying" in shown["method"]
     assert re.search(r"good 12 12 0 0 hostile 9 5 4 0 ", words(shown["flow"]))
     assert run.summary()["versions"]["torch"] in shown["method"]

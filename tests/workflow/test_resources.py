@@ -6,7 +6,7 @@ import re
 
 from workflow_run import PROJECT
 
-from esmflow.checkpoint.sources import guess_model
+from esmflow.checkpoint.models import guess_model
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import estimate_job, guess_work, job_settings
 

@@ -16,7 +16,7 @@ import torch
 from workflow_run import PROJECT, WorkflowRun
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.sources import guess_model
+from esmflow.checkpoint.models import guess_model
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import estimate_job, guess_work, job_settings
 from esmflow.engine.fair_esm import ReferenceEngine

@@ -39,6 +39,7 @@ rule finish:
         manifest="<results>/manifest.parquet",
         failures="<results>/failures.tsv",
         report=get_report(),
+        variants=get_variants("summary"),
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
     output:
         "<results>/summary.txt",

@@ -12,7 +12,8 @@ if not SCRIPTS.is_dir():
     SCRIPTS = Path(workflow.source_path("../scripts/esmflow/__init__.py")).parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
-from esmflow.checkpoint.sources import files_of_checkpoint, guess_model
+from esmflow.checkpoint.models import FORMAT as CHECKPOINT_FORMAT
+from esmflow.checkpoint.models import files_of_checkpoint, guess_model
 from esmflow.collect.formats import FORMATS, named_after_inputs
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
@@ -108,7 +109,8 @@ def get_fasta_to_read_again(wildcards):
 
 def get_local_checkpoint():
     """The files of the checkpoint as inputs, if the configuration names one by its path."""
-    return files_of_checkpoint(config["model"])
+    named = [config[key] for key in ("model", "base_model") if config[key]]
+    return [file for model in named for file in files_of_checkpoint(model)]
 
 
 def get_checkpoint_stamps():
@@ -164,6 +166,17 @@ def get_gpus_to_verify():
     return 0 if config["device"] == "cpu" else 1
 
 
+def get_variants(of):
+    """The files of the variants that a step reads or writes, if the configuration names a table of them."""
+    files = {
+        "table": [config["variants"]],
+        "planned": ["<results>/plan/variants.parquet"],
+        "summary": ["<results>/variants.json"],
+        "results": ["<results>/variants.parquet", "<results>/variants.tsv"],
+    }
+    return files[of] if config["variants"] else []
+
+
 def get_report():
     """The report as an input file, if the run gets one."""
     return ["<results>/report.html"] if config["report"] else []
@@ -180,7 +193,7 @@ def get_embed_estimate(wildcards):
         guess_work(
             int(wildcards.group), len(GROUPS), f"{RESULTS}/plan/plan.json", get_fasta_files()
         ),
-        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        guess_model(config["base_model"] or config["model"], f"{RESULTS}/model/model.json"),
         job_settings(config, get_kind_of_device()),
     )
 
@@ -201,7 +214,7 @@ def get_embed_runtime(wildcards, attempt):
 def get_verify_estimate():
     """Seconds and memory of the certificate's job."""
     return estimate_verification(
-        guess_model(config["model"], f"{RESULTS}/model/model.json"),
+        guess_model(config["base_model"] or config["model"], f"{RESULTS}/model/model.json"),
         job_settings(config, get_kind_of_device()),
         config["verify"]["sample"],
         f"{RESULTS}/plan/plan.json",
@@ -218,9 +231,15 @@ def get_verify_runtime(wildcards, attempt):
 
 def get_logs_to_join():
     embed_logs = [f"{LOGS}/embed/group-{group}.log" for group in GROUPS]
-    asked_for = {"verify": config["verify"]["sample"], "report": config["report"]}
+    asked_for = {
+        "variants": config["variants"],
+        "verify": config["verify"]["sample"],
+        "report": config["report"],
+    }
     steps = [
-        step for step in ("collect", "verify", "report", "finish") if asked_for.get(step, True)
+        step
+        for step in ("collect", "variants", "verify", "report", "finish")
+        if asked_for.get(step, True)
     ]
     return [
         f"{LOGS}/model.log",

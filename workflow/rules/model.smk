@@ -6,14 +6,16 @@ rule model:
         info="<results>/model/model.json",
     log:
         "<logs>/model.log",
+    # With `--cache` a site converts each checkpoint once: what becomes of it is in the parameters, no package matters.
+    cache: "omit-software"
     conda:
         "../../environment.yml"
     params:
         model=config["model"],
+        base_model=config["base_model"],
         folder=config["model_folder"],
         download=config["download"],
-        layers=config["layers"],
-        include=config["include"],
         stamps=get_checkpoint_stamps(),
+        converted_format=CHECKPOINT_FORMAT,
     script:
         "../scripts/fetch_model.py"

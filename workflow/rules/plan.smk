@@ -3,10 +3,12 @@ rule plan:
         fasta=get_fasta_files,
         model="<results>/model/model.json",
         checkpoint="<results>/model/checkpoint.safetensors",
+        variants=get_variants("table"),
     output:
         records="<results>/plan/records.parquet",
         plan="<results>/plan/plan.json",
         candidates="<results>/plan/candidates.fasta",
+        variants=get_variants("planned"),
         groups=directory(expand("<results>/plan/shards/group-{group}", group=GROUPS)),
     log:
         "<logs>/plan.log",

@@ -8,6 +8,7 @@ rule report:
         plan="<results>/plan/plan.json",
         runs=expand("<results>/embed/group-{group}/run.json", group=GROUPS),
         certificate=get_certificate(),
+        variants=get_variants("summary"),
     output:
         page="<results>/report.html",
         flow=report(

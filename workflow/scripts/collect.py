@@ -31,5 +31,5 @@ def collect_settings(snakemake) -> CollectSettings:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], [*snakemake.output, snakemake.params.note]):
         collect(collect_settings(snakemake))

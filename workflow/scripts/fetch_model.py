@@ -8,15 +8,14 @@ def model_settings(snakemake) -> ModelSettings:
     params = snakemake.params
     return ModelSettings(
         model=params.model,
+        base=params.base_model,
         folder=params.folder,
         download=params.download,
-        layers=params.layers,
-        include=params.include,
         checkpoint=snakemake.output.checkpoint,
         info=snakemake.output.info,
     )
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], snakemake.output):
         fetch_model(model_settings(snakemake))

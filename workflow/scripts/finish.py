@@ -11,6 +11,7 @@ def finish_settings(snakemake) -> FinishSettings:
     return FinishSettings(
         summary=inputs.summary,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        variants=inputs.variants[0] if inputs.variants else None,
         runs=inputs.runs,
         model=CheckpointInfo.read(inputs.model).name,
         places=Places(
@@ -29,5 +30,5 @@ def finish_settings(snakemake) -> FinishSettings:
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], [*snakemake.output, snakemake.params.joined_log]):
         finish(finish_settings(snakemake))

@@ -5,6 +5,7 @@ from esmflow.collect.formats import FORMATS
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
 from esmflow.plan.cost import CostModel
+from esmflow.plan.freshness import note_path
 from esmflow.plan.planning import plan
 from esmflow.plan.settings import PlanSettings
 from esmflow.step import logged_step, make_fingerprint
@@ -28,11 +29,15 @@ def plan_settings(snakemake) -> PlanSettings:
         fingerprint=fingerprint,
         store=params.store,
         cost_model=CostModel(model.dimensions, fingerprint.long),
-        policy=ResiduePolicy(
-            invalid=fingerprint.invalid_residues,
-            nucleotides=params.nucleotide_sequences,
-            max_residues=params.max_residues if fingerprint.long_sequences == "reject" else None,
-            gaps=params.reading["gaps"],
+        policy=ResiduePolicy.configured(
+            {
+                "invalid_residues": fingerprint.invalid_residues,
+                "nucleotide_sequences": params.nucleotide_sequences,
+                "long_sequences": fingerprint.long_sequences,
+                "max_residues": params.max_residues,
+                "gaps": params.reading["gaps"],
+            },
+            model.dimensions.longest,
         ),
         id_rule=params.reading["id"],
         assignment=params.assignment,
@@ -43,9 +48,10 @@ def plan_settings(snakemake) -> PlanSettings:
         pooled_precision=config["pooled_precision"],
         disk_check=config["disk_check"],
         number=params.plan_number["plan number"],
+        variants=(inputs.variants[0], outputs.variants[0]) if inputs.variants else None,
     )
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], [*snakemake.output, note_path(snakemake.output.plan)]):
         plan(plan_settings(snakemake))

@@ -19,12 +19,13 @@ def report_files(snakemake) -> RunFiles:
         summary=inputs.summary,
         runs=inputs.runs,
         certificate=inputs.certificate[0] if inputs.certificate else None,
+        variants=inputs.variants[0] if inputs.variants else None,
         command=command_of(run_command_line()),
         configuration=snakemake.config,
     )
 
 
 if __name__ == "__main__":
-    with logged_step(snakemake.log[0]):
+    with logged_step(snakemake.log[0], snakemake.output):
         figures = dict(snakemake.output.items())
         write_report(report_files(snakemake), figures.pop("page"), figures)

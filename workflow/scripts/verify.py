@@ -40,5 +40,5 @@ def verify_settings(snakemake) -> VerifySettings:
 if __name__ == "__main__":
     # A spawned worker would run this file once more, and not find it if the workflow was deployed from a git host.
     del __file__
-    with logged_step(snakemake.log[0], snakemake.resources.attempt):
+    with logged_step(snakemake.log[0], snakemake.output, snakemake.resources.attempt):
         verify(verify_settings(snakemake)).write(snakemake.output[0])

@@ -19,12 +19,12 @@ from esmflow.checkpoint import file as checkpoints
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import (
     CheckpointError,
-    ModelDimensions,
     check_unchanged,
     file_stamp,
     read_checkpoint_info,
     verify_checkpoint,
 )
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.files import file_sha256
 
 

@@ -113,11 +113,16 @@ def test_the_head_of_a_classifier_is_left_out_with_a_warning(folder, tmp_path, c
 @pytest.mark.parametrize(
     ("key", "value"),
     [("model_type", "bert"), ("token_dropout", False), ("layer_norm_eps", 1e-12), ("emb_layer_norm_before", True),
-     ("position_embedding_type", "absolute"), ("is_folding_model", True), ("vocab_size", 64)],
+     ("position_embedding_type", "relative_key"), ("is_folding_model", True), ("vocab_size", 64)],
 )  # fmt: skip
 def test_a_model_with_other_arithmetic_is_refused_by_name(folder, tmp_path, key, value):
     change(folder, **{key: value})
     assert f"has {key}: {value!r}, where every ESM-2 has" in refusal(folder, tmp_path)
+
+
+def test_learned_positions_that_are_said_and_not_there_are_refused(folder, tmp_path):
+    change(folder, position_embedding_type="absolute", num_attention_heads=HEADS)
+    assert "not an ESM-1v model (no 33-token embedding with learned positions)" in refusal(folder, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[1]", "not json"])
@@ -157,7 +162,7 @@ def test_an_adapter_is_told_apart_from_a_model(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
-    assert "merge it into its base model first" in refusal(folder, tmp_path)
+    assert "holds an adapter and no model" in refusal(folder, tmp_path)
 
 
 def test_weights_that_are_a_pipe_are_refused_at_once(tmp_path):

@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_face
+from made_up_families import ESM_C_SHAPES, random_esm_c, write_esm_c
+from safetensors.torch import save_file
 
 from esmflow.checkpoint import sources as checkpoint_sources
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointError
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, find_checkpoint, is_path
+from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
+from esmflow.checkpoint.sources import find_checkpoint
 
 NAME = "esm2_t6_8M_UR50D"
 
@@ -70,10 +75,27 @@ def test_without_a_given_folder_the_caches_are_looked_at(places):
     assert find_checkpoint(NAME, None, download=False) == places.torch_hub
 
 
-@pytest.mark.parametrize("name", OFFICIAL_MODELS)
+@pytest.mark.parametrize("name", [name for name, model in OFFICIAL_MODELS.items() if model.family.in_fair_esm])
 def test_every_official_name_is_found(places, name):
     path = places.put(places.torch_hub.with_name(f"{name}.pt"))
     assert find_checkpoint(name, None, download=False) == path
+
+
+def test_esm_c_is_looked_for_in_the_given_folder_then_where_it_is_downloaded_to_then_in_hugging_face_s(
+    places, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hub = places.snapshots.parent.parent
+    in_order = [
+        places.given / "ESMC-600M",
+        places.given / "ESMC-600M-hf",
+        tmp_path / "cache" / "esmflow" / "models" / "ESMC-600M",
+        hub / "models--biohub--ESMC-600M" / "snapshots" / "abc",
+        hub / "models--biohub--ESMC-600M-hf" / "snapshots" / "def",
+    ]
+    for path in reversed(in_order):
+        places.put(path)
+        assert find_checkpoint("ESMC-600M", str(places.given), download=False) == path
 
 
 def test_torch_hub_is_looked_at_where_torch_itself_puts_its_files(places):
@@ -169,7 +191,7 @@ def test_an_official_name_is_no_path_until_there_is_a_folder_of_that_name(places
 
 def test_a_name_that_is_not_official_is_an_error_that_lists_those_that_are(places):
     with pytest.raises(CheckpointError) as error:
-        find_checkpoint("esm1b_t33_650M_UR50S")
+        find_checkpoint("esm_msa1b_t12_100M_UR50S")
     assert all(name in str(error.value) for name in OFFICIAL_MODELS)
 
 
@@ -333,3 +355,89 @@ def test_nothing_is_downloaded_where_that_is_switched_off(places, server):
     with pytest.raises(CheckpointError, match="downloading is switched off"):
         find_checkpoint(NAME, download=False)
     assert not places.torch_hub.parent.exists()
+
+
+# Hugging Face's hub
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch) -> Path:
+    """The folder in which a server that stands for Hugging Face's has ESMC-300M."""
+    port = checkpoint_sources._WEIGHTS_URL.split(":")[2].split("/")[0]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return server / "biohub" / "ESMC-300M" / "resolve" / "main"
+
+
+def cached(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "esmflow" / "models" / "ESMC-300M"
+
+
+def in_two_files(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The weights in two files and an index."""
+    names = sorted(tensors)
+    files = {f"model-0000{n + 1}-of-00002.safetensors": names[n::2] for n in range(2)}
+    for file, keys in files.items():
+        save_file({key: tensors[key] for key in keys}, folder / file, {"format": "pt"})
+    index = {"weight_map": {key: file for file, keys in files.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_esm_c_is_downloaded_from_the_hub_and_the_second_time_nothing_is_asked_for(places, hub, tmp_path, files):
+    tensors = random_esm_c(*ESM_C_SHAPES["head 64"])
+    write_esm_c(hub, tensors, 2)
+    if files == 2:
+        in_two_files(hub, tensors)
+    found = find_checkpoint("ESMC-300M")
+    assert found == cached(tmp_path)
+    assert convert_checkpoint(found, tmp_path / "target", "x").dimensions.family_name == "ESM C"
+    shutil.rmtree(hub)
+    assert find_checkpoint("ESMC-300M") == found
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.json", None, r"HTTP Error 404"),
+        ("config.json", b"<html>", r"config\.json is no configuration"),
+        ("model.safetensors", b"<html>", r"model\.safetensors is no checkpoint"),
+        ("model.safetensors", "half", r"model\.safetensors is not whole"),
+        ("model.safetensors.index.json", b"{}", r"model\.safetensors\.index\.json is no index of weight files"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../b.safetensors"}}', "which is no such file beside"),
+    ],
+)
+def test_a_hub_that_lacks_or_breaks_a_file_is_a_sentence_and_what_was_whole_is_kept(
+    places, hub, tmp_path, file, content, sentence
+):
+    write_esm_c(hub, random_esm_c(*ESM_C_SHAPES["head 64"]), 2)
+    whole = {path.name: path.read_bytes() for path in hub.iterdir()}
+    if content is None:
+        (hub / file).unlink()
+    else:
+        (hub / file).write_bytes(whole[file][: len(whole[file]) // 2] if content == "half" else content)
+    with pytest.raises(CheckpointError, match=sentence):
+        find_checkpoint("ESMC-300M")
+    assert not cached(tmp_path).exists()
+    for path in hub.iterdir():
+        path.unlink()
+    for name, data in whole.items():
+        (hub / name).write_bytes(data)
+    assert find_checkpoint("ESMC-300M") == cached(tmp_path)
+
+
+def test_the_error_offline_says_how_to_put_esm_c_there(places, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint("ESMC-6B", str(places.given), download=False)
+    assert "config.json and all .safetensors files of https://huggingface.co/biohub/ESMC-6B" in str(error.value)
+    assert "into a folder ESMC-6B within another folder, and name that folder as model_folder" in str(error.value)
+    assert str(places.given / "ESMC-6B-hf") in str(error.value)
+
+
+def test_the_error_offline_says_nothing_of_contacts_that_were_never_published(places):
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint("esm1v_t33_650M_UR90S_1", str(places.given), download=False)
+    assert "regression" not in str(error.value)
+    assert "copy it into one folder, and name that folder" in str(error.value)

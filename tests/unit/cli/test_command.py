@@ -12,7 +12,7 @@ import pytest
 import yaml
 from made_up import write_fasta
 
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, SIZES, official_name
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, official_name
 from esmflow.cli import main
 from esmflow.cli.project import CommandError, configuration, find_inputs, make_project, sheet_text, write_run
 from esmflow.cli.run import Compute, embed_inputs

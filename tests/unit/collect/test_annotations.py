@@ -11,7 +11,7 @@ from made_up import write_fasta
 from stage_settings import plan_settings
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.inputs.sheet import read_samples
 from esmflow.plan.cost import CostModel

@@ -22,7 +22,7 @@ from made_up import proteins, random_model, relative_error, write_converted
 from stage_settings import collect_settings, plan_settings
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.collecting import collect
 from esmflow.collect.joining import CollectError, Tally
 from esmflow.collect.summary import Summary

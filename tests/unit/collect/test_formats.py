@@ -72,7 +72,7 @@ def expected(run: CollectedRun, array: str) -> list[tuple[str, np.ndarray]]:
         for i, digest in enumerate(segment.digests):
             rows = np.array(segment.arrays[array][offsets[i] : offsets[i + 1]])
             shape = (segment.lengths[i], segment.lengths[i]) if array == "contacts" else rows.shape
-            values[digest.tobytes()] = rows[0] if array.startswith(("mean", "bos")) else rows.reshape(shape)
+            values[digest.tobytes()] = rows[0] if Array.named(array).is_pooled else rows.reshape(shape)
     return [(record.id, values[sequence_digest(record.sequence)]) for record in run.records]
 
 
@@ -112,7 +112,7 @@ def test_every_format_is_documented_with_an_example_and_what_it_does_with_equal_
 # What each holds
 
 
-@pytest.mark.parametrize("array", ["contacts", "logits", f"per_residue_layer{LAYER}"])
+@pytest.mark.parametrize("array", ["contacts", "logits", "entropy", f"per_residue_layer{LAYER}"])
 def test_formats_that_hold_more_than_vectors_agree_on_it(run, embeddings, array):
     wanted = expected(run, array)
     folder = embeddings / array
@@ -130,6 +130,28 @@ def test_formats_that_hold_more_than_vectors_agree_on_it(run, embeddings, array)
     else:
         assert not (folder / "embeddings.parquet").exists()
     assert not (folder / "embeddings.h5ad").exists()
+
+
+@pytest.mark.parametrize("array", [f"max_layer{LAYER}", f"std_layer{LAYER}", "pseudo_perplexity"])
+def test_formats_agree_on_what_has_one_row_for_each_record(run, embeddings, array):
+    wanted, folder = expected(run, array), embeddings / array
+    values = np.stack([value for _, value in wanted])
+    with h5py.File(folder / "embeddings.h5") as file:
+        assert np.array_equal(file["embeddings"][:], values)
+        assert "offsets" not in file
+    assert np.array_equal(np.load(folder / "embeddings.npy"), values)
+    column = pq.read_table(folder / "embeddings.parquet")["embedding"]
+    assert np.array_equal(np.array(column.to_pylist(), np.float32), values)
+    assert str(column.type) == ("float" if values.ndim == 1 else "fixed_size_list<element: float>[8]")
+    assert np.array_equal(anndata.read_h5ad(folder / "embeddings.h5ad").X, values.reshape(len(values), -1))
+    loaded = [torch.load(folder / "pt" / f"{stem}_ESM.pt", weights_only=True) for stem in ("x", "y")]
+    assert same([pair for c in loaded for pair in zip(c["proteins"], c["data"])], wanted)
+    with h5py.File(folder / "per_protein.h5") as file:
+        assert sorted(dataset[()].tolist() for dataset in file.values()) == sorted(values.tolist())
+    content = torch.load(embeddings / "esm" / "x" / "b.pt", weights_only=True)
+    kind, _, layer = array.partition("_layer")
+    found = content[f"{kind}_representations"][int(layer)] if layer else content[kind]
+    assert np.array_equal(found, wanted[1][1])
 
 
 def test_parquet_has_a_fixed_size_list_for_each_record_and_leads_to_the_manifest(run, embeddings):
@@ -289,7 +311,7 @@ def read_as_scikit_bio_does(path: Path) -> list[tuple[str, np.ndarray]]:
         return found
 
 
-@pytest.mark.parametrize("kind", ["mean", "bos", "per_residue"])
+@pytest.mark.parametrize("kind", ["mean", "bos", "max", "std", "per_residue"])
 def test_scikit_bio_gets_every_sequence_with_its_values(run, embeddings, kind):
     array = f"{kind}_layer{LAYER}"
     found = read_as_scikit_bio_does(embeddings / array / "embeddings.skbio.h5")
@@ -488,8 +510,9 @@ def test_a_format_that_can_hold_nothing_of_what_is_included_is_refused_with_a_se
 def test_what_a_format_cannot_hold_is_named_in_the_log(run, caplog):
     with caplog.at_level(logging.WARNING):
         run.collect(["h5ad", "parquet"], "partly")
-    assert f"h5ad holds mean, bos only: without per_residue_layer{LAYER}, contacts, logits" in caplog.text
-    assert "parquet holds mean, bos, per_residue, logits only: without contacts" in caplog.text
+    held = "h5ad holds mean, bos, max, std, pseudo_perplexity only"
+    assert f"{held}: without per_residue_layer{LAYER}, contacts, logits, entropy" in caplog.text
+    assert "entropy, pseudo_perplexity only: without contacts" in caplog.text
 
 
 # Precision
@@ -505,6 +528,10 @@ def test_pooled_vectors_are_rounded_in_every_format_and_nothing_else_is(run):
     vectors = np.load(embeddings / f"mean_layer{LAYER}" / "embeddings.npy")
     exact = np.stack([vector for _, vector in expected(run, f"mean_layer{LAYER}")])
     assert np.array_equal(vectors, exact.astype(np.float16))
+    types = {name: np.load(embeddings / name / "embeddings.npy").dtype for name in OUTPUTS.names()}
+    assert {name for name, dtype in types.items() if dtype == np.float16} == {
+        f"{kind}_layer{LAYER}" for kind in ("mean", "bos", "max", "std")
+    }
 
 
 def test_a_value_that_fp16_cannot_hold_ends_collect_with_the_record_s_name(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from made_up import random_model, stored_tensors, write_hugging_face
 
-from esmflow.checkpoint.sources import OFFICIAL_MODELS
+from esmflow.checkpoint.models import OFFICIAL_MODELS
 from esmflow.collect.formats import named_after_inputs
 from esmflow.config.configuration import ConfigurationError, number_of_layers, validated
 from esmflow.inputs.sheet import read_samples
@@ -171,8 +171,8 @@ def test_everything_that_is_wrong_is_said_at_once():
 
 def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
     assert refusal({"formats": ["h5", "h5ad"], "include": ["contacts"]}) == (
-        "formats: h5ad holds mean, bos and nothing of include: contacts; leave h5ad out of formats, "
-        "or choose one of h5, h5_per_protein, npy, pt, esm"
+        "formats: h5ad holds mean, bos, max, std, pseudo_perplexity and nothing of include: contacts; leave h5ad out "
+        "of formats, or choose one of h5, h5_per_protein, npy, pt, esm"
     )
 
 
@@ -181,7 +181,7 @@ def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
 
 def test_an_unknown_model_is_named_with_the_one_that_was_meant():
     assert refusal({"model": "esm2_t36_3B_UR50"}) == (
-        "model: esm2_t36_3B_UR50 is not an ESM-2 model and not a path; did you mean esm2_t36_3B_UR50D?"
+        "model: esm2_t36_3B_UR50 is no known model and not a path; did you mean esm2_t36_3B_UR50D?"
     )
 
 

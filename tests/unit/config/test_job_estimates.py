@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
-from esmflow.checkpoint.sources import guess_model
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions, guess_model
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import (
     GroupWork,

@@ -252,7 +252,7 @@ def test_a_run_that_ends_before_it_is_planned_says_so_in_few_lines(tmp_path):
 def test_what_a_killed_attempt_left_half_written_is_removed_by_the_next(results):
     path = status_path(run_path(results), "0")
     path.parent.mkdir(parents=True, exist_ok=True)
-    left, of_another = path.parent / f".{path.name}.ab12.part", path.parent / ".group-1.json.cd34.part"
+    left, of_another = path.parent / f".{path.name}.ab12cd34.part", path.parent / ".group-1.json.cd34ef56.part"
     left.touch()
     of_another.touch()
     with Heartbeat(path, "0", "log"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esmflow.arrays import INCLUDE, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.method import LongSequences
@@ -47,7 +47,7 @@ def test_both_engines_give_the_same_arrays_however_they_are_batched(checkpoint, 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_the_long(checkpoint, name):
-    outputs = Outputs((2,), ("mean", "bos", "per_residue"))
+    outputs = Outputs((2,), tuple(kind for kind in INCLUDE if kind not in ("contacts", "logits")))
     engine = load_engine(name, str(checkpoint), outputs, "fp32", "cpu")
     told = []
     whole = embed(engine, 100)
@@ -57,7 +57,12 @@ def test_windows_through_an_engine_leave_short_sequences_as_they_are_and_cover_t
         for array in outputs.names():
             same = np.allclose(found[digest, array], whole[digest, array], rtol=1e-4, atol=1e-5)
             assert same == (len(sequence) <= 20)
-        assert found[digest, "per_residue_layer2"].shape == (len(sequence), 32)
+        rows = found[digest, "per_residue_layer2"]
+        assert rows.shape == (len(sequence), 32)
+        for kind in ("mean", "max", "std"):
+            pooled = getattr(rows, kind)(axis=0, keepdims=True)
+            assert np.allclose(found[digest, f"{kind}_layer2"], pooled, rtol=1e-4, atol=1e-5)
+        assert found[digest, "entropy"].shape == (len(sequence),)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -77,5 +82,7 @@ def test_a_head_that_is_missing_is_an_error_with_a_remedy():
     check_heads(["mean", "bos", "per_residue"], bare)
     with pytest.raises(ValueError, match=r"include: contacts .*contact-regression.pt"):
         check_heads(["contacts"], bare)
-    with pytest.raises(ValueError, match=r"include: logits .*no language model head"):
+    with pytest.raises(ValueError, match=r"include: logits cannot .*no language model head"):
         check_heads(["logits"], bare)
+    with pytest.raises(ValueError, match=r"include: entropy and pseudo_perplexity cannot .*leave entropy and .* out"):
+        check_heads(["mean", "pseudo_perplexity", "entropy"], bare)

@@ -24,6 +24,13 @@ FAULTS = {
     "rotated the other way": ("first * c - second * s", "first * c + second * s", "rotation"),
     "one half without bias": (" + tl.load(bias + column + HALF)[None, :]", "", "rotation"),
     "no mask for the last tokens": ("used = (token < tokens)[:, None]", "used = (token >= 0)[:, None]", "rotation"),
+    "normed without its mean": ("left - mean, 0.0)", "left, 0.0)", "normed"),
+    "another epsilon in rotation": ("(2 * WIDTH) + EPSILON)", "(2 * WIDTH) + 0.1 * EPSILON)", "normed"),
+    "no mask for the last pairs": ("tl.where(used, right - mean, 0.0)", "right - mean", "normed"),
+    "keys with queries' weights": ("tl.load(weight + column,", "tl.load(weight + column % (2 * WIDTH),", "normed"),
+    "normed, rotated the other way": ("(left * c - right * s)", "(left * c + right * s)", "normed"),
+    "a gate without its sigmoid": ("gate / (1 + tl.exp(-gate)) * up", "gate * up", "gate"),
+    "the gate for the rest": ("(2 * WIDTH) + WIDTH + column", "(2 * WIDTH) + column", "gate"),
     "no mask for the last keys": ('tl.where((row < keys_left)[None, :], scores, -float("inf"))', "scores", "attention"),
     "a sum that is not rescaled": ("total * shrink +", "total +", "attention"),
     "values that are not rescaled": ("mixed * shrink[:, None]", "mixed", "attention"),
@@ -32,18 +39,20 @@ FAULTS = {
 }
 FAULTS_IN_8_BITS = {
     "rounded down": ("(127.0 / peak) + _ROUND) - _ROUND", "(127.0 / peak))", "rounded"),
-    "a scale without the rotation's": ("127.0 * tl.sqrt(BLOCK * 1.0)", "127.0", "rounded"),
-    "no rounding offset": ("to(tl.float32) + offsets", "to(tl.float32)", "rounded norm"),
+    "a scale without the rotation's": ("127.0 * tl.sqrt(TURNED * 1.0)", "127.0", "rounded"),
+    "no rounding offset": ("    values += tl.load(offset + column, mask=used, other=0.0)\n", "", "rounded norm"),
+    "no mean": ("tl.where(firsts & used, values - mean, values)", "values", "rounded norm"),
+    "a mean of padding too": ("(WIDTH // BLOCK)", "(PADDED // BLOCK)", "rounded norm"),
     "another epsilon in 8 bits": ("/ WIDTH + EPSILON)", "/ WIDTH + 0.5)", "rounded norm"),
     "the last rows left out": ("min(first + AT_ONCE, tokens)", "min(first + AT_ONCE, tokens - 1)", "rounded"),
     "the last depth left out": ("range(0, WIDTH, DEPTH)", "range(0, WIDTH - DEPTH, DEPTH)", "product"),
     "no bias": ("    result += tl.load(bias", "    result += 0 * tl.load(bias", "product"),
-    "another gelu": ("0.044715 * result", "0.05 * result", "product with gelu"),
+    "another gelu": ("0.0356774081 * result", "0.04 * result", "product with gelu"),
     "written over, not added": ("if ADD:", "if GELU:", "sum"),
     "turned the other way": ("first * c - second * s, second", "first * c + second * s, second", "attention"),
     "values turned too": (
-        "mask=(pair < turned)[None, :], other=0.0",
-        "mask=(pair >= 0)[None, :], other=0.0",
+        "COLUMNS // 2) < columns // 3)[None, :]",
+        "COLUMNS // 2) >= 0)[None, :]",
         "attention",
     ),
 }
@@ -71,7 +80,7 @@ def errors(tmp_path_factory) -> list[dict[str, float]]:
 
 
 def test_the_kernels_are_right_at_every_head_size_in_short_and_long_packs_with_tails(errors):
-    assert len(errors[0]) == 4 + 2 * 8 + 2 * 5 + 3
+    assert len(errors[0]) == 4 + 2 * 8 + 2 + 2 + 2 * 5 + 3
     assert max(errors[0].values()) < TOLERANCE
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from esmflow.arrays import INCLUDE as EVERYTHING
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointError
@@ -21,7 +22,6 @@ from esmflow.engine.packed import PackedEngine, auto_token_budget
 from esmflow.engine.packing import pack_sequences
 
 SHAPES = {"head 16": (3, 64, 4), "head 24": (4, 96, 4), "head 64": (2, 128, 2)}
-EVERYTHING = ("mean", "bos", "per_residue", "contacts", "logits")
 GOLDEN = Path(__file__).parents[2] / "data" / "golden_esm2_8m.npz"
 
 
@@ -80,9 +80,16 @@ def fair_esm_results(checkpoint: Path, sequences: list[str], include: tuple[str,
             parts.setdefault(f"mean_layer{layer}", []).append(residues.mean(0)[None])
             parts.setdefault(f"bos_layer{layer}", []).append(values[0, :1].numpy())
             parts.setdefault(f"per_residue_layer{layer}", []).append(residues)
+            parts.setdefault(f"max_layer{layer}", []).append(residues.max(0)[None])
+            parts.setdefault(f"std_layer{layer}", []).append(residues.astype(np.float64).std(0)[None])
         if "contacts" in include:
             parts.setdefault("contacts", []).append(result["contacts"][0].numpy().ravel())
-        parts.setdefault("logits", []).append(result["logits"][0, 1:-1].numpy())
+        logits = result["logits"][0, 1:-1]
+        parts.setdefault("logits", []).append(logits.numpy())
+        log_p = torch.log_softmax(logits.double(), -1).numpy()
+        parts.setdefault("entropy", []).append(-(np.exp(log_p) * log_p).sum(-1))
+        own = log_p[np.arange(len(sequence)), tokens[0, 1:-1].numpy()]
+        parts.setdefault("pseudo_perplexity", []).append(np.exp(-own.mean(keepdims=True)))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
@@ -116,8 +123,13 @@ def test_positions_beyond_2048_agree_with_fair_esm_after_short_ones_too(random_c
 
 
 def test_everything_that_the_real_model_has_agrees_with_fair_esm(real_checkpoint):
-    include = ("mean", "bos", "per_residue", "contacts")
+    include = ("mean", "bos", "max", "std", "per_residue", "contacts")
     assert_agrees_with_fair_esm(real_checkpoint, random_sequences(2, 6, 400), include)
+
+
+def test_scores_of_the_real_encoder_under_a_made_up_head_agree_with_fair_esm(real_with_head):
+    include = ("mean", "logits", "entropy", "pseudo_perplexity")
+    assert_agrees_with_fair_esm(real_with_head, random_sequences(3, 6, 400), include)
 
 
 def test_the_real_model_agrees_with_the_golden_file(real_checkpoint):
@@ -230,8 +242,8 @@ def test_kernels_that_fail_are_one_warning_and_the_same_vectors(random_checkpoin
     outputs = Outputs((2,), ("mean",))
     plain = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu", fast_kernels=False), sequences)
     monkeypatch.setattr(transformer, "flash_available", lambda *_: True)
-    monkeypatch.setattr(transformer, "_kernel_normalise", lambda: kernel)
-    monkeypatch.setattr(transformer, "triton_attention", lambda: sdpa_attention)
+    broken = transformer.Operations(kernel, sdpa_attention, transformer.exact_gelu)
+    monkeypatch.setattr(transformer, "kernel_operations", lambda family: broken)
     with caplog.at_level(logging.WARNING):
         found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     assert len(caplog.records) == 1

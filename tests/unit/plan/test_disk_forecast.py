@@ -13,7 +13,8 @@ from made_up import proteins, random_model, stored_sequences, write_converted, w
 from stage_settings import plan_settings
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.formats import FORMATS
 from esmflow.config.configuration import validated
 from esmflow.config.job_estimates import guess_work
@@ -229,7 +230,7 @@ def test_a_plan_that_no_disk_can_hold_stops_the_run_unless_that_is_not_wanted(tm
         "candidates": "candidates.fasta",
     }
     job = SimpleNamespace(
-        input=SimpleNamespace(fasta=[str(file)], **model),
+        input=SimpleNamespace(fasta=[str(file)], variants=[], **model),
         output=SimpleNamespace(
             groups=[str(tmp_path / "group-0")], **{name: str(tmp_path / path) for name, path in outputs.items()}
         ),

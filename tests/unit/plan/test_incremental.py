@@ -10,7 +10,7 @@ from made_up import proteins, random_model, stored_tensors, write_fair_esm, writ
 from stage_settings import embed_settings, plan_settings
 
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.embedding.job import embed_group
 from esmflow.inputs.sheet import InputFile
 from esmflow.method import Fingerprint

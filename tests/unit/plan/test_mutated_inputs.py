@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from stage_settings import plan_settings
 
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.inputs.records import printable
 from esmflow.inputs.residues import RESIDUE_TOKEN, ResiduePolicy
 from esmflow.inputs.sheet import InputFile

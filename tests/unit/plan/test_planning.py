@@ -16,7 +16,7 @@ from made_up import proteins, random_model, sample_proteins, stored_sequences, w
 from stage_settings import plan_settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import ResiduePolicy, sequence_digest
 from esmflow.inputs.sheet import InputFile
@@ -441,7 +441,7 @@ import json, re, sys, time
 from pathlib import Path
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.method import LongSequences
 from stage_settings import plan_settings
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.method import Fingerprint
@@ -35,7 +36,8 @@ def paragraph(tmp_path):
             results="", manifest="", embeddings="", checkpoint="", fingerprint=FINGERPRINT, summary=summary,
             model=CheckpointInfo("esm2_t12", "", "", "", ModelDimensions(12, 480, 20, False, False)),
             store=Store(tmp_path, FINGERPRINT), runs=[RunRecord(group="0", host="a", workers=tuple(workers))],
-            stored_segments=(), certificate=certificate, command="snakemake", configuration={}, finished=0.0,
+            stored_segments=(), certificate=certificate, variants=None, command="snakemake", configuration={},
+            finished=0.0,
         )  # fmt: skip
         return methods_paragraph(files, counts)
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.summary import Summary
 from esmflow.embedding.run_record import RunRecord
 from esmflow.method import Fingerprint
@@ -22,7 +23,7 @@ def test_segments_of_other_projects_in_a_shared_store_do_not_count(tmp_path):
     files = RunFiles(
         results=str(tmp_path), manifest=str(tmp_path / "m"), embeddings=str(tmp_path / "embeddings"),
         checkpoint=str(tmp_path / "c"), fingerprint=METHOD,
-        summary=Summary(records=1, embedded=1, failed=0, rejected=0), store=store, certificate=None,
+        summary=Summary(records=1, embedded=1, failed=0, rejected=0), store=store, certificate=None, variants=None,
         command="", configuration={},
         model=CheckpointInfo("m", "", "", "", ModelDimensions(6, 320, 20, False, False)), finished=0.0,
         runs=[RunRecord(group="0", segments_written=("written",), segments_reused=("reused",))],

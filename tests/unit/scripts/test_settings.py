@@ -19,15 +19,17 @@ import finish
 import plan
 import pytest
 import report
+import variants
 import verify
 import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 from workflow_run import PROJECT, SNAKEFILE
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.collect.formats import FORMATS
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.config.configuration import with_defaults
 from esmflow.embedding.run_record import RunRecord
 from esmflow.method import ARITHMETIC, METHOD_VERSION, Fingerprint
@@ -41,9 +43,11 @@ MODEL = CheckpointInfo("made up", "c" * 32, "a.pt", "s" * 64, ModelDimensions(6,
 PLAN = Plan(fingerprint="f", records=2, groups=(), checkpoint_stamp=(5, 6), stored_segments=("one", "another"))
 CONFIG = {
     "samples": "samples.tsv",
-    "model": "esm2_t6_8M_UR50D",
+    "model": "adapter",
+    "base_model": "8M",
     "model_folder": "models",
     "download": False,
+    "variants": "variants.tsv",
     "layers": [3, -1],
     "include": ["per_residue", "mean"],
     "per_residue_precision": "fp16",
@@ -124,11 +128,10 @@ STAGES = [
         "model",
         fetch_model.model_settings,
         {
-            "model": ("model", "esm2_t6_8M_UR50D"),
+            "model": ("model", "adapter"),
+            "base_model": ("base", "esm2_t6_8M_UR50D"),
             "model_folder": ("folder", "models"),
             "download": ("download", False),
-            "layers": ("layers", [3, -1]),
-            "include": ("include", ["per_residue", "mean"]),
         },
         {"checkpoint": "results/model/checkpoint.safetensors", "info": "results/model/model.json"},
     ),
@@ -149,6 +152,7 @@ STAGES = [
             "formats": ("formats", [dataclasses.asdict(FORMATS[name]) for name in ("npy", "h5")]),
             "pooled_precision": ("pooled_precision", "fp16"),
             "disk_check": ("disk_check", False),
+            "variants": ("variants", ("variants.tsv", "results/plan/variants.parquet")),
         },
         REST_OF_METHOD
         | {
@@ -219,6 +223,19 @@ STAGES = [
         },
     ),
     Stage(
+        "variants",
+        variants.variant_settings,
+        METHOD | {"groups": ("failure_lists", [run.replace("run.json", "failures.tsv") for run in RUNS])},
+        REST_OF_METHOD
+        | {
+            "planned": "results/plan/variants.parquet",
+            "table": "results/variants.parquet",
+            "table_tsv": "results/variants.tsv",
+            "summary": "results/variants.json",
+            "threads": 4,
+        },
+    ),
+    Stage(
         "verify",
         verify.verify_settings,
         METHOD
@@ -247,6 +264,7 @@ STAGES = [
         finish.finish_settings,
         {
             "report": ("places.report", None),
+            "variants": ("variants", "results/variants.json"),
             "verify.sample": ("certificate", "results/certificate.json"),
             "failures.policy": ("fail_without_embedding", True),
             "groups": ("runs", RUNS),
@@ -262,7 +280,7 @@ STAGES = [
             "logs": [
                 *("logs/model.log", "logs/plan.log"),
                 *(f"logs/embed/group-{group}.log" for group in range(3)),
-                *("logs/collect.log", "logs/verify.log", "logs/finish.log"),
+                *("logs/collect.log", "logs/variants.log", "logs/verify.log", "logs/finish.log"),
             ],
             "joined_log": "results/run.log",
             "shows_summary": False,
@@ -282,9 +300,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "config").mkdir()
     (folder / "config" / "config.yaml").write_text("groups: 9\n")
+    (folder / "variants.tsv").write_text("id\tvariant\n")
     (folder / "samples.tsv").write_text("sample\tfasta\thost\none\ta.fasta\tbat\ntwo\tb.fasta\tbat\n")
     for name in ("a", "b"):
         (folder / f"{name}.fasta").write_text(">p\nMKV\n")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     MODEL.write(folder / "results" / "model" / "model.json")
     PLAN.write(folder / "results" / "plan" / "plan.json")
     return folder
@@ -375,6 +396,7 @@ def test_the_report_reads_what_the_run_wrote(rules, folder):
     store.create()
     Plan(fingerprint=store.fingerprint, records=2, groups=()).write("results/plan/plan.json")
     Summary(records=2, embedded=2, failed=0, rejected=0).write("results/summary.json")
+    VariantSummary(rows=3, scored=3).write("results/variants.json")
     Certificate(passed=True, sample=5).write("results/certificate.json")
     for number, run in enumerate(RUNS):
         RunRecord(group=str(number)).write(run)
@@ -383,6 +405,7 @@ def test_the_report_reads_what_the_run_wrote(rules, folder):
     assert (found.fingerprint, found.store.folder) == (fingerprint, store.folder)
     assert [run.group for run in found.runs] == ["0", "1", "2"]
     assert (found.summary.records, found.certificate.sample, found.model) == (2, 5, MODEL)
+    assert found.variants.rows == 3
     assert (found.manifest, found.embeddings) == ("results/manifest.parquet", "results/embeddings")
     assert (found.results, found.checkpoint) == ("results", "results/model/checkpoint.safetensors")
     assert found.configuration == with_defaults(CONFIG, SCHEMA)
@@ -393,7 +416,7 @@ def test_windows_and_what_is_automatic(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ESMFLOW_RUN", os.environ.get("ESMFLOW_RUN", ""))
     config = {**CONFIG, "long_sequences": "window", "batch_tokens": "auto", "report": True, "verify": {"sample": 0}}
-    del config["failures"], config["store"]
+    del config["failures"], config["store"], config["variants"]
     rules = rules_of(folder, config)
     planned = plan.plan_settings(job(rules["plan"], config))
     assert (planned.fingerprint.max_residues, planned.fingerprint.window_overlap) == (77, 33)
@@ -406,6 +429,7 @@ def test_windows_and_what_is_automatic(folder, monkeypatch):
     assert (verified.min_cosine, verified.max_relative_error) == (None, None)
     finished = finish.finish_settings(job(rules["finish"], config))
     assert (finished.certificate, finished.places.report) == (None, "results/report.html")
+    assert (finished.variants, planned.variants) == (None, None)
     assert finished.fail_without_embedding is False
 
 

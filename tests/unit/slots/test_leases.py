@@ -435,7 +435,7 @@ import sys
 from esmflow.slots.gpus import candidate_slots
 from esmflow.slots.leases import leased_slots
 from esmflow.step import logged_step
-with logged_step(sys.argv[1]), leased_slots(candidate_slots("cpu", 1, {}), lock_folder=sys.argv[2]):
+with logged_step(sys.argv[1], []), leased_slots(candidate_slots("cpu", 1, {}), lock_folder=sys.argv[2]):
     pass
 """
 

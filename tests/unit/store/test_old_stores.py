@@ -9,7 +9,8 @@ import pytest
 import yaml
 from workflow_run import PROJECT
 
-from esmflow.checkpoint.file import CheckpointInfo, ModelDimensions
+from esmflow.checkpoint.file import CheckpointInfo
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.config.configuration import with_defaults
 from esmflow.inputs.fasta import read_records
 from esmflow.inputs.residues import sequence_digest

@@ -7,7 +7,7 @@ import pytest
 from made_up import write_fasta
 from stage_settings import plan_settings
 
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.failures import Failure, Reason
 from esmflow.inputs.residues import sequence_digest
 from esmflow.inputs.sheet import InputFile

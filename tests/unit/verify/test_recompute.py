@@ -11,7 +11,7 @@ from made_up import proteins, random_model, relative_error, with_digests, write_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import INCLUDE, Outputs
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import load_fair_esm
@@ -88,7 +88,7 @@ def test_vectors_are_those_of_the_golden_file(golden, real_checkpoint):
 
 
 POOLED_OF_3 = Outputs((3,), ("mean",))
-EVERYTHING = Outputs((0, 2, 3), ("mean", "bos", "per_residue", "contacts", "logits"))
+EVERYTHING = Outputs((0, 2, 3), INCLUDE)
 
 
 def test_every_kind_of_output_agrees_with_the_engine(made_up):
@@ -98,13 +98,46 @@ def test_every_kind_of_output_agrees_with_the_engine(made_up):
     ):
         assert set(right) == set(EVERYTHING.names())
         for name, values in right.items():
-            assert compare(found[name], values.right, values.mistakes).relative_error < 1e-4
-            assert compare(found[name], values.right, values.mistakes).nearer_to is None
+            agreement = compare(found[name], values.right, values.mistakes, values.negligible)
+            assert agreement.relative_error < 1e-4
+            assert agreement.nearer_to is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_residues_that_do_not_differ_have_no_deviation_to_compare(made_up, precision):
+    outputs, sequences = Outputs((0,), ("std",)), ["A", "A" * 70]
+    for arrays, found in zip(
+        expected(made_up, sequences, outputs), embedded(made_up, sequences, outputs, precision), strict=True
+    ):
+        values = arrays["std_layer0"]
+        assert compare(found["std_layer0"], values.right, {}, values.negligible) == Agreement(1.0, 0.0, 1.0)
+        assert compare(values.right + 1, values.right, {}, values.negligible).relative_error == UNLIKE
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "name"),
+    [
+        ("entropy", lambda values: values / np.log(2), "the entropy in bits"),
+        ("max_layer3", None, "the max of layer 2"),
+        ("std_layer3", None, "the std of layer 2"),
+        ("pseudo_perplexity", lambda values: 1.03 * values, None),
+    ],
+)
+def test_mistakes_in_the_numbers_of_one_pass_are_caught(made_up, kind, wrong, name):
+    sequences = proteins(8, 20, 60)
+    outputs = Outputs((2, 3), ("max", "std", "entropy", "pseudo_perplexity"))
+    right = [arrays[kind] for arrays in expected(made_up, sequences, outputs)]
+    found = embedded(made_up, sequences, outputs)
+    vectors = [wrong(f[kind]) if wrong else f[kind.replace("3", "2")] for f in found]
+    assert verdict([f[kind] for f in found], right, "fp32") == (0, None)
+    failing, common = verdict(vectors, right, "fp32")
+    assert failing == len(sequences)
+    assert name is None or name in common
 
 
 @pytest.mark.parametrize("overlap", [None, 0, 5])
 def test_long_sequences_are_cut_as_the_engine_cuts_them(made_up, overlap):
-    outputs = Outputs((1, 3), ("mean", "bos", "per_residue"))
+    outputs = Outputs((1, 3), tuple(kind for kind in INCLUDE if kind not in ("contacts", "logits")))
     sequences = proteins(8, 15, 70)
     right = expected(made_up, sequences, outputs, LongSequences(16, overlap))
     found = embedded(made_up, sequences, outputs, long=LongSequences(16, overlap))
@@ -190,10 +223,10 @@ def test_weights_that_do_not_fit_are_read_layer_by_layer(made_up, monkeypatch):
     sequences = proteins(3, 5, 30)
     at_once = expected(made_up, sequences, EVERYTHING)
 
-    def load(checkpoint, device, resident_bytes):
+    def load(checkpoint, device, resident_bytes, module):
         if resident_bytes:
             host_runs_out()
-        return load_fair_esm(checkpoint, device, resident_bytes)
+        return load_fair_esm(checkpoint, device, resident_bytes, module)
 
     monkeypatch.setattr("esmflow.verify.recompute.load_fair_esm", load)
     for arrays, expected_ones in zip(expected(made_up, sequences, EVERYTHING), at_once, strict=True):
@@ -206,7 +239,10 @@ def test_weights_that_do_not_fit_are_read_layer_by_layer(made_up, monkeypatch):
 def verdict(vectors, right, precision):
     """How many sequences do not pass, and what is wrong with all of them together."""
     limits = LIMITS[precision]
-    agreements = [compare(vector, values.right, values.mistakes) for vector, values in zip(vectors, right, strict=True)]
+    agreements = [
+        compare(vector, values.right, values.mistakes, values.negligible)
+        for vector, values in zip(vectors, right, strict=True)
+    ]
     return sum(not limits.allow(agreement) for agreement in agreements), common_fault(agreements, limits)
 
 

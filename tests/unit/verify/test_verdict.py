@@ -65,6 +65,13 @@ def test_a_median_error_that_is_too_large_is_found_though_no_sequence_is_beyond_
     assert all(sequence.passed for sequence in verdict.sequences)
 
 
+def test_the_scale_of_a_number_is_its_error_and_has_the_limit_of_errors(precision):
+    within, beyond = beside(MEDIAN_SHARE * LIMITS[precision].max_relative_error, 1e-7)
+    for size, passed in ((within, True), (beyond, False)):
+        agreements = [{"pseudo_perplexity": Agreement(1.0, size, 1 + size)}] * 3
+        assert judged(agreements, precision, ("pseudo_perplexity",)).passed is passed
+
+
 def test_a_median_scale_that_is_off_is_found_though_no_sequence_is_beyond_a_limit(precision):
     for sign in (1, -1):
         within, beyond = (1 + sign * scale for scale in beside(LIMITS[precision].scale, 1e-7))

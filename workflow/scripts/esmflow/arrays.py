@@ -5,6 +5,7 @@ The rules import this, in environments without NumPy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,9 +14,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-POOLED = ("mean", "bos")
+POOLED = ("mean", "bos", "max", "std")
 PER_LAYER = (*POOLED, "per_residue")
-INCLUDE = (*PER_LAYER, "contacts", "logits")
+OF_HEAD = ("logits", "entropy", "pseudo_perplexity")
+INCLUDE = (*PER_LAYER, "contacts", *OF_HEAD)
+
+LOG_LIKELIHOOD = "log_likelihood"
+"""Of each residue the logarithm of the probability that the model gives it: what `pseudo_perplexity` is put together
+from where a sequence goes through the model in windows. Nobody can ask for it."""
+
+MASKED_LOGITS = "masked_logits"
+"""Of a copy of a sequence with one residue masked the logits at the mask, for masked marginals. Likewise."""
 
 VOCABULARY_SIZE = 33
 """Tokens that ESM-2 knows: the width of `logits`."""
@@ -25,7 +34,8 @@ VOCABULARY_SIZE = 33
 class Array:
     """One array that is computed for every sequence, such as `mean_layer36` or `contacts`.
 
-    kind: one of `INCLUDE`. layer: None for contacts and logits, which are of the whole model.
+    kind: one of `INCLUDE`, or of the two that nobody can ask for. layer: None for contacts and for what is made of
+        logits, which are of the whole model.
     """
 
     kind: str
@@ -49,16 +59,23 @@ class Array:
     @property
     def is_pooled(self) -> bool:
         """Whether it has one row for each sequence, rather than a number that its length decides."""
+        return self.is_vector or self.kind in ("pseudo_perplexity", MASKED_LOGITS)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has one vector for each sequence."""
         return self.kind in POOLED
 
-    def width(self, hidden: int) -> int:
-        """Values in one row, for a model of this width."""
-        return {"contacts": 1, "logits": VOCABULARY_SIZE}.get(self.kind, hidden)
+    def row(self, hidden: int) -> tuple[int, ...]:
+        """The shape of one row, for a model of this width: `()` is a number."""
+        if self.kind in ("logits", MASKED_LOGITS):
+            return (VOCABULARY_SIZE,)
+        return (hidden,) if self.kind in PER_LAYER else ()
 
     def rows(self, lengths: np.ndarray) -> np.ndarray:
         """How many rows each sequence has, from the residue counts `[N]`: int64 `[N]`.
 
-        One for pooled arrays, one for each residue for `per_residue` and `logits`, one for each pair for `contacts`.
+        One for pooled arrays, one for each pair for `contacts`, one for each residue for the others.
         """
         import numpy as np
 
@@ -86,6 +103,11 @@ class Outputs:
     include: tuple[str, ...]
     per_residue: str = "fp32"
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether anything is made of the language model head's logits."""
+        return not {*OF_HEAD, LOG_LIKELIHOOD, MASKED_LOGITS}.isdisjoint(self.include)
+
     def of_layer(self, layer: int) -> list[Array]:
         """The arrays that are made from one layer's representation."""
         return [Array(kind, layer) for kind in self.include if kind in PER_LAYER]
@@ -102,7 +124,7 @@ class Outputs:
     def row_bytes(self, array: Array, hidden: int) -> int:
         """Bytes of one row of an array, for a model of this width."""
         half = array.kind == "per_residue" and self.per_residue == "fp16"
-        return array.width(hidden) * (2 if half else 4)
+        return math.prod(array.row(hidden)) * (2 if half else 4)
 
 
 def resolve_layers(layers: Sequence[int], number_of_layers: int) -> tuple[int, ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache, partial
@@ -30,6 +32,13 @@ def results_folder(folder: str | os.PathLike[str]) -> Path:
     """The results of a run, given as themselves or as the folder that Snakemake works in, where they are `results`."""
     given = Path(folder).expanduser()
     return given / "results" if (given / "results").is_dir() and not (given / "plan").is_dir() else given
+
+
+LEFT_OVER_SECONDS = 86_400
+"""After so long without a change, a temporary file in a place that others write to as well is what a kill left."""
+
+# What `tempfile` makes of a target's name.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part", re.DOTALL)
 
 
 @contextmanager
@@ -74,6 +83,22 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_overs(targets: Iterable[str | os.PathLike[str]], seconds: float = 0.0) -> None:
+    """Removes what writers of these files and folders left beside them when they were killed, see `atomic_path`.
+
+    seconds: keeps what was changed since: for places where others may be writing.
+    """
+    names: dict[Path, set[str]] = {}
+    for target in map(Path, targets):
+        names.setdefault(target.parent, set()).add(target.name[:50])
+    for folder, written in names.items():
+        for path in folder.glob(".*.part"):
+            found = _TEMPORARY.fullmatch(path.name)
+            with suppress(OSError):
+                if found and found[1] in written and time.time() - path.lstat().st_mtime >= seconds:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:

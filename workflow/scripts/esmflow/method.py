@@ -163,6 +163,14 @@ class Fingerprint:
             for name, (here, there) in differ.items()
         ]
 
+    def of_variants(self, kind: str) -> Fingerprint:
+        """The fingerprint of what is computed for variants in the same way: one kind, of sequences that are cut before.
+
+        kind: one of `variants.copies.KINDS`.
+        """
+        kept = replace(self, layers=(), include=(kind,), per_residue_precision=None)
+        return replace(kept, long_sequences="whole", max_residues=None, window_overlap=None)
+
     @property
     def outputs(self) -> Outputs:
         """What is computed for every sequence."""
@@ -204,6 +212,11 @@ ARITHMETIC = {
     **dict.fromkeys((("reference", precision) for precision in ("auto", "bf16", "fp16", "fp32")), _REFERENCE),
 }
 """How each engine computes in each precision, in words: part of the fingerprint, so a change of method changes it."""
+
+
+def of_family(name: str, arithmetic: str) -> str:
+    """An engine's words for another family than ESM-2, of which they spoke when there was nothing else."""
+    return arithmetic if name == "ESM-2" else f"{name}: {arithmetic}"
 
 
 def computing_method(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Convert an ESM-2 checkpoint of any origin, fair-esm's `.pt` or a Hugging Face folder, to one `.safetensors` file.
+"""Convert a checkpoint of any origin, a `.pt` or `.pth` file or a Hugging Face folder, to one `.safetensors` file.
 
 This is the only place that unpickles, and it takes nothing from a pickle but tensors and an argparse.Namespace.
 """
@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from esmflow.checkpoint.file import (
-    AS_STORED,
-    CheckpointError,
-    CheckpointInfo,
-    ModelDimensions,
-    raw_bytes,
-    write_checkpoint,
-)
+from esmflow.checkpoint.adapter import WITH_PEFT, adapter_file, merge_adapter
+from esmflow.checkpoint.esm_c import esm_c_tensors, is_esm_c
+from esmflow.checkpoint.families import ESM1B, ESM1V, ESM2
+from esmflow.checkpoint.file import NO_FREQUENCIES, CheckpointError, CheckpointInfo, write_checkpoint
 from esmflow.checkpoint.hugging_face import fair_esm_tensors, read_config
+from esmflow.checkpoint.shapes import Stored, check_tensors, read_dimensions
 from esmflow.files import file_sha256
 
 if TYPE_CHECKING:
@@ -32,29 +29,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MASK = 32
 _FAIR_ESM_PREFIX = re.compile(r"^(encoder\.sentence_encoder\.|encoder\.)")
 
 
-def convert_checkpoint(source: Path, target: Path, name: str) -> CheckpointInfo:
-    """Converts a fair-esm `.pt` file or a Hugging Face folder to one `.safetensors` file, atomically.
+def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None = None) -> CheckpointInfo:
+    """Converts a fair-esm `.pt` file, a `.pth` of ESM C or a Hugging Face folder to one `.safetensors`, atomically.
+
+    base: what to merge the adapter in `source` into, where that is the folder of one.
 
     The source is memory-mapped where its format allows and written tensor by tensor: memory stays far below twice its
     size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
     """
-    files = _weight_files(source)
-    tensors, frequencies = _read_hugging_face(source, files) if source.is_dir() else (_read_fair_esm(source), "")
-    _check_tensors(tensors, source)
-    dimensions = _dimensions(tensors, source)
+    model = base or source
+    files = _weight_files(model)
+    stored = _read_hugging_face(model, files) if model.is_dir() else _read_file(model)
+    check_tensors(stored.tensors, model)
+    if base:
+        files.append(adapter_file(source))
+        adapter = _tensors_in(files[-1])
+        check_tensors(adapter, source)
+        merge_adapter(stored, adapter, source)
+    dimensions = read_dimensions(stored, source)
     info = write_checkpoint(
         target,
-        tensors,
+        stored.tensors,
         name=name,
         dimensions=dimensions,
         source=source.name,
         source_sha256=_digest_of_files(files),
-        frequencies=frequencies or AS_STORED,
+        base=base.stem if base else "",
+        frequencies=stored.frequencies,
     )
-    log.info("%s: %d layers of width %d, %d heads", source, dimensions.layers, dimensions.hidden, dimensions.heads)
+    family = dimensions.family.name
+    shape = dimensions.layers, dimensions.hidden, dimensions.heads
+    log.info("%s: %s, %d layers of width %d, %d heads", source, family, *shape)
     return info
 
 
@@ -86,8 +95,7 @@ def _weight_files(source: Path) -> list[Path]:
             return [source / n for n in names]
     if (source / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{source}: holds an adapter and no model; merge it into its base model first (peft's merge_and_unload, "
-            "then save_pretrained), and give the folder of the result"
+            f"{source}: holds an adapter and no model, and cannot be the base of another; {WITH_PEFT}"
         )
     raise CheckpointError(
         f"{source}: a Hugging Face folder holds model.safetensors or pytorch_model.bin; this one has neither"
@@ -126,12 +134,14 @@ def _unpickle_tensors(path: Path) -> dict:
     return loaded
 
 
-def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
+def _read_file(path: Path) -> Stored:
     loaded = _unpickle_tensors(path)
-    if not isinstance(loaded.get("model"), dict) or "cfg" not in loaded:
+    if is_esm_c(loaded):
+        return esm_c_tensors(loaded, {}, path)
+    if not isinstance(loaded.get("model"), dict) or not {"cfg", "args"} & loaded.keys():
         raise CheckpointError(
-            f"{path}: not an ESM-2 checkpoint of fair-esm (no 'cfg' and 'model' inside); "
-            "give an esm2_….pt file or a Hugging Face folder"
+            f"{path}: not a checkpoint of fair-esm (no 'cfg' or 'args' and 'model' inside), nor of ESM C; "
+            "give an esm2_….pt, esm1b_….pt or esm1v_….pt file, or a Hugging Face folder"
         )
     tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
@@ -144,89 +154,45 @@ def _read_fair_esm(path: Path) -> dict[str, torch.Tensor]:
         tensors.update(head)
     else:
         log.warning("%s is not beside the checkpoint: contacts cannot be computed", regression.name)
-    return {key: value for key, value in tensors.items() if not key.endswith("version")}
+    tensors = {key: value for key, value in tensors.items() if not key.endswith("version")}
+    if "cfg" in loaded:
+        return Stored(tensors, ESM2)
+    for name in {"embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        # As fair-esm does when it loads one.
+        tensors[name] = tensors[name].clone()
+        tensors[name][_MASK] = 0
+    family = ESM1B if "emb_layer_norm_before.weight" in tensors else ESM1V
+    return Stored(tensors, family, _heads(loaded["args"], path), NO_FREQUENCIES)
 
 
-def _read_hugging_face(folder: Path, files: list[Path]) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors of a folder under fair-esm's names, and where their rotary frequencies are from."""
-    from safetensors.torch import load_file
+def _heads(arguments: Any, path: Path) -> int:
+    """Attention heads, from the arguments that a model was trained with, which its tensors do not tell."""
+    said = {key.removeprefix("encoder_"): value for key, value in getattr(arguments, "__dict__", {}).items()}
+    if said.get("arch") != "roberta_large" or not said.get("token_dropout"):
+        raise CheckpointError(
+            f"{path}: has arch {said.get('arch')!r} and token_dropout {said.get('token_dropout')!r}, where ESM-1b and "
+            "ESM-1v have 'roberta_large' and True: it is another model"
+        )
+    if not isinstance(heads := said.get("attention_heads"), int):
+        raise CheckpointError(f"{path}: does not say how many attention heads it has; fetch it again")
+    return heads
 
+
+def _read_hugging_face(folder: Path, files: list[Path]) -> Stored:
     config = read_config(folder)
     stored: dict[str, torch.Tensor] = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                stored.update(load_file(file))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error
-        else:
-            stored.update(_unpickle_tensors(file))
+        stored.update(_tensors_in(file))
     return fair_esm_tensors(stored, config, folder)
 
 
-def _check_tensors(tensors: dict[str, Any], source: Path) -> None:
-    """Raises CheckpointError for what is no dense tensor, before anything looks at its shape."""
-    import torch
+def _tensors_in(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file of a Hugging Face folder, by the names that it has for them."""
+    from safetensors.torch import load_file
 
-    for key, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{source}: {key} is a {type(value).__name__} and no tensor: the file is damaged")
-        if value.layout is not torch.strided:
-            raise CheckpointError(f"{source}: {key} is a sparse tensor, which no ESM-2 has: it is another model")
-
-
-def _dimensions(tensors: dict[str, torch.Tensor], source: Path) -> ModelDimensions:
-    """Reads the dimensions and checks that no tensor is missing or misshapen; ties the LM head to the embedding."""
-    embedding = tensors.get("embed_tokens.weight")
-    frequencies = tensors.get("layers.0.self_attn.rot_emb.inv_freq")
-    if embedding is None or frequencies is None or embedding.shape[0] != 33:
-        raise CheckpointError(f"{source}: not an ESM-2 model (no 33-token embedding with rotary positions)")
-    if embedding.ndim != 2 or frequencies.ndim != 1 or not frequencies.shape[0]:
-        raise CheckpointError(f"{source}: its token embedding or its rotary frequencies are empty or misshapen")
-    hidden = embedding.shape[1]
-    numbers = {int(match.group(1)) for key in tensors if (match := re.match(r"layers\.(\d+)\.", key))}
-    layers = len(numbers)
-    # Before anything is done for each of them: one wrong number may say three million.
-    if max(numbers) != layers - 1:
-        raise CheckpointError(f"{source}: has a layer {max(numbers)}, and {layers} layers in all: it is incomplete")
-    heads = hidden // (2 * frequencies.shape[0])
-    expected = {
-        "embed_tokens.weight": (33, hidden),
-        **_weight_and_bias("emb_layer_norm_after", hidden),
-    }
-    for n in range(layers):
-        layer, attention = f"layers.{n}", f"layers.{n}.self_attn"
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            expected |= _weight_and_bias(f"{attention}.{projection}", hidden, hidden)
-        expected[f"{attention}.rot_emb.inv_freq"] = tuple(frequencies.shape)
-        expected |= _weight_and_bias(f"{attention}_layer_norm", hidden)
-        expected |= _weight_and_bias(f"{layer}.final_layer_norm", hidden)
-        expected |= _weight_and_bias(f"{layer}.fc1", 4 * hidden, hidden)
-        expected |= _weight_and_bias(f"{layer}.fc2", hidden, 4 * hidden)
-    decoder = tensors.pop("lm_head.weight", None)
-    has_lm_head = any(key.startswith("lm_head.") for key in tensors)
-    has_contact_head = any(key.startswith("contact_head.") for key in tensors)
-    if has_lm_head:
-        expected |= _weight_and_bias("lm_head.dense", hidden, hidden) | _weight_and_bias("lm_head.layer_norm", hidden)
-        expected["lm_head.bias"] = (33,)
-    if has_contact_head:
-        expected |= _weight_and_bias("contact_head.regression", 1, layers * heads)
-    for key, shape in expected.items():
-        found = tuple(tensors[key].shape) if key in tensors else None
-        if found != shape:
-            raise CheckpointError(f"{source}: {key} should have shape {shape} and has {found}: the file is incomplete")
-    unexpected = sorted(set(tensors) - set(expected))
-    if unexpected:
-        raise CheckpointError(f"{source}: holds {unexpected[0]}, which no ESM-2 has: it is another model")
-    if decoder is not None and not _same(decoder, embedding):
-        raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every ESM-2's is")
-    return ModelDimensions(layers, hidden, heads, has_lm_head, has_contact_head)
-
-
-def _weight_and_bias(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    # By their bytes: NaN is not equal to itself.
-    return a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
+    if file.suffix != ".safetensors":
+        return _unpickle_tensors(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch it again") from error

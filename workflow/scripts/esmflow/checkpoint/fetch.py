@@ -1,44 +1,33 @@
-"""Fetch a model: find its checkpoint, convert it, and see that it has what is asked of it."""
+"""Fetch a model: find its checkpoint, and convert it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.arrays import resolve_layers
 from esmflow.checkpoint.convert import convert_checkpoint
-from esmflow.checkpoint.file import CheckpointError, check_heads
 from esmflow.checkpoint.sources import find_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model to fetch, and what it must have.
+    """Which model to fetch.
 
-    model: a name or a path. folder: where official checkpoints are looked for first, if anywhere. download: whether one
-    that is not here may be downloaded. layers, include: as configured. checkpoint, info: files to write.
+    model: a name or a path. base: of the model to merge it into, if it is an adapter. folder: where official
+    checkpoints are looked for first, if anywhere. download: whether one that is not here may be downloaded. checkpoint,
+    info: files to write.
     """
 
     model: str
+    base: str | None
     folder: str | None
     download: bool
-    layers: Sequence[int]
-    include: Sequence[str]
     checkpoint: str
     info: str
 
 
 def fetch_model(settings: ModelSettings) -> None:
-    """Writes the converted checkpoint and `model.json`.
-
-    Raises CheckpointError when it cannot be found or converted, or lacks a layer or a head that is asked for.
-    """
+    """Writes the converted checkpoint and `model.json`. Raises CheckpointError when it cannot be found or converted."""
     source = find_checkpoint(settings.model, settings.folder, settings.download)
-    info = convert_checkpoint(source, Path(settings.checkpoint), name=source.stem)
-    try:
-        resolve_layers(settings.layers, info.dimensions.layers)
-        check_heads(settings.include, info.dimensions)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    info.write(settings.info)
+    base = find_checkpoint(settings.base, settings.folder, settings.download) if settings.base else None
+    convert_checkpoint(source, Path(settings.checkpoint), source.stem, base).write(settings.info)

@@ -11,19 +11,22 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from esmflow.checkpoint.models import FORMAT, ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import JsonFile, atomic_path, file_stamp
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "esmflow-checkpoint-1"
+# Where rotary frequencies are from.
 AS_STORED = "as stored, for each layer"
+COMPUTED = "computed"
+NO_FREQUENCIES = "none: positions are learned"
 
 
 class CheckpointError(EsmflowError):
@@ -33,47 +36,12 @@ class CheckpointError(EsmflowError):
 
 
 @dataclass(frozen=True)
-class ModelDimensions:
-    """The shape of an ESM-2 model, read from its tensors and never from its name."""
-
-    layers: int
-    hidden: int
-    heads: int
-    has_lm_head: bool
-    has_contact_head: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the model: 12 D² in each layer, and the token embedding."""
-        return self.layers * 12 * self.hidden**2 + 33 * self.hidden
-
-
-def check_heads(include: Collection[str], dimensions: ModelDimensions) -> None:
-    """Raises ValueError when something is asked for whose head the checkpoint does not hold."""
-    if "contacts" in include and not dimensions.has_contact_head:
-        raise ValueError(
-            "include: contacts are asked for, but the checkpoint has no contact head; put fair-esm's "
-            "…-contact-regression.pt beside the .pt file and run again with --forcerun model, or leave contacts out"
-        )
-    if "logits" in include and not dimensions.has_lm_head:
-        raise ValueError(
-            "include: logits are asked for, but the checkpoint has no language model head; "
-            "use a checkpoint with one, or leave logits out"
-        )
-
-
-@dataclass(frozen=True)
 class CheckpointInfo(JsonFile):
     """What a converted checkpoint says of itself, and `model.json` of it.
 
     digest: BLAKE2b of every tensor's name, type, shape and content: the model's part of the fingerprint.
     source: name of the file that was converted; source_sha256: its digest. frequencies: where the rotary frequencies
-    are from.
+    are from. base: the model that the adapter in `source` was merged into, if it is one.
     """
 
     name: str
@@ -82,6 +50,7 @@ class CheckpointInfo(JsonFile):
     source_sha256: str
     dimensions: ModelDimensions
     frequencies: str = AS_STORED
+    base: str = ""
 
 
 def write_checkpoint(
@@ -93,10 +62,11 @@ def write_checkpoint(
     source: str = "",
     source_sha256: str = "",
     frequencies: str = AS_STORED,
+    base: str = "",
 ) -> CheckpointInfo:
     """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically."""
     digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()})
-    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies)
+    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies, base)
     with atomic_path(target) as temporary:
         _write_safetensors(temporary, tensors, info)
     return info
@@ -201,7 +171,12 @@ def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
 
     Format: 8 bytes header length (little endian), a JSON header, then the tensors' bytes.
     """
-    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(asdict(info))}}
+    said = asdict(info)
+    # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
+    said["dimensions"] = {k: v for k, v in said["dimensions"].items() if v != getattr(ModelDimensions, k, None)}
+    if not info.base:
+        del said["base"]
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, "checkpoint": json.dumps(said)}}
     offset = 0
     for key in sorted(tensors):
         tensor = tensors[key]

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import os
 import shutil
+import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-from esmflow.checkpoint.file import CheckpointError, CheckpointInfo, ModelDimensions
-from esmflow.files import atomic_path, read_json
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.models import OFFICIAL_MODELS, is_path
+from esmflow.files import LEFT_OVER_SECONDS, atomic_path, read_json, remove_left_overs
 
 log = logging.getLogger(__name__)
 
-OFFICIAL_MODELS = {
-    "esm2_t6_8M_UR50D": ModelDimensions(6, 320, 20, True, True),
-    "esm2_t12_35M_UR50D": ModelDimensions(12, 480, 20, True, True),
-    "esm2_t30_150M_UR50D": ModelDimensions(30, 640, 20, True, True),
-    "esm2_t33_650M_UR50D": ModelDimensions(33, 1280, 20, True, True),
-    "esm2_t36_3B_UR50D": ModelDimensions(36, 2560, 40, True, True),
-    "esm2_t48_15B_UR50D": ModelDimensions(48, 5120, 40, True, True),
-}
-"""The published checkpoints, from the smallest to the largest."""
-
-SIZES = {name.split("_")[2]: name for name in OFFICIAL_MODELS}
-"""The same by their size alone, `8M` to `15B`."""
-
 _WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 _REGRESSION_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{name}-contact-regression.pt"
+# HF_ENDPOINT, as Hugging Face's own library reads it, names a mirror.
+_HUB_URL = "{endpoint}/{owner}/{name}/resolve/main/{file}"
 _PICKLE = b"\x80\x02"
 # Seconds that a server may say nothing.
 _SILENCE = 60
@@ -44,36 +37,12 @@ class Place:
     what: str
 
 
-def official_name(model: str) -> str:
-    """The published models by fair-esm's name: `650M`, and `facebook/esm2_…` as on Hugging Face; others as they are."""
-    name = SIZES.get(model.upper(), model.removeprefix("facebook/"))
-    return name if name in OFFICIAL_MODELS and not Path(model).exists() else model
-
-
-def is_path(model: str) -> bool:
-    """Whether the `model` key names a path rather than an official checkpoint."""
-    return "/" in model or model.endswith(".pt") or Path(model).exists()
-
-
-def files_of_checkpoint(model: str) -> list[str]:
-    """The files that a checkpoint named by its path consists of; none for an official name.
-
-    A folder's own time does not change when a file in it is overwritten.
-    """
-    if not is_path(model):
-        return []
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return sorted(str(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    regression = path.with_name(f"{path.stem}-contact-regression.pt")
-    return [str(path), *([str(regression)] if regression.exists() else [])]
-
-
 def find_checkpoint(model: str, folder: str | None = None, download: bool = True) -> Path:
     """Resolves an official name or a path to a fair-esm `.pt` file or a Hugging Face folder.
 
-    Looks in `folder`, then torch hub's cache, then Hugging Face's cache, then downloads fair-esm's file into torch
-    hub's cache. Raises CheckpointError listing every place looked at and how to put the file there by hand.
+    Looks in `folder`, then in torch hub's cache for fair-esm's models and in esmflow's for the others, then in Hugging
+    Face's, then downloads to the second. Raises CheckpointError listing every place looked at and how to put the file
+    there by hand.
     """
     if is_path(model):
         path = Path(model).expanduser()
@@ -81,7 +50,7 @@ def find_checkpoint(model: str, folder: str | None = None, download: bool = True
             raise CheckpointError(f"model: {model} does not exist; give a .pt file, a Hugging Face folder or a name")
         return path
     if model not in OFFICIAL_MODELS:
-        raise CheckpointError(f"model: {model} is not an ESM-2 name ({', '.join(OFFICIAL_MODELS)}) and not a path")
+        raise CheckpointError(f"model: {model} is no known name ({', '.join(OFFICIAL_MODELS)}) and not a path")
     places = _places(model, folder)
     for place in places:
         if place.path.exists():
@@ -96,32 +65,53 @@ def find_checkpoint(model: str, folder: str | None = None, download: bool = True
     looked = "\n".join(f"  - {place.what}: {place.path}" for place in places)
     raise CheckpointError(
         f"{model} is not on this machine and could not be downloaded ({reason}). Looked at:\n{looked}\n"
-        f"To put it there by hand, fetch {_WEIGHTS_URL.format(name=model)} on a machine that is online"
-        f" (and {_REGRESSION_URL.format(name=model)} for contacts), copy both into one folder, "
-        "and name that folder as model_folder in the configuration."
+        f"To put it there by hand, {_by_hand(model)} and name that folder as model_folder in the configuration."
     )
 
 
+def _by_hand(name: str) -> str:
+    family = OFFICIAL_MODELS[name].family
+    if not family.in_fair_esm:
+        files = f"config.json and all .safetensors files of {_hub_url(name, '').removesuffix('/resolve/main/')}"
+        return f"fetch {files} on a machine that is online, copy them into a folder {name} within another folder,"
+    regression = f" (and {_REGRESSION_URL.format(name=name)} for contacts)" if family.contacts else ""
+    return (
+        f"fetch {_WEIGHTS_URL.format(name=name)} on a machine that is online{regression}, copy "
+        f"{'both' if regression else 'it'} into one folder,"
+    )
+
+
+def _hub_url(name: str, file: str) -> str:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return _HUB_URL.format(endpoint=endpoint, owner=OFFICIAL_MODELS[name].family.owner, name=name, file=file)
+
+
 def _places(name: str, folder: str | None) -> list[Place]:
-    hub = _torch_hub_checkpoints()
+    family = OFFICIAL_MODELS[name].family
     hugging_face = Path(os.environ.get("HF_HOME", _user_cache() / "huggingface")).expanduser() / "hub"
     hugging_face = Path(os.environ.get("HF_HUB_CACHE", hugging_face)).expanduser()
-    snapshots = hugging_face / f"models--facebook--{name}" / "snapshots"
+    names = [name] if family.in_fair_esm else [name, f"{name}-hf"]
     places = []
     if folder:
         given = Path(folder).expanduser()
-        places += [Place(given / f"{name}.pt", "model_folder"), Place(given / name, "model_folder")]
-    places.append(Place(hub / f"{name}.pt", "torch hub's cache"))
-    newest_first = sorted(snapshots.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
-    complete = [p for p in newest_first if any(p.glob("*.safetensors")) or any(p.glob("*.bin"))]
-    places += [Place(path, "Hugging Face's cache") for path in complete or [snapshots / "*"]]
+        files = [f"{name}.pt", *names] if family.in_fair_esm else names
+        places += [Place(given / file, "model_folder") for file in files]
+    places.append(Place(_downloaded(name), "torch hub's cache" if family.in_fair_esm else "esmflow's cache"))
+    for each in names:
+        snapshots = hugging_face / f"models--{family.owner}--{each}" / "snapshots"
+        newest_first = sorted(snapshots.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
+        complete = [p for p in newest_first if any(p.glob("*.safetensors")) or any(p.glob("*.bin"))]
+        places += [Place(path, "Hugging Face's cache") for path in complete or [snapshots / "*"]]
     return places
 
 
-def _torch_hub_checkpoints() -> Path:
+def _downloaded(name: str) -> Path:
+    """Where a download goes."""
+    if not OFFICIAL_MODELS[name].family.in_fair_esm:
+        return _user_cache() / "esmflow" / "models" / name
     # As torch.hub.get_dir does, without importing torch.
     home = Path(os.environ.get("TORCH_HOME", _user_cache() / "torch")).expanduser()
-    return home / "hub" / "checkpoints"
+    return home / "hub" / "checkpoints" / f"{name}.pt"
 
 
 def _user_cache() -> Path:
@@ -129,29 +119,80 @@ def _user_cache() -> Path:
 
 
 def _download(name: str) -> Path:
-    """Downloads fair-esm's two files into torch hub's cache; each appears whole or not at all."""
-    target = _torch_hub_checkpoints() / f"{name}.pt"
-    for url, path in (
-        (_REGRESSION_URL.format(name=name), target.with_name(f"{name}-contact-regression.pt")),
-        (_WEIGHTS_URL.format(name=name), target),
-    ):
-        log.info("downloading %s to %s", url, path)
-        with atomic_path(path) as temporary:
-            with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
-                length = int(answer.headers.get("Content-Length", file.tell()))
-                if file.tell() != length:
-                    raise OSError(f"{url} broke off: {file.tell():,} of {length:,} bytes came")
-            if damage := _damage(temporary):
-                raise OSError(f"what came from {url} {damage}")
+    """Downloads a model; it is there whole or not at all."""
+    target, family = _downloaded(name), OFFICIAL_MODELS[name].family
+    if not family.in_fair_esm:
+        _download_folder(name, target)
+        return target
+    if family.contacts:
+        regression = target.with_name(f"{name}-contact-regression.pt")
+        _fetch(_REGRESSION_URL.format(name=name), regression)
+    _fetch(_WEIGHTS_URL.format(name=name), target)
     return target
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with a file that was downloaded, in words, if anything is.
+def _download_folder(name: str, target: Path) -> None:
+    """Downloads a Hugging Face folder, which has its name when all is there. What an earlier attempt left is kept."""
+    partial = target.with_name(f".{name}.partial")
+    _fetch(_hub_url(name, "config.json"), partial / "config.json")
+    weights = ["model.safetensors"]
+    index = partial / "model.safetensors.index.json"
+    try:
+        _fetch(_hub_url(name, index.name), index)
+        weights = sorted(set(read_json(index)["weight_map"].values()))
+    except urllib.error.HTTPError as error:
+        # Small models are one file, without an index.
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise OSError(f"what came from {_hub_url(name, index.name)} is no index of weight files") from error
+    for file in weights:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise OSError(f"{_hub_url(name, index.name)} names {file!r}, which is no such file beside it")
+        if not (partial / file).exists():
+            _fetch(_hub_url(name, file), partial / file)
+    try:
+        partial.rename(target)
+    except OSError:
+        # Another process may have been at the same.
+        if not target.exists():
+            raise
 
-    No digests of these files are published, but a zip archive, as torch saves it, has a checksum of each tensor.
-    """
+
+def _fetch(url: str, path: Path) -> None:
+    """Downloads one file, which appears whole or not at all. Raises OSError when what came is not whole."""
+    log.info("downloading %s to %s", url, path)
+    remove_left_overs([path], LEFT_OVER_SECONDS)
+    with atomic_path(path) as temporary:
+        with urllib.request.urlopen(url, timeout=_SILENCE) as answer, open(temporary, "wb") as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+            length = int(answer.headers.get("Content-Length", file.tell()))
+            if file.tell() != length:
+                raise OSError(f"{url} broke off: {file.tell():,} of {length:,} bytes came")
+        if damage := _DAMAGE[path.suffix](temporary):
+            raise OSError(f"what came from {url} {damage}")
+
+
+def _damage_of_json(path: Path) -> str:
+    try:
+        return "" if isinstance(read_json(path), dict) else "is no configuration"
+    except ValueError:
+        return "is no configuration"
+
+
+def _damage_of_safetensors(path: Path) -> str:
+    """No checksum is in them; but their head says how long they are."""
+    try:
+        with open(path, "rb") as file:
+            head = 8 + int.from_bytes(file.read(8), "little")
+            ends = [entry.get("data_offsets", (0, 0))[1] for entry in json.loads(file.read(head - 8)).values()]
+    except (ValueError, AttributeError, OverflowError, MemoryError):
+        return "is no checkpoint"
+    return "" if head + max(ends) == path.stat().st_size else "is not whole"
+
+
+def _damage_of_pickle(path: Path) -> str:
+    """No digests of these files are published, but a zip archive, as torch saves it, has a checksum of each tensor."""
     if not zipfile.is_zipfile(path):
         # Older versions of torch saved a row of pickles, which has no checksums.
         with open(path, "rb") as file:
@@ -161,24 +202,5 @@ def _damage(path: Path) -> str:
     return f"is damaged: the checksum of its {damaged} is not right" if damaged else ""
 
 
-def guess_model(model: str, model_info: str | os.PathLike[str] | None = None) -> ModelDimensions:
-    """The model's dimensions: from `model.json` where it is there, else from the name, or the path."""
-    if model_info is not None and Path(model_info).exists():
-        return CheckpointInfo.read(model_info).dimensions
-    if not is_path(model):
-        return OFFICIAL_MODELS[model]
-    path = Path(model).expanduser()
-    if path.stem in OFFICIAL_MODELS:
-        return OFFICIAL_MODELS[path.stem]
-    try:
-        found = read_json(path / "config.json")
-        return ModelDimensions(
-            found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], True, True
-        )
-    except (OSError, ValueError, KeyError):
-        # A folder may have its weights in both forms, of which one is read.
-        forms = [[path]] if path.is_file() else [path.glob("*.safetensors"), path.glob("*.bin")]
-        size = max(sum(file.stat().st_size for file in files) for files in forms)
-    # In fp32, as all but the largest are stored; of those half the size says enough to tell them from the others.
-    fitting = [dimensions for dimensions in OFFICIAL_MODELS.values() if dimensions.parameters >= 0.9 * size / 4]
-    return fitting[0] if fitting else OFFICIAL_MODELS["esm2_t48_15B_UR50D"]
+_DAMAGE = {".pt": _damage_of_pickle, ".json": _damage_of_json, ".safetensors": _damage_of_safetensors}
+"""What is wrong with a file that was downloaded, in words, if anything is."""

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from esmflow.arrays import INCLUDE
 from esmflow.errors import EsmflowError
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def embed(
     ] = None,
     include: Annotated[
         list[str],
-        typer.Option(metavar="KIND", help="mean, bos, per_residue, contacts, logits. Several with commas."),
+        typer.Option(metavar="KIND", help=f"{', '.join(INCLUDE)}. Several with commas."),
     ] = [],  # noqa: B006
     formats: Annotated[
         list[str],

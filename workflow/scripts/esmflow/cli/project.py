@@ -21,7 +21,7 @@ SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.yaml"
 DEFAULT_MODEL = "650M"
 _MARK = "# Written by esmflow embed, which writes it anew; to edit it by hand, remove this line.\n"
 # Keys that are paths: relative ones are meant from where the command was typed.
-_PATHS = ("model_folder", "store", "slot_lock_folder")
+_PATHS = ("model_folder", "store", "slot_lock_folder", "variants")
 
 
 class CommandError(EsmflowError):
@@ -100,8 +100,10 @@ def configuration(options: Mapping[str, Any], settings: Sequence[str]) -> tuple[
     for key in ("include", "formats", "layers"):
         if key in typed:
             typed[key] = checked[key]
-    path = os.path.expanduser(str(checked["model"]))
-    typed["model"] = os.path.abspath(path) if os.path.exists(path) else checked["model"]
+    for key in ("model", "base_model"):
+        if checked[key]:
+            path = os.path.expanduser(checked[key])
+            typed[key] = os.path.abspath(path) if os.path.exists(path) else checked[key]
     return typed, checked
 
 

@@ -44,7 +44,7 @@ class CollectSettings:
     and failure list. embeddings: a folder to write, with one folder for each array. manifest, manifest_tsv, failures,
     summary: files to write.
     note, note_number: see `written`.
-    model: its name. pooled_precision: `fp32`, or `fp16` to round `mean` and `bos` as they are written.
+    model: its name. pooled_precision: `fp32`, or `fp16` to round pooled vectors as they are written.
     gaps: what was done with them when the inputs were read.
     """
 

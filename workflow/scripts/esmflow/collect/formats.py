@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import INCLUDE, PER_LAYER, POOLED, Array
+from esmflow.arrays import INCLUDE, OF_HEAD, PER_LAYER, POOLED, Array
 
 if TYPE_CHECKING:
     from esmflow.collect.writers.base import EmbeddingWriter
@@ -49,13 +49,13 @@ FORMATS = {
         Format("h5", INCLUDE, "h5:H5Writer", 52),
         Format("h5_per_protein", INCLUDE, "h5_per_protein:H5PerProteinWriter", 500),
         Format("npy", INCLUDE, "npy:NpyWriter", 128),
-        Format("parquet", ("mean", "bos", "per_residue", "logits"), "parquet:ParquetWriter", 24),
-        Format("h5ad", POOLED, "h5ad:H5adWriter", 72),
+        Format("parquet", (*PER_LAYER, *OF_HEAD), "parquet:ParquetWriter", 24),
+        Format("h5ad", (*POOLED, "pseudo_perplexity"), "h5ad:H5adWriter", 72),
         Format("skbio", PER_LAYER, "skbio:SkbioWriter", 72, with_sequences=True),
         Format("pt", INCLUDE, "pt:PtWriter", 80, named_after_inputs=True),
         Format(
             "esm",
-            ("mean", "bos", "per_residue", "contacts"),
+            (*PER_LAYER, "contacts", "entropy", "pseudo_perplexity"),
             "esm:EsmWriter",
             4096,
             joins_outputs=True,

@@ -23,7 +23,6 @@ from esmflow.threads import Background
 _PIECE_BYTES = 96 << 20
 # What writers want to know of a record.
 _COLUMNS = ["sample", "file", "record", "id", "description", "length", "digest"]
-_NO_RECORDS = MANIFEST_SCHEMA.empty_table().select(_COLUMNS)
 _NOWHERE = Location(*(np.empty(0, np.int32) for _ in range(3)))
 _HALF = np.dtype(np.float16)
 # The bits of fp16's infinities.
@@ -113,7 +112,7 @@ class VectorStream:
         return sorted({array for writer in self._writers for array in writer.arrays})
 
     def _rounds(self, array: Array) -> bool:
-        return self._half and array.is_pooled
+        return self._half and array.is_vector
 
     def _flush(self) -> None:
         runs, self._waiting, self._bytes = self._waiting, [], 0
@@ -125,9 +124,10 @@ class VectorStream:
     def _write_nothing(self) -> None:
         """Of a run in which nothing was embedded the files are empty, and no less complete."""
         self._writing.wait()
+        nobody = MANIFEST_SCHEMA.empty_table().select(_COLUMNS)
         for writer in self._writers:
             if not writer.by_file:
-                writer.add(self._gather([_Run("", False, _NO_RECORDS, _NOWHERE)]))
+                writer.add(self._gather([_Run("", False, nobody, _NOWHERE)]))
 
     def _write(self, runs: Sequence[_Run], piece: Batch) -> None:
         for writer in self._writers:

@@ -34,3 +34,18 @@ class Summary(JsonFile):
     formats: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VariantSummary(JsonFile):
+    """What became of the rows of a table of variants: `variants.json`. reasons: of those without a score."""
+
+    rows: int
+    scored: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """In a few words."""
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.reasons.items())
+        without = f", {self.rows - self.scored:,} without a score ({reasons})" if reasons else ""
+        return f"{self.rows:,}: {self.scored:,} scored{without}"

@@ -58,8 +58,8 @@ def open_tables(
     with (
         atomic_path(manifest) as path,
         pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeating) as parquet,
-        _open_tsv(manifest_tsv, schema.names) as tsv,
-        _open_tsv(failures, FAILURE_COLUMNS) as failed,
+        open_tsv(manifest_tsv, schema.names) as tsv,
+        open_tsv(failures, FAILURE_COLUMNS) as failed,
         # Each file has a thread of its own.
         Background() as to_parquet,
         Background() as to_tsv,
@@ -74,7 +74,7 @@ def open_tables(
 
 
 @contextmanager
-def _open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Table], None]]:
+def open_tsv(target: str, columns: Sequence[str]) -> Iterator[Callable[[pa.Table], None]]:
     """A TSV file that whatever splits lines at tabs can read: without quotes, see `_cell`."""
     with atomic_path(target) as path, open(path, "wb") as handle:
         handle.write("\t".join(_cell(pa.array(columns, pa.string())).to_pylist()).encode() + b"\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 from jsonschema.exceptions import ValidationError
 
 from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.sources import OFFICIAL_MODELS, SIZES, is_path, official_name
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, base_of, check_method, is_path, official_name
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -29,6 +28,9 @@ _SYNONYMS = {
     **dict.fromkeys(("per_tok", "per_token", "per_aa", "residue", "token", "residues"), "per_residue"),
     **dict.fromkeys(("cls", "bos_token", "cls_token"), "bos"),
     **dict.fromkeys(("average", "avg", "pooled", "mean_pooling", "pooler"), "mean"),
+    **dict.fromkeys(("maximum", "max_pooling"), "max"),
+    **dict.fromkeys(("stdev", "sd", "standard_deviation"), "std"),
+    **dict.fromkeys(("perplexity", "ppl", "pppl", "pll"), "pseudo_perplexity"),
     **dict.fromkeys(("hdf5", "hdf"), "h5"),
     **dict.fromkeys(("anndata", "adata"), "h5ad"),
     **dict.fromkeys(("torch", "pth", "tensor", "virnucpro"), "pt"),
@@ -60,7 +62,14 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
         raise ConfigurationError("; ".join(_sentence(error, schema) for error in errors))
     complete["model"] = official_name(str(complete["model"]))
     _check_model(complete)
+    try:
+        # From here on it is known where the adapter's own settings name it, too.
+        complete["base_model"] = base_of(complete["model"], complete["base_model"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    _check_layers(complete)
     _check_id(complete["id"])
+    _check_variants(complete)
     try:
         check_formats(complete["formats"], complete["include"])
     except ValueError as error:
@@ -152,12 +161,20 @@ def _check_model(config: Mapping[str, Any]) -> None:
     elif model not in OFFICIAL_MODELS:
         close = difflib.get_close_matches(model, [*SIZES, *OFFICIAL_MODELS], n=1)
         hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join([*SIZES, *OFFICIAL_MODELS])}"
-        raise ConfigurationError(f"model: {model} is not an ESM-2 model and not a path; {hint}")
+        raise ConfigurationError(f"model: {model} is no known model and not a path; {hint}")
+    else:
+        try:
+            check_method(config, OFFICIAL_MODELS[model])
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
     if (config["engine"], config["precision"]) == ("reference", "int8"):
         raise ConfigurationError("precision: int8 is for engine: packed; for engine: reference take bf16, fp16 or fp32")
     if config["long_sequences"] == "window":
         _check_windows(config)
-    layers = number_of_layers(model)
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    layers = number_of_layers(config["base_model"] or config["model"])
     if layers is not None:
         try:
             resolve_layers(config["layers"], layers)
@@ -178,6 +195,18 @@ def _check_id(rule: str) -> None:
         raise ConfigurationError(f"id: {error}" + (f"; did you mean {close[0]}?" if close else "")) from error
 
 
+def _check_variants(config: dict[str, Any]) -> None:
+    if not config["variants"]:
+        return
+    from esmflow.variants.head import VariantTableError, head_of
+
+    config["variants"] = os.path.expanduser(config["variants"])
+    try:
+        head_of(config["variants"])
+    except VariantTableError as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _check_windows(config: Mapping[str, Any]) -> None:
     whole = sorted({"contacts", "logits"} & set(config["include"]))
     if whole:
@@ -194,8 +223,7 @@ def _check_windows(config: Mapping[str, Any]) -> None:
 def number_of_layers(model: str) -> int | None:
     """How many layers a model has, if that can be told without opening its weights."""
     if not is_path(model):
-        named = re.match(r"esm2_t(\d+)_", model)
-        return int(named.group(1)) if named else None
+        return OFFICIAL_MODELS[model].layers if model in OFFICIAL_MODELS else None
     description = Path(model).expanduser() / "config.json"
     try:
         layers = read_json(description).get("num_hidden_layers")

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions
-from esmflow.checkpoint.sources import guess_model
+from esmflow.checkpoint.models import ModelDimensions, guess_model
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
 from esmflow.plan.cost import SHORTEST_JOB_SECONDS, CostModel, Workload, useful_groups
@@ -173,7 +172,7 @@ def resolve_threads(config: Mapping[str, Any], device: str, given: Given, inputs
     if given.cores is None or given.jobs is not None:
         return 1
     settings = job_settings({**config, "threads": 1}, device)
-    memory = estimate_job(_guessed(inputs), guess_model(config["model"]), settings).memory_mb
+    memory = estimate_job(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings).memory_mb
     jobs = min(given.jobs_at_once(settings), max(1, int(given.memory_mb / memory)))
     return max(1, given.cores // (jobs * settings.workers))
 
@@ -199,7 +198,7 @@ def decide_groups(
         return Groups(config["groups"])
     settings = job_settings(config, device)
     # The model as its name says: what is known of it must not change while a run goes on.
-    work = _operations(_guessed(inputs), guess_model(config["model"]), settings.long)
+    work = _operations(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings.long)
     least = SHORTEST_JOB_SECONDS * settings.tflops * 1e12
     found = _read_plan(plan)
     if found and found.work == work and all(run.exists() for run in _runs(plan, len(found.groups))):
@@ -267,7 +266,7 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
     if settings.device != "cpu":
         return 0.0
     tokens = max(settings.token_budget or _CPU_BATCH_TOKENS, settings.long.max_residues or 0)
-    return tokens * model.hidden * 16 * 4 / 1e6
+    return tokens * (12 * model.hidden + model.activations) * 4 / 1e6
 
 
 def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, length: int) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from esmflow.failures import one_line
-from esmflow.files import JsonFile
+from esmflow.files import JsonFile, remove_left_overs
 from esmflow.workers.lifetime import main_process_of_run
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,7 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         # What an attempt left that was killed while it wrote; nobody else writes this group's file.
-        for left_over in self._path.parent.glob(f".{self._path.name}.*.part"):
-            left_over.unlink(missing_ok=True)
+        remove_left_overs([self._path])
         self._write()
         self._thread.start()
         return self

@@ -22,7 +22,7 @@ from esmflow.embedding.worker import process_esm_files_worker
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, write_failures
 from esmflow.method import Fingerprint
-from esmflow.plan.shards import list_shards, read_shard, shard_name
+from esmflow.plan.shards import list_shards, read_shard, shard_fingerprint, shard_name
 from esmflow.slots.gpus import Slot, candidate_slots
 from esmflow.slots.leases import SlotLease, check_enough, leased_slots
 from esmflow.store.segments import Store
@@ -62,12 +62,17 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
     store = Store(settings.store, settings.fingerprint)
     store.create()
     shards: dict[str, str] = {}
+    stores: dict[str, Store] = {}
     reused: set[str] = set()
     for path in list_shards(settings.shards):
         digests = {digest for digest, _ in read_shard(path)}
         shards[str(path)] = name = shard_name(digests)
-        if _is_finished(store, name, digests, path, settings):
+        stores[str(path)] = Store(settings.store, shard_fingerprint(path, settings.fingerprint))
+        stores[str(path)].create()
+        if _is_finished(stores[str(path)], name, digests, path, settings):
             reused.add(str(path))
+    # What is computed for variants is found by its digests; segments are counted on for embeddings.
+    embedded = {path for path in shards if stores[path].fingerprint == store.fingerprint}
     waiting = [path for path in shards if path not in reused]
     log.info("group %s: %d shards, %d finished before, %d to do", group, len(shards), len(reused), len(waiting))
     heartbeat.tell(State.STARTING, shards=len(waiting), shards_reused=len(reused))
@@ -86,7 +91,7 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
         )
 
     finished = [*reused, *results]
-    failures = [failure for path in finished for failure in store.read(shards[path]).failures]
+    failures = [failure for path in finished for failure in stores[path].read(shards[path]).failures]
     failures += [failure for file in failed for failure in _shard_failures(file)]
     write_failures(settings.failures, failures)
     done, ended = list(results.values()), time.time()
@@ -107,8 +112,8 @@ def _embed_group(settings: EmbedSettings, heartbeat: Heartbeat) -> None:
         fingerprint=store.fingerprint,
         workers=work.workers,
         worker_restarts=work.restarts,
-        segments_written=tuple(shards[path] for path in results),
-        segments_reused=tuple(shards[path] for path in shards if path in reused),
+        segments_written=tuple(shards[path] for path in results if path in embedded),
+        segments_reused=tuple(shards[path] for path in shards if path in reused & embedded),
         shards_failed=tuple(FailedShard(Path(f.file).name, f.reason, f.detail) for f in failed),
         failed_sequences=len(failures),
         sequences=sum(shard.sequences for shard in done),
@@ -231,7 +236,8 @@ def _tick(progress: Progress, leases: Sequence[SlotLease]) -> None:
 
 def _residues(shards: Iterable[str], method: Fingerprint) -> int:
     """Residues that will be embedded: what is cut off does not count, what is in two windows counts once."""
-    return sum(method.long.embedded(len(sequence)) for shard in shards for _, sequence in read_shard(shard))
+    long = {shard: shard_fingerprint(shard, method).long for shard in shards}
+    return sum(cut.embedded(len(sequence)) for shard, cut in long.items() for _, sequence in read_shard(shard))
 
 
 def _shard_failures(failed: FailedFile) -> Iterable[Failure]:

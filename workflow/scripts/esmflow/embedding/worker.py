@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from esmflow.embedding.run_record import ShardResult
 from esmflow.embedding.settings import EmbedSettings
 from esmflow.failures import Reason
-from esmflow.plan.shards import read_shard, shard_name
+from esmflow.method import Fingerprint
+from esmflow.plan.shards import read_shard, shard_fingerprint, shard_name
 from esmflow.slots.gpus import Slot, use_slot
 from esmflow.store.segments import Store
 from esmflow.workers.process import FileSubset
@@ -65,7 +66,7 @@ def process_esm_files_worker(
     load_seconds = time.time() - started
     log.info("model loaded on %s in %.1f seconds, precision %s", slot.name, load_seconds, engine.precision)
     file_subset.about(model_load_seconds=load_seconds)
-    worker = _Worker(device_id, slot, engine, Store(output_dir, fingerprint), load_seconds, file_subset.progress)
+    worker = _Worker(device_id, slot, engine, fingerprint, output_dir, load_seconds, file_subset.progress)
     token_budget = max(1, (toks_per_batch or engine.default_token_budget()) >> (settings.attempt - 1))
     processed, failed = [], []
     for file in file_subset:
@@ -90,12 +91,13 @@ def process_esm_files_worker(
 
 @dataclass(frozen=True)
 class _Worker:
-    """A loaded model on its slot, and where its results go."""
+    """A loaded model on its slot, and where its results go: the folder of the stores."""
 
     device_id: int
     slot: Slot
     engine: Engine
-    store: Store
+    fingerprint: Fingerprint
+    stores: str
     load_seconds: float
     on_progress: Callable[[int], None]
 
@@ -105,17 +107,19 @@ class _Worker:
 
         started = time.time()
         sequences = list(read_shard(file))
+        store = Store(self.stores, shard_fingerprint(file, self.fingerprint))
+        outputs = store.description.outputs
         extraction = extract_esm_features(
             sequences,
-            self.engine,
+            self.engine if outputs == self.engine.outputs else self.engine.with_outputs(outputs),
             token_budget,
-            long=self.store.description.long,
+            long=store.description.long,
             on_progress=self.on_progress,
         )
         segment = extraction.segment
         name = shard_name(digest for digest, _ in sequences)
         computed = time.time()
-        self.store.write(name, segment)
+        store.write(name, segment)
         ended = time.time()
         return ShardResult(
             shard=os.path.basename(file),

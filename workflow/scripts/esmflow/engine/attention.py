@@ -1,19 +1,22 @@
 """Self-attention over a pack: every sequence attends to itself alone. And contacts, which are read off its maps.
 
-A back end is a callable `attend(qkv, bias, rotation, pack) -> [T, H · hd]`, chosen once when the engine is built.
-`qkv` is the projection `[T, 3, H, hd]`, not yet rotated and without its bias; a back end may overwrite it. `bias`
-`[2 D]` fp32 belongs to queries and keys; that of the values is among the residual stream's (see `weights.Norm`).
+A back end is a callable `attend(qkv, qk, rotation, pack) -> [T, H · hd]`, chosen once when the engine is built.
+`qkv` is the projection `[T, 3, H, hd]`, not yet rotated and without its bias; a back end may overwrite it. `qk`
+`[2 D]` fp32 belongs to queries and keys: their biases, or the weights of their norms, whichever the family has. The
+bias of the values is among the residual stream's (see `weights.Norm`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from esmflow.checkpoint.families import EPSILON, Family
 from esmflow.engine.packing import Pack
 
 
@@ -32,6 +35,8 @@ class Rotation(NamedTuple):
 
 
 Attention = Callable[[torch.Tensor, torch.Tensor, Rotation, Pack], torch.Tensor]
+Rotate = Callable[[torch.Tensor, torch.Tensor, Rotation, Pack], tuple[torch.Tensor, torch.Tensor]]
+"""`(qkv, qk, rotation, pack)` to queries and keys ready for attention, each `[T, H, hd]` of `rotated_type`."""
 
 
 def rotated_type(dtype: torch.dtype) -> torch.dtype:
@@ -44,24 +49,38 @@ def rotated_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def rotated(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys with their bias, rotated by their positions in fp32, each `[T, H, hd]` of `rotated_type`.
-
-    A head's first and second halves are the two coordinates that are turned.
-    """
+    """Queries and keys with their bias, rotated by their positions in fp32. See `Rotate`."""
     biased = qkv[:, :2].float() + bias.view(2, *qkv.shape[2:])
-    first, second = biased.chunk(2, dim=-1)
+    return _turned(biased, rotation, pack, rotated_type(qkv.dtype))
+
+
+def normed_and_rotated(
+    qkv: torch.Tensor, weight: torch.Tensor, rotation: Rotation, pack: Pack
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys normalised over all heads together, then rotated, all in fp32. See `Rotate`."""
+    whole = qkv[:, :2].float().flatten(2)
+    normed = F.layer_norm(whole, whole.shape[-1:], eps=EPSILON) * weight.view(2, -1)
+    return _turned(normed.unflatten(2, qkv.shape[2:]), rotation, pack, rotated_type(qkv.dtype))
+
+
+def _turned(
+    pairs: torch.Tensor, rotation: Rotation, pack: Pack, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[T, 2, H, hd]` fp32; a head's first and second halves are the two coordinates that are turned."""
+    first, second = pairs.chunk(2, dim=-1)
     cos, sin = (table[pack.positions][:, None, None] for table in rotation)
-    q, k = (
-        torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        .to(rotated_type(qkv.dtype))
-        .unbind(1)
-    )
+    q, k = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(dtype).unbind(1)
     return q, k
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype) -> Attention:
+def rotate_of(family: Family) -> Rotate:
+    """What this family does to queries and keys, in PyTorch."""
+    return normed_and_rotated if family.query_key_norms else rotated
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, rotate: Rotate) -> Attention:
     """The faster of PyTorch's own attentions that is right for this device and precision."""
-    return varlen_attention() if flash_available(device, dtype) else sdpa_attention
+    return varlen_attention(rotate) if flash_available(device, dtype) else partial(sdpa_attention, rotate=rotate)
 
 
 def flash_available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -71,25 +90,27 @@ def flash_available(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def triton_attention() -> Attention:
-    """This project's kernels. Raises ImportError without Triton."""
+def triton_attention(rotate: Rotate = rotated) -> Attention:
+    """This project's kernels, with the one that does as `rotate`. Raises ImportError without Triton."""
     from esmflow.engine.kernels.sixteen_bits import attend as attend_to_values
-    from esmflow.engine.kernels.sixteen_bits import rotate_in_place
+    from esmflow.engine.kernels.sixteen_bits import normalise_and_rotate_in_place, rotate_in_place
 
-    def attend(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
-        rotated = qkv.view(rotated_type(qkv.dtype))
-        rotate_in_place(qkv, rotated, bias, rotation.cos, rotation.sin, pack.positions)
-        return attend_to_values(rotated, qkv, pack)
+    in_place = rotate_in_place if rotate is rotated else normalise_and_rotate_in_place
+
+    def attend(qkv: torch.Tensor, qk: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
+        turned = qkv.view(rotated_type(qkv.dtype))
+        in_place(qkv, turned, qk, rotation.cos, rotation.sin, pack.positions)
+        return attend_to_values(turned, qkv, pack)
 
     return attend
 
 
-def varlen_attention() -> Attention:
+def varlen_attention(rotate: Rotate = rotated) -> Attention:
     """PyTorch's variable-length flash attention (torch ≥ 2.10), whose import alone takes seconds."""
     from torch.nn.attention.varlen import varlen_attn
 
-    def attend(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
-        q, k = rotated(qkv, bias, rotation, pack)
+    def attend(qkv: torch.Tensor, qk: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
+        q, k = rotate(qkv, qk, rotation, pack)
         # The list of boundaries is exact: the kernel spends time on every sequence listed, empty or not.
         longest = pack.longest
         mixed = varlen_attn(q, k, qkv[:, 2].to(q.dtype), pack.boundaries, pack.boundaries, longest, longest)
@@ -99,9 +120,11 @@ def varlen_attention() -> Attention:
     return attend
 
 
-def sdpa_attention(qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
+def sdpa_attention(
+    qkv: torch.Tensor, qk: torch.Tensor, rotation: Rotation, pack: Pack, rotate: Rotate = rotated
+) -> torch.Tensor:
     """Scaled dot product attention over runs of sequences of one length: no padding, any precision and device."""
-    q, k = rotated(qkv, bias, rotation, pack)
+    q, k = rotate(qkv, qk, rotation, pack)
     values = qkv[:, 2].to(q.dtype)
     mixed = torch.empty_like(q)
     start = 0

@@ -1,14 +1,18 @@
-"""Matrix products of 8 bits: rows of what goes in and of the weights are rotated, then rounded to -127…127.
+"""Matrix products of 8 bits: rows of what goes in and of the weights are turned, then rounded to -127…127.
 
 A row `x` becomes integers and one scale, `max |x H| / 127`, and so does every row of a weight matrix `W`. H is a
 Hadamard matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what
 stands out in a few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, arXiv 2404.00456).
 Sums are exact, in 32-bit integers. Attention, norms, GELU and the residual stream stay in 16 bits, or 32 on a CPU.
 
+Before the norms nothing is left to turn: all that writes to the residual stream was turned at load, and a norm does
+not notice. Its weight, which would, is part of the matrix that follows; what it takes away, the mean of a token's
+coordinates, is the mean of the blocks' first ones, since `1 H` is 0 in all others.
+
 What is the same in every token would be rounded the same way in every token, and a mean over residues does not average
-that out. So what goes into a product after a norm has its mean over typical proteins taken away first (it is part of
-the norm's bias), and the mean's own product, exact, is part of the matrix's bias. Any mean gives right results; this
-one leaves small numbers to round.
+that out. So what goes into a product after a norm has its mean over typical proteins taken away first (it is the
+norm's bias), and the mean's own product, exact, is part of the matrix's bias. Any mean gives right results; this one
+leaves small numbers to round.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from esmflow.checkpoint.families import EPSILON
 from esmflow.engine.attention import Attention, Rotation, flash_available
 from esmflow.engine.packing import Pack, pack_sequences
-from esmflow.engine.transformer import EPSILON, Esm2, Operations, check, kernels_or_plain
+from esmflow.engine.transformer import Encoder, Operations, check, kernels_or_plain
 from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
 
 _BLOCK = 64
@@ -37,12 +42,12 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 class Rounding(NamedTuple):
     """What the products are made of, as kernels or in PyTorch.
 
-    quantise_norm: `(x, norm, epsilon, signs)`. quantise_rows: `(x, signs)`. multiply: `(rows, matrix, dtype, gelu)`.
+    quantise_norm: `(x, norm, epsilon, block)`. quantise_rows: `(x, signs)`. multiply: `(rows, matrix, dtype, gelu)`.
     add_product: `(x, rows, matrix)`, in place. attend: `(rows, matrix, rotation, pack, dtype)`, attention from the rows
-    that its product takes; None in PyTorch, which has a product and an attention for that.
+    that its product takes; None where that is a product and an attention by itself.
     """
 
-    quantise_norm: Callable[[torch.Tensor, Norm, float, torch.Tensor], Rows]
+    quantise_norm: Callable[[torch.Tensor, Norm, float, int], Rows]
     quantise_rows: Callable[[torch.Tensor, torch.Tensor], Rows]
     multiply: Callable[[Rows, EightBitMatrix, torch.dtype, bool], torch.Tensor]
     add_product: Callable[[torch.Tensor, Rows, EightBitMatrix], torch.Tensor]
@@ -51,22 +56,30 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class EightBitOperations(Operations):
-    """Attention as it was, products of 8 bits. signs: a Hadamard matrix by the width of what it rotates."""
+    """Attention as it was, products of 8 bits.
+
+    block: the coordinates of the stream that were turned together. signs: a Hadamard matrix by the width of what it
+    turns, attention's output and GELU's.
+    """
 
     rounding: Rounding
+    block: int
     signs: dict[int, torch.Tensor]
+
+    def straight(self, x: torch.Tensor) -> torch.Tensor:
+        return turned(x.float(), self.block)
 
     def mix(
         self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, pack: Pack, attend: Attention
     ) -> torch.Tensor:
-        rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, self.signs[x.shape[1]])
+        rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, self.block)
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
         qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
-        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk_bias, rotation, pack)
+        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
 
     def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
-        rows = self.rounding.quantise_norm(x, norm, EPSILON, self.signs[x.shape[1]])
+        rows = self.rounding.quantise_norm(x, norm, EPSILON, self.block)
         return self.rounding.multiply(rows, fc1, x.dtype, True)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
@@ -76,15 +89,18 @@ class EightBitOperations(Operations):
 def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperations:
     """Products of 8 bits between the other operations: the kernels where they run and agree with PyTorch's."""
     device, dtype, width = weights.embedding.device, weights.embedding.dtype, weights.embedding.shape[1]
-    signs = {w: hadamard(_block(w)).to(device, dtype) for w in (width, 4 * width)}
-    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, signs=signs)
+    signs = {w: hadamard(block_of(w)).to(device, dtype) for w in (width, 4 * width)}
+    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, block=block_of(width), signs=signs)
     if not flash_available(device, dtype):
         return plain
 
     def compiled() -> EightBitOperations:
         from esmflow.engine.kernels import eight_bits
 
-        fast = replace(plain, rounding=Rounding(*(getattr(eight_bits, name) for name in Rounding._fields)))
+        kernels = Rounding(*(getattr(eight_bits, name) for name in Rounding._fields))
+        if not eight_bits.turns(len(weights.layers[0].frequencies)):
+            kernels = kernels._replace(attend=None)
+        fast = replace(plain, rounding=kernels)
         _check_kernels(fast, plain, weights)
         return fast
 
@@ -128,21 +144,29 @@ def hadamard(size: int) -> torch.Tensor:
     return signs
 
 
-def _block(width: int) -> int:
-    """The largest power of two, up to 64, that divides a width."""
+def block_of(width: int) -> int:
+    """How many coordinates are turned together: the largest power of two, up to 64, that divides a width."""
     return min(width & -width, _BLOCK)
 
 
+def turned(x: torch.Tensor, block: int) -> torch.Tensor:
+    """`[…, K]`, blocks of the last axis turned by an orthogonal matrix that is its own inverse."""
+    signs = hadamard(block).to(x.device, x.dtype)
+    return (x.unflatten(-1, (-1, block)) @ signs).flatten(-2) / block**0.5
+
+
 def quantise_rows(x: torch.Tensor, signs: torch.Tensor) -> Rows:
-    """`x` `[T, K]` rotated in blocks: int8 `[T, K]` and each row's scale, fp32 `[T]`. See the module."""
-    rotated = (x.float().unflatten(1, (-1, len(signs))) @ signs.float()).flatten(1)
-    peak = rotated.abs().amax(1).clamp_min(1e-20)
-    return (rotated * (127 / peak)[:, None]).round().to(torch.int8), peak / (127 * len(signs) ** 0.5)
+    """`x` `[T, K]` turned in blocks: int8 `[T, K]` and each row's scale, fp32 `[T]`. See the module."""
+    whole = (x.float().unflatten(1, (-1, len(signs))) @ signs.float()).flatten(1)
+    peak = whole.abs().amax(1).clamp_min(1e-20)
+    return (whole * (127 / peak)[:, None]).round().to(torch.int8), peak / (127 * len(signs) ** 0.5)
 
 
-def _quantise_norm(x: torch.Tensor, norm: Norm, epsilon: float, signs: torch.Tensor) -> Rows:
-    normed = F.layer_norm(x.float() + norm.offset, x.shape[-1:], norm.weight, norm.bias, epsilon)
-    return quantise_rows(normed.to(signs.dtype), signs)
+def _quantise_norm(x: torch.Tensor, norm: Norm, epsilon: float, block: int) -> Rows:
+    centred = (x.float() + norm.offset).unflatten(1, (-1, block))
+    centred[..., 0] -= centred[..., 0].mean(1, keepdim=True)
+    normed = F.rms_norm(centred.flatten(1), x.shape[-1:], eps=epsilon) + norm.bias
+    return quantise_rows(normed, torch.ones(1, 1, device=x.device))
 
 
 def _product(rows: Rows, matrix: EightBitMatrix) -> torch.Tensor:
@@ -170,7 +194,7 @@ def beside(device: torch.device) -> torch.dtype:
     return torch.float16 if flash_available(device, torch.float16) else torch.float32
 
 
-def rounded(model: Esm2) -> Esm2:
+def rounded(model: Encoder) -> Encoder:
     """The same model with every layer's matrices in 8 bits; they need room beside those of `model` until it is gone."""
 
     def round_anew() -> Weights:
@@ -179,61 +203,85 @@ def rounded(model: Esm2) -> Esm2:
         return weights
 
     weights = round_anew()
-    return Esm2(weights, _operations(model.operations, weights), round_anew)
+    return Encoder(weights, _operations(model.operations, weights), round_anew)
 
 
 @torch.inference_mode()
 def _rounded_weights(weights: Weights, operations: Operations) -> Weights:
     means = iter(_typical_means(weights, operations))
-    return replace(weights, layers=tuple(_rounded_layer(layer, next(means), next(means)) for layer in weights.layers))
+    block = block_of(weights.embedding.shape[1])
+    return replace(
+        weights,
+        embedding=turned(weights.embedding.float(), block).to(weights.embedding.dtype),
+        layers=tuple(_rounded_layer(layer, next(means), next(means), block) for layer in weights.layers),
+    )
 
 
 def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tensor]:
-    """What goes into each layer's qkv and fc1, in the order in which it is computed: its mean over typical proteins."""
+    """What comes out of each layer's two norms before their weights, in the order of computation: its mean over
+    typical proteins."""
     means = []
+    ones, zeros = torch.ones_like(weights.last_norm.weight), torch.zeros_like(weights.last_norm.weight)
 
     @dataclass(frozen=True)
     class Watched(Operations):
         def mix(self, x: torch.Tensor, layer: LayerWeights, *rest: Any) -> torch.Tensor:
-            means.append(self.normalise(x, *layer.attention_norm, EPSILON, torch.float32).mean(0))
+            means.append(self._mean(x, layer.attention_norm))
             return super().mix(x, layer, *rest)
 
         def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
-            means.append(self.normalise(x, *norm, EPSILON, torch.float32).mean(0))
+            means.append(self._mean(x, norm))
             return super().feed(x, norm, fc1)
+
+        def _mean(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+            return self.normalise(x, ones, zeros, norm.offset, EPSILON, torch.float32).mean(0)
 
     letters = [letter for letter, percent in _PERCENT.items() for _ in range(percent)]
     draw = random.Random(0)
     pack = pack_sequences(["M" + "".join(draw.choices(letters, k=n)) for n in (60, 120, 200, 300, 400, 512)])
     watched = Watched(**_values(operations))
-    model = Esm2(weights, watched, lambda: weights)
+    model = Encoder(weights, watched, lambda: weights)
     for _ in model.representations(pack.to(weights.embedding.device), watched.attend, (len(weights.layers),)):
         pass
     return means
 
 
-def _rounded_layer(layer: LayerWeights, into_qkv: torch.Tensor, into_fc1: torch.Tensor) -> LayerWeights:
-    none = torch.zeros((), device=into_qkv.device)
-    heads = len(into_qkv) // (2 * len(layer.frequencies))
-    queries_and_keys, values = layer.qkv.split((len(layer.qk_bias), len(into_qkv)))
+def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: torch.Tensor, block: int) -> LayerWeights:
+    """before_qkv, before_fc1: see `_typical_means`. block: of the stream."""
+    heads = len(before_qkv) // (2 * len(layer.frequencies))
+    none = torch.zeros_like(before_qkv)
+    qkv, qkv_bias = _after_norm(layer.qkv, torch.cat((layer.qk, none)), layer.attention_norm, before_qkv)
+    fc1, fc1_bias = _after_norm(layer.fc1.weight, layer.fc1.bias, layer.ffn_norm, before_fc1)
+
+    def in_pairs(rows: torch.Tensor) -> torch.Tensor:
+        queries_and_keys, values = rows.split((len(layer.qk), len(none)))
+        return torch.cat((paired(queries_and_keys, heads), values))
+
     return replace(
         layer,
-        attention_norm=layer.attention_norm._replace(bias=layer.attention_norm.bias - into_qkv),
-        qkv=_rounded(
-            torch.cat((paired(queries_and_keys, heads), values)),
-            torch.cat((paired(layer.qk_bias, heads), torch.zeros_like(into_qkv))),
-            into_qkv,
-        ),
-        qk_bias=torch.zeros_like(layer.qk_bias),
-        out=_rounded(layer.out.t(), none, none),
-        ffn_norm=layer.ffn_norm._replace(bias=layer.ffn_norm.bias - into_fc1),
-        fc1=_rounded(layer.fc1.weight, layer.fc1.bias, into_fc1),
-        fc2=_rounded(layer.fc2.t(), none, none),
+        attention_norm=_before_product(layer.attention_norm, before_qkv, block),
+        qkv=_rounded(in_pairs(qkv), in_pairs(qkv_bias)),
+        qk=torch.zeros_like(layer.qk),
+        out=_rounded(turned(layer.out.float(), block).t(), none),
+        ffn_norm=_before_product(layer.ffn_norm, before_fc1, block),
+        fc1=_rounded(fc1, fc1_bias),
+        fc2=_rounded(turned(layer.fc2.float(), block).t(), none),
     )
 
 
-def _rounded(weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor) -> EightBitMatrix:
-    """weight: `[N, K]`. mean: of what it is multiplied with, which comes without."""
+def _before_product(norm: Norm, mean: torch.Tensor, block: int) -> Norm:
+    """A norm in turned coordinates, its weight in the matrix that follows, its result less the mean."""
+    return Norm(torch.ones_like(norm.weight), -turned(mean, block), turned(norm.offset, block))
+
+
+def _after_norm(
+    weight: torch.Tensor, bias: torch.Tensor, norm: Norm, mean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix `[N, K]` and its bias with what `_before_product` leaves to them."""
     exact = weight.float()
-    values, scales = quantise_rows(exact, hadamard(_block(weight.shape[1])).to(weight.device))
-    return EightBitMatrix(values, scales, bias.float() + (exact * mean).sum(1))
+    return exact * norm.weight, bias.float() + exact @ (norm.weight * mean + norm.bias)
+
+
+def _rounded(weight: torch.Tensor, bias: torch.Tensor) -> EightBitMatrix:
+    """weight: `[N, K]`, of what comes turned."""
+    return EightBitMatrix(*quantise_rows(weight, hadamard(block_of(weight.shape[1])).to(weight.device)), bias)

@@ -54,8 +54,9 @@ class Engine(Protocol):
     def fetch(self, launched: Any) -> dict[str, np.ndarray]:
         """Waits for one launched batch. Returns the arrays named by `Outputs.names`, fp32.
 
-        `mean` and `bos` are `[B, D]` in the order of the batch; `per_residue` is `[sum of residues, D]`: the sequences'
-        residues end to end, in the order of the batch, without cls and eos.
+        Pooled vectors are `[B, D]` in the order of the batch; `per_residue` is `[sum of residues, D]`: the sequences'
+        residues end to end, in the order of the batch, without cls and eos. `entropy` and `pseudo_perplexity` are
+        numbers, `[sum of residues]` and `[B]`.
         """
         ...
 

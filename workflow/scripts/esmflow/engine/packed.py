@@ -1,4 +1,4 @@
-"""The packed engine: ESM-2 over packs, in the precision asked for, with copies and work on the device overlapped."""
+"""The packed engine: a model over packs, in the precision asked for, with copies and work on the device overlapped."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import Array, Outputs
-from esmflow.checkpoint.file import ModelDimensions, check_heads, read_checkpoint_info
+from esmflow.arrays import LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import ContactAttention
 from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
-from esmflow.engine.transformer import Esm2, fastest_operations, logits, plain_operations
+from esmflow.engine.transformer import Encoder, fastest_operations, logits, plain_operations
 from esmflow.engine.weights import load_weights
 
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TILE_ROWS = 128
 """Rows of one matrix product tile: a multiple of this many tokens for each multiprocessor leaves none idle."""
+SHARE_OF_FREE_MEMORY = 0.6
+"""Of a GPU's free memory, what `batch_tokens: auto` lets a pack take."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Launched:
 
 @dataclass
 class PackedEngine:
-    """ESM-2 without padding. See `engine.Engine`, and `load`."""
+    """A model without padding. See `engine.Engine`, and `load`."""
 
-    model: Esm2
+    model: Encoder
     outputs: Outputs
     precision: str
     device: torch.device
@@ -63,8 +66,8 @@ class PackedEngine:
 
         precision: `auto` is bf16 on GPUs of compute capability 8.0 and above, fp32 elsewhere.
         fast_kernels: whether to use this project's own GPU kernels where they run.
-        Raises ValueError when the checkpoint has no head for the contacts or logits asked for, and CheckpointError
-        when the file is not a whole converted checkpoint.
+        Raises ValueError when the checkpoint has no head for the contacts or logits that the outputs need, and
+        CheckpointError when the file is not a whole converted checkpoint.
         """
         target = torch.device(device)
         resolved = resolve_precision(precision, target)
@@ -78,10 +81,10 @@ class PackedEngine:
             # The file is read while the kernels are compiled.
             weights = loader.submit(read)
             if fast_kernels:
-                operations = fastest_operations(target, dtype, dimensions.hidden, dimensions.heads)
+                operations = fastest_operations(target, dtype, dimensions)
             else:
-                operations = plain_operations(target, dtype)
-            model = Esm2(weights.result(), operations, read)
+                operations = plain_operations(target, dtype, dimensions.family)
+            model = Encoder(weights.result(), operations, read)
         if resolved == "int8":
             model = eight_bit.rounded(model)
         return cls(model, outputs, resolved, target, checkpoint)
@@ -98,8 +101,11 @@ class PackedEngine:
     def prepare(self, sequences: Sequence[str]) -> Pack:
         """Lays one batch of residue strings end to end, in page-locked memory when it goes to a GPU.
 
-        Raises ValueError for a character outside ESM-2's alphabet.
+        Raises ValueError for a character outside the alphabet, and for more residues than there are positions for.
         """
+        longest = self.model.longest
+        if longest is not None and (most := max(map(len, sequences), default=0)) > longest:
+            raise ValueError(f"{most} residues: this model has positions for {longest}")
         pack = pack_sequences(sequences, self._quantum)
         return pack.pinned() if self.device.type == "cuda" else pack
 
@@ -149,7 +155,7 @@ class PackedEngine:
         contacts = ContactAttention(*regression) if regression and "contacts" in include else None
         last = len(weights.layers)
         layers = self.outputs.layers
-        computed = layers if contacts is None and "logits" not in include else tuple(sorted({*layers, last}))
+        computed = tuple(sorted({*layers, last})) if contacts or self.outputs.needs_logits else layers
         arrays: dict[str, torch.Tensor] = {}
         representation = torch.empty(0)
         for layer, representation in zip(
@@ -160,8 +166,10 @@ class PackedEngine:
                     arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
-        if head and "logits" in include:
-            arrays["logits"] = logits(representation[pack.residue_rows], head)
+        if head and MASKED_LOGITS in include:
+            arrays[MASKED_LOGITS] = logits(representation[pack.masks], head)
+        elif head and self.outputs.needs_logits:
+            arrays |= _made_of_logits(logits(representation[pack.residue_rows], head), pack)
         return {name: arrays[name] for name in self.outputs.names()}
 
     def _pool(self, array: Array, representation: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -169,6 +177,10 @@ class PackedEngine:
             return representation[pack.runs[:-1:3]]
         if array.kind == "mean":
             return mean_over_residues(representation, pack)
+        if array.kind == "max":
+            return torch.segment_reduce(representation, "max", offsets=pack.runs, axis=0, unsafe=True)[1::3]
+        if array.kind == "std":
+            return _std_over_residues(representation, pack)
         rows = representation[pack.residue_rows]
         return rows.half() if self.outputs.per_residue == "fp16" else rows
 
@@ -201,7 +213,33 @@ def _sum_in_fp32() -> None:
 def mean_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Mean of `[T, D]` over each sequence's residues, neither cls nor eos, accumulated in fp32: `[B, D]`."""
     sums = torch.segment_reduce(representation, "sum", offsets=pack.runs, axis=0, unsafe=True)[1::3]
-    return sums / (pack.runs[2::3] - pack.runs[1::3])[:, None]
+    return sums / _residues(pack)[:, None]
+
+
+def _std_over_residues(representation: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Of `[T, D]` the root of the mean squared distance of each sequence's residues from their mean: `[B, D]`."""
+    rows, residues = representation[pack.residue_rows], _residues(pack)
+    # In two passes: the difference of two mean squares would lose most digits where the mean is large.
+    mean = mean_over_residues(representation, pack).repeat_interleave(residues, 0, output_size=len(rows))
+    return torch.segment_reduce((rows - mean).square(), "mean", lengths=residues, axis=0, unsafe=True).sqrt()
+
+
+def _made_of_logits(logits: torch.Tensor, pack: Pack) -> dict[str, torch.Tensor]:
+    """All that `arrays.OF_HEAD` names and `LOG_LIKELIHOOD`, of the residues' logits `[R, 33]`; natural logarithms."""
+    log_p = logits.log_softmax(-1)
+    own = log_p.gather(1, pack.tokens[pack.residue_rows][:, None].long())[:, 0]
+    mean = torch.segment_reduce(own, "mean", lengths=_residues(pack), axis=0, unsafe=True)
+    return {
+        "logits": logits,
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        LOG_LIKELIHOOD: own,
+        "pseudo_perplexity": (-mean).exp(),
+    }
+
+
+def _residues(pack: Pack) -> torch.Tensor:
+    """Residues of each sequence, `[B]`."""
+    return pack.runs[2::3] - pack.runs[1::3]
 
 
 def quantum_of(device: torch.device) -> int:
@@ -222,9 +260,18 @@ def auto_token_budget(dimensions: ModelDimensions, precision: str, device: str, 
     if target.type != "cuda":
         return 4096
     free, _ = torch.cuda.mem_get_info(target)
+    fits = int(SHARE_OF_FREE_MEMORY * free) // bytes_per_token(dimensions, precision, layers)
+    return full_size(max(min(fits, wanted_tokens(dimensions, quantum)), 1024), quantum)
+
+
+def bytes_per_token(dimensions: ModelDimensions, precision: str, layers: int = 1) -> int:
+    """What one token of a pack takes on the device, with `layers` representations asked for."""
     bytes_per_value = 4 if precision == "fp32" else 2
     # The stream, its norm, q k v, attention's result and fc1's; then fp32 representations and what is made of them.
-    bytes_per_token = dimensions.hidden * (12 * bytes_per_value + 12 * layers) + 4 * dimensions.heads
-    fits = int(0.6 * free) // bytes_per_token
-    wanted = quantum * max(2, min(16, 5120 // dimensions.hidden))
-    return full_size(max(min(fits, wanted), 1024), quantum)
+    values = 8 * dimensions.hidden + dimensions.activations
+    return values * bytes_per_value + 12 * layers * dimensions.hidden + 4 * dimensions.heads
+
+
+def wanted_tokens(dimensions: ModelDimensions, quantum: int) -> int:
+    """Tokens of a pack beyond which a device of this `quantum` gains nothing, see `quantum_of`."""
+    return quantum * max(2, min(16, 5120 // dimensions.hidden))

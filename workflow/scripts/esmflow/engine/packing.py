@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esmflow.inputs.residues import CLS, EOS, PAD, RESIDUE_TOKEN
+from esmflow.inputs.residues import CLS, EOS, MASK, MASKED, PAD, RESIDUE_TOKEN
 
 FRAME = 2
 """Tokens that every sequence has besides its residues: cls and eos."""
@@ -21,7 +21,7 @@ _UNKNOWN = 255
 # "<" and ">" stand for cls and eos while a pack is one string, so that one table turns the whole of it into tokens.
 _TOKEN = np.full(256, _UNKNOWN, dtype=np.uint8)
 _TOKEN[ord("<")], _TOKEN[ord(">")] = CLS, EOS
-for _residue, _token in RESIDUE_TOKEN.items():
+for _residue, _token in (*RESIDUE_TOKEN.items(), (MASKED, MASK)):
     _TOKEN[ord(_residue)] = _token
 
 
@@ -38,6 +38,8 @@ class Pack:
     residue_rows: which of the T tokens are residues, `[residues]` int64.
     lengths: tokens of every sequence and of the tail's pieces, summing to T.
     residues: residues of each of the B sequences.
+    masks: which of the T tokens are masks, `[M]` int64; unmasked: the share of its sequence's tokens that are none, for
+        each token, `[T]` fp32. Both None where nothing is masked.
     """
 
     tokens: torch.Tensor
@@ -48,6 +50,8 @@ class Pack:
     residue_rows: torch.Tensor
     lengths: tuple[int, ...]
     residues: tuple[int, ...]
+    masks: torch.Tensor | None = None
+    unmasked: torch.Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -108,7 +112,7 @@ def _step(tokens: int, quantum: int) -> int:
 
 
 def pack_sequences(sequences: Sequence[str], quantum: int = 1) -> Pack:
-    """Turns residue strings into one pack, in the order given.
+    """Turns residue strings, in which `MASKED` stands for a mask, into one pack, in the order given.
 
     Raises ValueError for a character that is not in ESM-2's alphabet.
     """
@@ -132,6 +136,10 @@ def pack_sequences(sequences: Sequence[str], quantum: int = 1) -> Pack:
     is_residue[first] = False
     is_residue[first + 1 + residues] = False
 
+    masks = np.flatnonzero(tokens == MASK)
+    masked = np.zeros(len(every_length))
+    np.add.at(masked, np.searchsorted(first, masks, "right") - 1, 1)
+
     return Pack(
         tokens=torch.from_numpy(np.concatenate((tokens, np.full(tail, PAD, dtype=np.int32)))),
         positions=torch.from_numpy(positions.astype(np.int32)),
@@ -141,6 +149,10 @@ def pack_sequences(sequences: Sequence[str], quantum: int = 1) -> Pack:
         residue_rows=torch.from_numpy(np.flatnonzero(is_residue)),
         lengths=tuple(lengths + tail_lengths),
         residues=tuple(residues.tolist()),
+        masks=torch.from_numpy(masks) if len(masks) else None,
+        unmasked=torch.from_numpy((1 - masked / every_length).repeat(every_length).astype(np.float32))
+        if len(masks)
+        else None,
     )
 
 

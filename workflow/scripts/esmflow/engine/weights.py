@@ -1,4 +1,4 @@
-"""ESM-2's weights as the packed engine wants them: in one precision, q, k and v in one matrix, biases gathered."""
+"""A model's weights as the packed engine wants them: in one precision, q, k and v in one matrix, biases gathered."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from esmflow.checkpoint.file import CheckpointError, ModelDimensions
+from esmflow.arrays import VOCABULARY_SIZE
+from esmflow.checkpoint.families import Family
+from esmflow.checkpoint.file import CheckpointError
+from esmflow.checkpoint.models import ModelDimensions
+from esmflow.inputs.residues import MASK, PAD
 
 _READERS = 4
-TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
-"""ESM-2 was trained with 15% of tokens chosen and 80% of those masked; without masks, embeddings shrink by this."""
 
 
 class Linear(NamedTuple):
-    """weight: `[out, in]`; bias: `[out]`."""
+    """weight: `[out, in]`; bias: `[out]`, None in families without."""
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
 
 
 class Norm(NamedTuple):
@@ -54,13 +56,15 @@ Matrix = Any
 class LayerWeights:
     """One transformer layer.
 
-    qkv: q, k and v above each other, `[3 D, D]`. qk_bias: `[2 D]` fp32. out, fc2: as `[in, out]`; their biases are in
-    the offsets. offset: what the stream lacks after this layer. frequencies: rotary `inv_freq` as stored.
+    qkv: q, k and v above each other, `[3 D, D]`. qk: `[2 D]` fp32, the biases of queries and keys, or the weights of
+    their norms. fc1: of a family with a gate, the gate's weights above the others. out, fc2: as `[in, out]`; their
+    biases are in the offsets. offset: what the stream lacks after this layer. frequencies: rotary `inv_freq` as
+    stored; zeros, which turn nothing, where positions are learned.
     """
 
     attention_norm: Norm
     qkv: Matrix
-    qk_bias: torch.Tensor
+    qk: torch.Tensor
     out: Matrix
     ffn_norm: Norm
     fc1: Matrix
@@ -71,7 +75,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """The language model head; its decoder is the token embedding."""
+    """The language model head."""
 
     dense: Linear
     norm: tuple[torch.Tensor, torch.Tensor]
@@ -80,9 +84,17 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model. embedding: scaled, `[33, D]`. regression: the contact head's `[layers, H]` and `[1]`, fp32."""
+    """All of a model.
+
+    embedding: scaled, `[33 or more, D]`. token_dropout: whether masks are nothing in it, and the other tokens of a
+    sequence with masks grow in turn. positions: learned ones by place, cls at 0, `[P, D]`; first_norm: of the norm
+    before the first layer; both None in families without. regression: the contact head's `[layers, H]` and `[1]`, fp32.
+    """
 
     embedding: torch.Tensor
+    token_dropout: bool
+    positions: torch.Tensor | None
+    first_norm: Norm | None
     layers: tuple[LayerWeights, ...]
     last_norm: Norm
     lm_head: HeadWeights | None
@@ -113,10 +125,14 @@ def load_weights(
 
 def arrange_weights(read: Callable[[str], torch.Tensor], dimensions: ModelDimensions, dtype: torch.dtype) -> Weights:
     """Arranges the tensors that `read` gives by fair-esm's names. `read` is called from several threads."""
+    family = dimensions.family
     with ThreadPoolExecutor(_READERS) as readers:
-        layers = list(readers.map(lambda n: _read_layer(read, n, dtype), range(dimensions.layers)))
+        layers = list(readers.map(lambda n: _read_layer(read, n, dimensions, dtype), range(dimensions.layers)))
     embedding = read("embed_tokens.weight")
-    scaled = embedding.float() * TOKEN_DROPOUT_SCALE
+    scaled = embedding.float() * family.embedding_scale
+    # Trained with token dropout: a mask is nothing, and what is left of a sequence grows by as much.
+    if token_dropout := family.embedding_scale != 1:
+        scaled[MASK] = 0
     offset = torch.zeros_like(scaled[0])
     with_offsets = []
     for layer, after_attention, after_ffn in layers:
@@ -127,9 +143,13 @@ def arrange_weights(read: Callable[[str], torch.Tensor], dimensions: ModelDimens
         with_offsets.append(replace(layer, attention_norm=attention_norm, ffn_norm=ffn_norm, offset=offset))
     return Weights(
         embedding=scaled.to(dtype),
+        token_dropout=token_dropout,
+        # fair-esm counts places from the padding token's on, which comes first.
+        positions=None if family.rotary else read("embed_positions.weight")[PAD + 1 :].to(dtype),
+        first_norm=_norm(read, "emb_layer_norm_before") if family.norm_before else None,
         layers=tuple(with_offsets),
-        last_norm=_norm(read, "emb_layer_norm_after")._replace(offset=offset),
-        lm_head=_read_lm_head(read, embedding, dtype) if dimensions.has_lm_head else None,
+        last_norm=_norm(read, "emb_layer_norm_after", family.biases)._replace(offset=offset),
+        lm_head=_read_lm_head(read, family, embedding, dtype) if dimensions.has_lm_head else None,
         regression=(
             read("contact_head.regression.weight").float().view(dimensions.layers, dimensions.heads),
             read("contact_head.regression.bias").float(),
@@ -140,38 +160,57 @@ def arrange_weights(read: Callable[[str], torch.Tensor], dimensions: ModelDimens
 
 
 def _read_layer(
-    read: Callable[[str], torch.Tensor], n: int, dtype: torch.dtype
+    read: Callable[[str], torch.Tensor], n: int, dimensions: ModelDimensions, dtype: torch.dtype
 ) -> tuple[LayerWeights, torch.Tensor, torch.Tensor]:
     """One layer, its offsets still 0, and what its attention and its feed-forward part add to them, `[D]` each."""
-    attention, layer = f"layers.{n}.self_attn", f"layers.{n}"
-    out = read(f"{attention}.out_proj.weight")
+    family, attention, layer = dimensions.family, f"layers.{n}.self_attn", f"layers.{n}"
+    out, fc2 = (_of_branch(read(f"{name}.weight"), dimensions) for name in (f"{attention}.out_proj", f"{layer}.fc2"))
+    fc1 = read(f"{layer}.fc1.weight").to(dtype)
+    none = out.new_zeros(dimensions.hidden, dtype=torch.float32)
+
+    def bias(name: str) -> torch.Tensor:
+        return read(f"{name}.bias").float() if family.biases else none
+
+    of_queries_and_keys = "norm.weight" if family.query_key_norms else "proj.bias"
     weights = LayerWeights(
         attention_norm=_norm(read, f"{attention}_layer_norm"),
         qkv=torch.cat([read(f"{attention}.{part}_proj.weight").to(dtype) for part in "qkv"]),
-        qk_bias=torch.cat([read(f"{attention}.{part}_proj.bias").float() for part in "qk"]),
+        qk=torch.cat([read(f"{attention}.{part}_{of_queries_and_keys}").float() for part in "qk"]),
         out=out.to(dtype).t(),
         ffn_norm=_norm(read, f"{layer}.final_layer_norm"),
-        fc1=_linear(read, f"{layer}.fc1", dtype),
-        fc2=read(f"{layer}.fc2.weight").to(dtype).t(),
+        fc1=Linear(
+            torch.cat((read(f"{layer}.gate.weight").to(dtype), fc1)) if family.gate else fc1,
+            read(f"{layer}.fc1.bias").to(dtype) if family.biases else None,
+        ),
+        fc2=fc2.to(dtype).t(),
         offset=torch.zeros(()),
-        frequencies=read(f"{attention}.rot_emb.inv_freq").float(),
+        frequencies=read(f"{attention}.rot_emb.inv_freq").float()
+        if family.rotary
+        else none[: dimensions.head_dim // 2],
     )
-    value_bias = read(f"{attention}.v_proj.bias").float()
-    after_attention = read(f"{attention}.out_proj.bias").float() + out.float() @ value_bias
-    return weights, after_attention, read(f"{layer}.fc2.bias").float()
+    after_attention = bias(f"{attention}.out_proj") + out.float() @ bias(f"{attention}.v_proj")
+    return weights, after_attention, bias(f"{layer}.fc2")
 
 
-def _read_lm_head(read: Callable[[str], torch.Tensor], embedding: torch.Tensor, dtype: torch.dtype) -> HeadWeights:
+def _of_branch(weight: torch.Tensor, dimensions: ModelDimensions) -> torch.Tensor:
+    """The matrix that ends a branch of the residual stream, shrunk as the family shrinks what branches add."""
+    depth = dimensions.family.branch_depth
+    return weight if depth is None else weight.float() / (dimensions.layers / depth) ** 0.5
+
+
+def _read_lm_head(
+    read: Callable[[str], torch.Tensor], family: Family, embedding: torch.Tensor, dtype: torch.dtype
+) -> HeadWeights:
+    decoder = embedding if family.tied_head else read("lm_head.weight")
     return HeadWeights(
-        dense=_linear(read, "lm_head.dense", dtype),
+        dense=Linear(read("lm_head.dense.weight").to(dtype), read("lm_head.dense.bias").to(dtype)),
         norm=(read("lm_head.layer_norm.weight").to(dtype), read("lm_head.layer_norm.bias").to(dtype)),
-        decoder=Linear(embedding.to(dtype), read("lm_head.bias").to(dtype)),
+        # Beyond the tokens that there are, published models may have rows that stand for none.
+        decoder=Linear(decoder[:VOCABULARY_SIZE].to(dtype), read("lm_head.bias")[:VOCABULARY_SIZE].to(dtype)),
     )
 
 
-def _linear(read: Callable[[str], torch.Tensor], name: str, dtype: torch.dtype) -> Linear:
-    return Linear(read(f"{name}.weight").to(dtype), read(f"{name}.bias").to(dtype))
-
-
-def _norm(read: Callable[[str], torch.Tensor], name: str) -> Norm:
-    return Norm(read(f"{name}.weight").float(), read(f"{name}.bias").float(), torch.zeros(()))
+def _norm(read: Callable[[str], torch.Tensor], name: str, has_bias: bool = True) -> Norm:
+    weight = read(f"{name}.weight").float()
+    none = torch.zeros_like(weight)
+    return Norm(weight, read(f"{name}.bias").float() if has_bias else none, none)

@@ -19,6 +19,8 @@ CLS, PAD, EOS, UNK = 0, 1, 2, 3
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 FIRST_RESIDUE = 4
 SIZE = 33
+# What stands in a copy of a sequence for a residue that is hidden from the model, and its token. No input has it.
+MASKED, MASK = "_", 32
 
 RESIDUE_TOKEN = {residue: FIRST_RESIDUE + i for i, residue in enumerate(RESIDUES)}
 
@@ -36,14 +38,14 @@ _FEWEST_PLAIN, _FEWEST_OF_EACH = 0.9, 0.05
 GAPS = "-."
 # Positions of a protein that have no token: leucine or isoleucine, and a stop that was read through.
 _REPLACEABLE = "J*"
-_AMINO_ACIDS = RESIDUES.removesuffix(".-")
+AMINO_ACIDS = RESIDUES.removesuffix(".-")
 _SPACE = string.whitespace.encode()
 # ASCII only: str.upper would turn letters of other alphabets into residues.
 _UPPER = bytes.maketrans(string.ascii_lowercase.encode(), string.ascii_uppercase.encode())
 _A, _LETTERS = ord("A"), 26
 _CAPITALS = bytes(range(_A, _A + _LETTERS))
-_OTHER_CAPITALS = _CAPITALS.translate(None, _AMINO_ACIDS.encode())
-_IS_AMINO_ACID = np.isin(np.arange(256), list(_AMINO_ACIDS.encode()))
+_OTHER_CAPITALS = _CAPITALS.translate(None, AMINO_ACIDS.encode())
+_IS_AMINO_ACID = np.isin(np.arange(256), list(AMINO_ACIDS.encode()))
 
 _WITHOUT_GAPS = str.maketrans("", "", GAPS)
 _WITH_X = str.maketrans(dict.fromkeys(_REPLACEABLE, "X"))
@@ -66,15 +68,15 @@ class ResiduePolicy:
     gaps: str = "reject"
 
     @classmethod
-    def configured(cls, config: Mapping[str, Any]) -> ResiduePolicy:
-        """As a configuration has it."""
-        limit = config["max_residues"] if config["long_sequences"] == "reject" else None
+    def configured(cls, config: Mapping[str, Any], longest: int | None = None) -> ResiduePolicy:
+        """As a configuration has it. longest: residues that the model can take whole, None if any number."""
+        limit = {"reject": config["max_residues"], "whole": longest}.get(config["long_sequences"])
         return cls(config["invalid_residues"], config["nucleotide_sequences"], limit, config["gaps"])
 
     @property
     def letters(self) -> str:
         """What is a residue under this policy."""
-        return RESIDUES if self.gaps == "keep" else _AMINO_ACIDS
+        return RESIDUES if self.gaps == "keep" else AMINO_ACIDS
 
     @property
     def stops(self) -> str:

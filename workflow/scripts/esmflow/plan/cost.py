@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.method import EMBED_WHOLE, LongSequences
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Workload:
 class CostModel:
     """Estimated work of one sequence, in floating-point operations.
 
-    For t tokens, L layers of width D: the matrix products take 24·D²·t in each layer (q, k, v and output projection
-    8·D²·t, feed-forward 16·D²·t) and attention 4·D·t² (scores and weighted values), counting a multiply-add as two.
+    For t tokens, in each layer of width D: the matrix products take two for each of its weights and token (24·D²·t in
+    ESM-2) and attention 4·D·t² (scores and weighted values), counting a multiply-add as two.
     """
 
     dimensions: ModelDimensions
@@ -54,8 +54,8 @@ class CostModel:
         Takes a number or an array of them, and returns the same.
         """
         tokens = self.long.piece_length(residues) + 2
-        width = self.dimensions.hidden
-        of_piece = self.dimensions.layers * (24.0 * width * width * tokens + 4.0 * width * tokens * tokens)
+        width, weights = self.dimensions.hidden, self.dimensions.layer_parameters
+        of_piece = self.dimensions.layers * (2.0 * weights * tokens + 4.0 * width * tokens * tokens)
         return self.long.number_of_pieces(residues) * of_piece
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.plan.cost import Workload
 from esmflow.plan.run_plan import GroupPlan
-from esmflow.plan.shards import add_to_shard, list_shards
+from esmflow.plan.shards import EMBEDDED, add_to_shard, list_shards
 from esmflow.plan.spot_check import Candidates
 from esmflow.store.digests import DigestIndex, first_of_each, halves
 from esmflow.store.lookup import StoredSequences
@@ -67,7 +67,7 @@ class Dealer:
     Each group gets `least_cost` at least, unless it is the only one: with little to do, the last ones stay empty.
     A group's share of a window is cut into `fewest_shards` at least, smaller than `shard_residues` if need be. Shards
     that it does not fill are gone on with in the next window: with thousands of groups a share is small.
-    stored: what the store has. to_embed: what is dealt is added to it.
+    stored: what the store has. to_embed: what is dealt is added to it. called: what the shards are called.
     Sequences wait until `window_residues` have come; memory grows with that, and by 16 bytes for each different
     sequence. Windows are dealt in one thread and shards written in another, while the next window fills. Use it in a
     `with` block, whose end deals what is left; only then are the counts complete.
@@ -84,6 +84,7 @@ class Dealer:
         window_residues: int,
         stored: StoredSequences | None,
         to_embed: Workload,
+        called: str = EMBEDDED,
     ) -> None:
         self.groups = [GroupPlan() for _ in folders]
         # How many of a group's last shards have room, and the residues in them.
@@ -101,6 +102,7 @@ class Dealer:
         self._window_residues = window_residues
         self._to_embed = to_embed
         self._stored = stored
+        self._called = called
         self._seen = DigestIndex()
         self._dealing = Background()
         self._writing = Background()
@@ -109,7 +111,7 @@ class Dealer:
         self._start_window()
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            for left_over in list_shards(folder):
+            for left_over in list_shards(folder, called):
                 left_over.unlink()
 
     def __enter__(self) -> Dealer:
@@ -206,7 +208,7 @@ class Dealer:
         group.residues += residues
         self._filling[number] = (count, filled + residues)
         first = group.shards - count
-        paths = [self._folders[number] / f"shard-{first + i:05d}.fasta" for i in range(min(count, len(share)))]
+        paths = [self._folders[number] / f"{self._called}-{first + i:05d}.fasta" for i in range(min(count, len(share)))]
         return [(path, share[i::count]) for i, path in enumerate(paths)]
 
     def _least_loaded(self, costs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from esmflow.arrays import Array
-from esmflow.checkpoint.file import ModelDimensions
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import stats_below
 from esmflow.method import Fingerprint
@@ -68,8 +68,12 @@ def forecast(
         array: fingerprint.outputs.row_bytes(array, dimensions.hidden) for array in fingerprint.outputs.arrays()
     }
     segments = sum(to_embed.rows(array) * size for array, size in row_bytes.items())
+    for kind, work in plan.variants.work.items():
+        outputs = fingerprint.of_variants(kind).outputs
+        sizes = (work.rows(array) * outputs.row_bytes(array, dimensions.hidden) for array in outputs.arrays())
+        segments += sum(sizes) + work.sequences * _SEGMENT_BYTES
     records = {
-        array: valid.rows(array) * (size // 2 if array.is_pooled and pooled_precision == "fp16" else size)
+        array: valid.rows(array) * (size // 2 if array.is_vector and pooled_precision == "fp16" else size)
         for array, size in row_bytes.items()
     }
 

@@ -11,27 +11,32 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from esmflow.checkpoint.file import check_unchanged
-from esmflow.files import file_stamp
+from esmflow.arrays import MASKED_LOGITS
+from esmflow.checkpoint.file import CheckpointError, check_unchanged
+from esmflow.files import atomic_path, file_stamp
 from esmflow.inputs.readers import annotation_names, input_tasks
 from esmflow.inputs.records import RecordBlock
-from esmflow.inputs.residues import DIGEST_BYTES
+from esmflow.inputs.residues import DIGEST_BYTES, sequence_digests
 from esmflow.inputs.sheet import InputFile
 from esmflow.logs import tell
-from esmflow.plan.cost import Workload
+from esmflow.method import EMBED_WHOLE
+from esmflow.plan.cost import CostModel, Workload
 from esmflow.plan.dealing import Dealer
 from esmflow.plan.disk_forecast import check_disks, forecast, sentence
 from esmflow.plan.freshness import PlanNote, input_stamps, note_path
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
-from esmflow.plan.run_plan import Plan
+from esmflow.plan.run_plan import GroupPlan, Plan, PlannedVariants
 from esmflow.plan.settings import PlanSettings
-from esmflow.plan.shards import list_shards, read_shard
+from esmflow.plan.shards import EMBEDDED, list_shards, read_shard
 from esmflow.plan.spot_check import Candidates, write_candidates
 from esmflow.store.lookup import StoredSequences, stored_otherwise
 from esmflow.store.segments import Store
-from esmflow.text import record_name
+from esmflow.text import plural, record_name
+from esmflow.variants.copies import KINDS
+from esmflow.variants.table import RecordSearch, places_by_sequence, read_variants
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,9 @@ log = logging.getLogger(__name__)
 WINDOW_RESIDUES = 200_000_000
 # With several workers in a job: enough that one slow shard does not leave the others idle at the end.
 SHARDS_PER_WORKER = 4
+
+# So many are scored together.
+VARIANTS_PER_GROUP = 2048
 
 # Rejected records that are written to the log; the table has them all.
 _REJECTIONS_LOGGED = 1000
@@ -62,14 +70,19 @@ def assign_files_round_robin(files: Sequence[File], groups: int) -> list[list[Fi
 def plan(settings: PlanSettings) -> Plan:
     """Plans a run: deals its inputs, forecasts what it will write, and writes `plan.json` and the note beside it.
 
-    Raises what `deal_inputs` does, CheckpointError when the checkpoint is not the converted one, and DiskError when the
-    disks have too little room.
+    Raises what `deal_inputs` does, CheckpointError when the checkpoint is not the converted one or has no head for the
+    variants, and DiskError when the disks have too little room.
     """
     inputs = input_stamps(file.path for file in settings.inputs)
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
     checkpoint_stamp = file_stamp(settings.checkpoint)
     check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, stamp=None)
     store = Store(settings.store, settings.fingerprint)
+    if settings.variants and not settings.cost_model.dimensions.has_lm_head:
+        raise CheckpointError(
+            "variants: the checkpoint has no language model head, which scores are made of; use one that has, or leave "
+            "variants out"
+        )
     dealt = deal_inputs(settings, StoredSequences(store))
     expected = forecast(
         dealt, settings.fingerprint, settings.cost_model.dimensions, settings.formats, settings.pooled_precision
@@ -94,22 +107,14 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
     valid, to_embed = Workload(truncated_at), Workload(truncated_at)
     records = rejected = id_bytes = text_bytes = 0
     candidates = Candidates()
+    search = RecordSearch(read_variants(settings.variants[0])) if settings.variants else None
     round_robin = settings.assignment == "round_robin"
     group_of_file = {
         file.path: group
         for group, files in enumerate(assign_files_round_robin(settings.inputs, len(settings.groups)))
         for file in files
     }
-    dealer = Dealer(
-        [Path(folder) for folder in settings.groups],
-        settings.cost_model.cost,
-        least_cost=settings.least_cost,
-        shard_residues=settings.shard_residues,
-        fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
-        window_residues=WINDOW_RESIDUES,
-        stored=stored,
-        to_embed=to_embed,
-    )
+    dealer = _dealer(settings, settings.cost_model, stored, to_embed, EMBEDDED)
     with RecordTable(settings.records, annotation_names(settings.inputs)) as table, dealer:
         tasks = (
             (file, task)
@@ -128,7 +133,10 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
             text_bytes += sum(column.nbytes for column in texts)
             text_bytes += len(block) * (len(file.path) + len(file.sample))
             candidates.offer_block(block.digests, block.residues, lengths)
+            if search:
+                search.take(file.sample, block)
             dealer.take(block.digests, block.residues, lengths, group_of_file[file.path] if round_robin else None)
+    variants, groups = _deal_variants(search, settings) if search else (PlannedVariants(), [])
     write_candidates(Path(settings.candidates), candidates, dealer.candidates)
     log.info(
         "%d records: %d rejected, %d repeat a sequence, %d are in the store, %d sequences to embed in %d of %d groups",
@@ -142,18 +150,74 @@ def deal_inputs(settings: PlanSettings, stored: StoredSequences | None = None) -
         duplicates=dealer.duplicates,
         stored=dealer.stored,
         stored_segments=tuple(sorted(dealer.stored_segments)),
-        groups=tuple(dealer.groups),
+        groups=tuple(sum(of_group, GroupPlan()) for of_group in zip(dealer.groups, *groups, strict=True)),
         work=settings.work,
         valid=valid,
         to_embed=to_embed,
         id_bytes=id_bytes,
         text_bytes=text_bytes,
+        variants=variants,
     )
+
+
+def _dealer(
+    settings: PlanSettings, cost: CostModel, stored: StoredSequences | None, to_embed: Workload, called: str
+) -> Dealer:
+    return Dealer(
+        [Path(folder) for folder in settings.groups],
+        cost.cost,
+        least_cost=settings.least_cost,
+        shard_residues=settings.shard_residues,
+        fewest_shards=settings.workers * SHARDS_PER_WORKER if settings.workers > 1 else 1,
+        window_residues=WINDOW_RESIDUES,
+        stored=stored,
+        to_embed=to_embed,
+        called=called,
+    )
+
+
+def _deal_variants(search: RecordSearch, settings: PlanSettings) -> tuple[PlannedVariants, list[list[GroupPlan]]]:
+    """Writes which sequence each variant is of, and deals what has to be computed for them.
+
+    A kind has shards of its own, which go through the model as those of sequences to embed do.
+    """
+    assert settings.variants
+    rows = search.planned()
+    with atomic_path(settings.variants[1]) as temporary:
+        pq.write_table(rows, temporary, compression="zstd", row_group_size=VARIANTS_PER_GROUP)
+    places = places_by_sequence(rows, settings.fingerprint.long.max_residues)
+    cost = replace(settings.cost_model, long=EMBED_WHOLE)
+    groups, work, stored = [], {}, {}
+    for kind in KINDS:
+        work[kind] = Workload()
+        store = Store(settings.store, settings.fingerprint.of_variants(kind))
+        with _dealer(settings, cost, StoredSequences(store), work[kind], kind) as dealer:
+            for of_sequence in places.values():
+                texts = [text.encode() for text in dict.fromkeys(place.text(kind) for place in of_sequence)]
+                lengths = np.array([len(text) for text in texts], np.int64)
+                residues = b"".join(texts)
+                dealer.take(sequence_digests(residues, lengths), residues, lengths, None)
+        groups.append(dealer.groups)
+        stored[kind] = dealer.stored
+    planned = PlannedVariants(
+        rows=len(rows),
+        unscored=len(rows) - rows["reason"].null_count,
+        proteins=len(places),
+        places=sum(map(len, places.values())),
+        stored=stored[MASKED_LOGITS],
+        work=work,
+    )
+    tell(
+        f"variants: {planned.rows:,}, of which {planned.unscored:,} cannot be scored; "
+        f"{plural(planned.places, 'place')} in {plural(planned.proteins, 'protein')}; "
+        f"masked copies: {work[MASKED_LOGITS].sequences:,} to compute, {planned.stored:,} in the store"
+    )
+    return planned, groups
 
 
 def _first_digests(folder: str) -> Iterator[bytes]:
     """Of the sequences that a group was dealt, as many as tell whether the store has them under other settings."""
-    for shard in list_shards(folder)[:1]:
+    for shard in list_shards(folder, EMBEDDED)[:1]:
         for digest, _ in itertools.islice(read_shard(shard), _LOOKED_UP):
             yield digest
 

@@ -51,7 +51,6 @@ _TAKEN = frozenset(
         "embedding",
     )
 )
-_REASONS = pa.array([reason.value for reason in Reason])
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _REASON_NUMBER = {reason: number for number, reason in enumerate(Reason)}
 
@@ -129,7 +128,7 @@ class RecordTable:
                     block.descriptions,
                     pa.array(block.lengths),
                     pa.Array.from_buffers(pa.binary(DIGEST_BYTES), rows, buffers),
-                    pa.DictionaryArray.from_arrays(pa.array(reasons, mask=valid), _REASONS),
+                    pa.DictionaryArray.from_arrays(pa.array(reasons, mask=valid), pa.array(list(_REASON_NUMBER))),
                     pa.array(details),
                     *(
                         block.annotations[name].dictionary_encode()

@@ -17,6 +17,30 @@ class GroupPlan:
     residues: int = 0
     cost: float = 0.0
 
+    def __add__(self, other: GroupPlan) -> GroupPlan:
+        return GroupPlan(
+            self.shards + other.shards,
+            self.sequences + other.sequences,
+            self.residues + other.residues,
+            self.cost + other.cost,
+        )
+
+
+@dataclass(frozen=True)
+class PlannedVariants:
+    """What there is to compute for the variants of a run.
+
+    rows: of the table; unscored: those that cannot be scored. proteins, places: different ones, of the others. stored:
+    how many of their masked copies the store had. work: what is to be computed, by kind; see `variants.copies.KINDS`.
+    """
+
+    rows: int = 0
+    unscored: int = 0
+    proteins: int = 0
+    places: int = 0
+    stored: int = 0
+    work: dict[str, Workload] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class DiskForecast:
@@ -56,4 +80,5 @@ class Plan(JsonFile):
     to_embed: Workload = field(default_factory=Workload)
     id_bytes: int = 0
     text_bytes: int = 0
+    variants: PlannedVariants = field(default_factory=PlannedVariants)
     disk_forecast: DiskForecast = field(default_factory=DiskForecast)

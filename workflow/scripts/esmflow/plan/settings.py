@@ -25,7 +25,8 @@ class PlanSettings:
     workers: of one job, which share a group: it is cut into shards small enough to keep all of them busy to the end.
     processes: how many work at once where there is enough to read.
     formats, pooled_precision: what the run will write. disk_check: whether the disks must have room for it.
-    number: see `plan_number`.
+    number: see `plan_number`. variants: the table of variants, and a file to write that says which sequence each row is
+    of; None without one.
     """
 
     inputs: Sequence[InputFile]
@@ -49,3 +50,4 @@ class PlanSettings:
     pooled_precision: str
     disk_check: bool
     number: int
+    variants: tuple[str, str] | None = None

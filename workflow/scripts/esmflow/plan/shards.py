@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from esmflow.errors import EsmflowError
 from esmflow.files import atomic_path
 from esmflow.inputs.residues import DIGEST_BYTES, sequence_digest
+from esmflow.method import Fingerprint
 
 
 class ShardError(EsmflowError):
@@ -59,9 +60,22 @@ def read_shard(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, str]]:
             yield bytes.fromhex(header[1:].strip()), sequence
 
 
-def list_shards(folder: str | os.PathLike[str]) -> list[Path]:
-    """The shards of a group, in order; none for an empty group."""
-    return sorted(Path(folder).glob("shard-*.fasta"))
+EMBEDDED = "shard"
+"""What shards of sequences to embed are called; those for variants are called by what is computed of them."""
+
+
+def list_shards(folder: str | os.PathLike[str], of: str = "*") -> list[Path]:
+    """The shards of a group, in order, or those that are called `of`; none for an empty group."""
+    return sorted(Path(folder).glob(f"{of}-*.fasta"), key=lambda path: (_called(path) != EMBEDDED, path.name))
+
+
+def shard_fingerprint(shard: str | os.PathLike[str], run: Fingerprint) -> Fingerprint:
+    """Under which fingerprint the results of a shard are stored: that of the run, or one for variants."""
+    return run if _called(shard) == EMBEDDED else run.of_variants(_called(shard))
+
+
+def _called(shard: str | os.PathLike[str]) -> str:
+    return Path(shard).name.rpartition("-")[0]
 
 
 def shard_name(digests: Iterable[bytes]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from esmflow.arrays import Array
+from esmflow.arrays import POOLED, Array
 from esmflow.collect.writers.names import NameGiver
 from esmflow.inputs.sheet import InputFile, output_names
 
@@ -51,11 +51,11 @@ class Reader(ABC):
 
     @abstractmethod
     def record(self, number: int) -> np.ndarray:
-        """The values of one record: `[D]`, or its rows (see `Array.rows`)."""
+        """The values of one record: `[D]`, `[]` of a number, or its rows (see `Array.rows`)."""
 
     @abstractmethod
     def matrix(self) -> np.ndarray:
-        """The values of all records: `[N, D]`, or the rows of all of them end to end."""
+        """The values of all records: `[N, D]`, `[N]` of numbers, or the rows of all of them end to end."""
 
 
 class _Rows(Reader):
@@ -115,7 +115,8 @@ def _parquet(written: Written) -> Reader:
 
 
 def _h5ad(written: Written) -> Reader:
-    return _Rows(_open_h5(written.own / "embeddings.h5ad")["X"], None)
+    values = _open_h5(written.own / "embeddings.h5ad")["X"]
+    return _Rows(values if written.array.is_vector else values[:, 0], None)
 
 
 def _skbio(written: Written) -> Reader:
@@ -131,7 +132,7 @@ def _h5_per_protein(written: Written) -> Reader:
     for identifier in written.ids:
         taken[giver.name(identifier)] = None
     names = list(taken)
-    return _Each(written, lambda number: file[names[number]][:])
+    return _Each(written, lambda number: np.asarray(file[names[number]][()]))
 
 
 def _pt(written: Written) -> Reader:
@@ -154,7 +155,7 @@ def _esm(written: Written) -> Reader:
     import torch
 
     names, kind, layer = written.names(), written.array.kind, written.array.layer
-    fields = {"per_residue": "representations", "mean": "mean_representations", "bos": "bos_representations"}
+    fields = {"per_residue": "representations", **{kind: f"{kind}_representations" for kind in POOLED}}
 
     @cache
     def paths(file: int) -> list[Path]:

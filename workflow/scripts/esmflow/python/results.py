@@ -107,7 +107,7 @@ class Results:
         return iter(self.ids)
 
     def __getitem__(self, identifier: str) -> np.ndarray:
-        """The vector of one record, `[D]`.
+        """The vector of one record, `[D]`, or its number, `[]`, where `array` is `pseudo_perplexity`.
 
         Raises NoSuchIdError, which says why the record was rejected if it is one of the input's, and ResultsError for
         an id that several records have.
@@ -145,7 +145,7 @@ class Results:
         return self.manifest.filter(pl.col("reason").is_not_null()).select(columns)
 
     def matrix(self, array: str | None = None) -> np.ndarray:
-        """All vectors, `[N, D]`, in the order of `ids`; of an array by residue, the rows of all records end to end.
+        """All vectors, `[N, D]`, or numbers, `[N]`, in the order of `ids`; of an array by residue, all rows end to end.
 
         From the first of the run's formats that has them. Mapped from the file where that is `npy`, else in memory.
 
@@ -157,7 +157,8 @@ class Results:
     def per_residue(self, identifier: str, array: str | None = None) -> np.ndarray:
         """What one record has for each of its residues: `[residues, D]`, without cls and eos.
 
-        array: another than the last layer's, or `logits` (`[residues, 33]`) or `contacts` (`[residues, residues]`).
+        array: another than the last layer's, or `logits` (`[residues, 33]`), `entropy` (`[residues]`) or `contacts`
+        (`[residues, residues]`).
 
         >>> e.per_residue("P84927").shape
         (31, 320)
@@ -211,11 +212,11 @@ class Results:
 
         obs = self.rows.drop("manifest_row").to_pandas()
         obs.index = anndata.utils.make_index_unique(pd.Index(self.ids))
-        return anndata.AnnData(np.array(self.matrix()), obs=obs, uns={"esmflow": {"array": self.array}})
+        return anndata.AnnData(np.array(self._vectors()), obs=obs, uns={"esmflow": {"array": self.array}})
 
     @cached_property
     def _neighbours(self) -> Neighbours:
-        return Neighbours(self.matrix())
+        return Neighbours(self._vectors())
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -269,6 +270,11 @@ class Results:
         if not Array.named(self.array).is_pooled:
             raise ResultsError(f"{self.array} has no vector for each protein; per_residue(id) has what there is")
         return self.array
+
+    def _vectors(self) -> np.ndarray:
+        if Array.named(self._pooled()).is_vector:
+            return self.matrix()
+        raise ResultsError(f"{self.array} is a number and no vector; open the results with another array")
 
     def _checked(self, array: str) -> str:
         if array not in self.arrays:

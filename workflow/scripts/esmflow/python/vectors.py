@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow.arrays import Array, Outputs, resolve_layers
-from esmflow.checkpoint.file import CheckpointError, check_heads, read_checkpoint_info
-from esmflow.checkpoint.sources import files_of_checkpoint, find_checkpoint
+from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions, check_method, files_of_checkpoint
+from esmflow.checkpoint.sources import find_checkpoint
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
 from esmflow.failures import REMEDY, Reason
-from esmflow.files import PROJECT, file_stamp, safe_name
+from esmflow.files import LEFT_OVER_SECONDS, PROJECT, file_stamp, remove_left_overs, safe_name
 from esmflow.inputs.columns import ID, SEQUENCE
 from esmflow.inputs.records import RecordBlock
 from esmflow.inputs.residues import ResiduePolicy
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 
 # Keys of the configuration that are about numbers and about finding the model; the others are about runs.
 SETTINGS = (
-    *("model_folder", "download", "device", "engine", "precision", "per_residue_precision", "batch_tokens"),
-    *("long_sequences", "max_residues", "window_overlap", "invalid_residues", "nucleotide_sequences", "gaps"),
+    *("base_model", "model_folder", "download", "device", "batch_tokens", "engine", "precision"),
+    *("per_residue_precision", "long_sequences", "max_residues", "window_overlap"),
+    *("invalid_residues", "nucleotide_sequences", "gaps"),
 )
 _NAMED = 5
+Kind = Literal["mean", "bos", "max", "std", "pseudo_perplexity", "per_residue", "contacts", "logits", "entropy"]
 
 
 class SequencesError(EsmflowError):
@@ -46,7 +49,7 @@ def embed(
     sequences: Mapping[str, str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["mean", "bos", "per_residue", "contacts", "logits"] = ...,
+    kind: Kind = ...,
     layer: int = ...,
     **settings: Any,
 ) -> dict[str, np.ndarray]: ...
@@ -57,7 +60,7 @@ def embed(
     sequences: Iterable[str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["mean", "bos"] = ...,
+    kind: Literal["mean", "bos", "max", "std", "pseudo_perplexity"] = ...,
     layer: int = ...,
     **settings: Any,
 ) -> np.ndarray: ...
@@ -68,7 +71,7 @@ def embed(
     sequences: Iterable[str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["per_residue", "contacts", "logits"],
+    kind: Literal["per_residue", "contacts", "logits", "entropy"],
     layer: int = ...,
     **settings: Any,
 ) -> list[np.ndarray]: ...
@@ -85,13 +88,14 @@ def embed(
     """Embeds sequences with the workflow's engine: the same numbers as a run, on a GPU if there is one, else the CPU.
 
     sequences: a list of residue strings, or a dict of them by id. model: `8M` to `15B`, another official name, or a
-    path. kind: `mean` or `bos`, one vector `[D]` for each sequence; `per_residue` `[residues, D]`; `logits`
-    `[residues, 33]`; `contacts` `[residues, residues]`. layer: 0 is the token embedding, -1 the last.
+    path. kind: `mean`, `bos`, `max` or `std`, one vector `[D]` for each sequence; `pseudo_perplexity`, one number;
+    `per_residue` `[residues, D]`; `logits` `[residues, 33]`; `entropy` `[residues]`; `contacts` `[residues, residues]`.
+    layer: 0 is the token embedding, -1 the last.
     settings: keys of the configuration that change numbers or say where the model is, such as `precision="fp32"`,
     `long_sequences="window"` or `download=False`. Sequences are normalised, and cut at 1,022 residues with a warning,
     as in a run.
 
-    Returns a dict by id for a dict; for a list a matrix `[N, D]`, or a list of arrays where they differ in length. The
+    Returns a dict by id for a dict; for a list a matrix `[N, D]`, numbers `[N]`, or a list of arrays of several lengths. The
     model stays loaded for the next call. Raises SequencesError that names every sequence that ESM-2 cannot take.
 
     >>> esmflow.embed(["MKVLAAGIC", "GIVEQ"], model=model).shape
@@ -113,8 +117,10 @@ def embed(
     names = [str(name) for name in sequences] if by_id else []
     texts = list(sequences.values()) if isinstance(sequences, Mapping) else sequences
     config = _configured(os.fspath(model), kind, layer, settings)
-    block = _normalised(texts, names or [f"sequence {number}" for number in range(len(texts))], config)
-    engine = _load(config)
+    checkpoint, dimensions = _model(config)
+    names = names or [f"sequence {number}" for number in range(len(texts))]
+    block = _normalised(texts, names, ResiduePolicy.configured(config, dimensions.longest))
+    engine = _load(config, checkpoint, dimensions)
     found = _extract(block, engine, config)
     if by_id:
         return dict(zip(sequences, found, strict=True))
@@ -129,11 +135,10 @@ def _configured(model: str, kind: str, layer: int, settings: Mapping[str, Any]) 
     return validated(given, PROJECT / "workflow" / "schemas" / "config.schema.yaml")
 
 
-def _normalised(texts: Sequence[str], names: Sequence[str], config: Mapping[str, Any]) -> RecordBlock:
+def _normalised(texts: Sequence[str], names: Sequence[str], policy: ResiduePolicy) -> RecordBlock:
     for name, text in zip(names, texts, strict=True):
         if not isinstance(text, str):
             raise SequencesError(f"{name}: a {type(text).__name__} is no text; give the residues as a string")
-    policy = ResiduePolicy.configured(config)
     columns = {ID: pa.array(names, pa.string()), SEQUENCE: pa.array([t.encode("utf-8", "replace") for t in texts])}
     block = read_batch("", 1, pa.record_batch({**columns, SEQUENCE: columns[SEQUENCE].cast(pa.binary())}), {}, policy)
     if block.reasons:
@@ -181,7 +186,22 @@ def _shaped(values: np.ndarray, array: Array) -> np.ndarray:
     return values.reshape(side, side).copy() if array.kind == "contacts" else values.copy()
 
 
-def _load(config: Mapping[str, Any]) -> Engine:
+def _model(config: Mapping[str, Any]) -> tuple[str, ModelDimensions]:
+    """The converted checkpoint, and what it is. Raises CheckpointError when it cannot do what is asked for."""
+    where = config["model_folder"], config["download"]
+    source = find_checkpoint(config["model"], *where)
+    base = find_checkpoint(config["base_model"], *where) if config["base_model"] else None
+    checkpoint = _converted(source, base)
+    dimensions = read_checkpoint_info(checkpoint).dimensions
+    try:
+        check_method(config, dimensions)
+        resolve_layers(config["layers"], dimensions.layers)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return checkpoint, dimensions
+
+
+def _load(config: Mapping[str, Any], checkpoint: str, dimensions: ModelDimensions) -> Engine:
     import torch
 
     device = config["device"]
@@ -189,14 +209,7 @@ def _load(config: Mapping[str, Any]) -> Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise SequencesError("device: cuda, but torch sees no GPU here; set device to cpu, or leave it out")
-    source = find_checkpoint(config["model"], config["model_folder"], config["download"])
-    checkpoint = _converted(source)
-    info = read_checkpoint_info(checkpoint)
-    try:
-        check_heads(config["include"], info.dimensions)
-        layers = resolve_layers(config["layers"], info.dimensions.layers)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    layers = resolve_layers(config["layers"], dimensions.layers)
     outputs = Outputs(layers, tuple(config["include"]), config["per_residue_precision"])
     return _loaded(config["engine"], checkpoint, outputs, config["precision"], device)
 
@@ -208,14 +221,16 @@ def _loaded(engine: str, checkpoint: str, outputs: Outputs, precision: str, devi
     return load_engine(engine, checkpoint, outputs, precision, device)
 
 
-def _converted(source: Path) -> str:
+def _converted(source: Path, base: Path | None) -> str:
     """The converted checkpoint, which is kept in the user's cache, since converting a large one takes a while."""
     from esmflow.checkpoint.convert import convert_checkpoint
 
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "esmflow"
-    stamps = [str(number) for file in files_of_checkpoint(str(source)) for number in file_stamp(file)]
+    files = [file for path in filter(None, (source, base)) for file in files_of_checkpoint(str(path))]
+    stamps = [str(number) for file in files for number in file_stamp(file)]
     name = safe_name("-".join([source.stem, *stamps]))
     target = folder / f"{name}.safetensors"
     if not target.exists():
-        convert_checkpoint(source, target, source.stem)
+        remove_left_overs([target], LEFT_OVER_SECONDS)
+        convert_checkpoint(source, target, source.stem, base)
     return str(target)

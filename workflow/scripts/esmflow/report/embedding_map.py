@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esmflow.arrays import Array
+from esmflow.arrays import PER_LAYER, Array
 from esmflow.report.manifest_counts import SampledRecord
 from esmflow.store.gather import read_rows
 from esmflow.store.segments import Store
@@ -44,9 +44,9 @@ class EmbeddingMap:
 
 def map_arrays(arrays: Sequence[Array]) -> list[Array]:
     """The arrays that maps are made of, the last layer's mean first: pooled ones, else means of per-residue ones."""
-    of_kinds = ([array for array in arrays if array.kind == kind] for kind in ("mean", "bos", "per_residue"))
-    mean, bos, per_residue = (sorted(of_kind, reverse=True) for of_kind in of_kinds)
-    return ((mean + bos) or per_residue)[:MOST_MAPS]
+    of_kinds = ([array for array in arrays if array.kind == kind] for kind in PER_LAYER)
+    *pooled, per_residue = (sorted(of_kind, reverse=True) for of_kind in of_kinds)
+    return ([array for of_kind in pooled for array in of_kind] or per_residue)[:MOST_MAPS]
 
 
 def embedding_map(store: Store, sample: Sequence[SampledRecord], array: Array) -> EmbeddingMap:

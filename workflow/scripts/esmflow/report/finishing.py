@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.embedding.run_record import RunRecord
 from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
@@ -28,13 +28,15 @@ class FinishError(EsmflowError):
 class FinishSettings:
     """How to end a run.
 
-    summary, certificate, runs: files that earlier steps left; certificate: None without one. model: its name.
+    summary, certificate, variants, runs: files that earlier steps left; certificate, variants: None without any.
+    model: its name.
     places: where the results are. fail_without_embedding: whether records without an embedding are an error.
     output: the file to write. logs: files to be joined to one, joined_log. shows_summary: whether to print it.
     """
 
     summary: str
     certificate: str | None
+    variants: str | None
     runs: Sequence[str]
     model: str
     places: Places
@@ -49,7 +51,8 @@ def finish(settings: FinishSettings) -> None:
     """Writes the summary in words, or raises FinishError after which the same command tries what failed again."""
     summary = Summary.read(settings.summary)
     certificate = Certificate.read(settings.certificate) if settings.certificate else None
-    lines = summary_lines(summary, certificate, settings.model, settings.places)
+    variants = VariantSummary.read(settings.variants) if settings.variants else None
+    lines = summary_lines(summary, certificate, settings.model, settings.places, variants)
     _remove_earlier(settings)
     join_logs([Path(path) for path in settings.logs], settings.joined_log)
     ends = []
@@ -86,3 +89,7 @@ def _remove_earlier(settings: FinishSettings) -> None:
         (results / "report.html").unlink()
         shutil.rmtree(results / "report", ignore_errors=True)
         log.info("removed %s/report.html of an earlier run (report: false)", results)
+    if settings.variants is None and (results / "variants.json").exists():
+        for suffix in ("parquet", "tsv", "json"):
+            (results / f"variants.{suffix}").unlink(missing_ok=True)
+        log.info("removed %s/variants.* of an earlier run (variants: null)", results)

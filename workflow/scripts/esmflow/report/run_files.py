@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.checkpoint.file import CheckpointInfo
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord
 from esmflow.files import stats_below
 from esmflow.method import Fingerprint
@@ -21,6 +21,8 @@ from esmflow.verify.certificate import Certificate
 
 _RESULTS = {
     "failures.tsv": "records without an embedding",
+    "variants.parquet": "scores of variants",
+    "variants.tsv": "scores of variants",
     "certificate.json": "certificate",
     "summary.json": "summary",
     "run.log": "logs of all steps",
@@ -29,7 +31,7 @@ _RESULTS = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run; those in JSON are read. certificate: None if verification was off.
+    """The files of a run; those in JSON are read. certificate, variants: None if there were to be none.
 
     stored_segments: what the store had before the run. command: what was typed. configuration: with every default
     filled in. finished: when the last step before the report was done, in seconds since 1970.
@@ -46,6 +48,7 @@ class RunFiles:
     runs: Sequence[RunRecord]
     stored_segments: Sequence[str]
     certificate: Certificate | None
+    variants: VariantSummary | None
     command: str
     configuration: Mapping[str, Any]
     finished: float
@@ -63,6 +66,7 @@ class RunFiles:
         summary: str,
         runs: Sequence[str],
         certificate: str | None,
+        variants: str | None,
         command: str,
         configuration: Mapping[str, Any],
     ) -> RunFiles:
@@ -81,6 +85,7 @@ class RunFiles:
             runs=[RunRecord.read(path) for path in runs],
             stored_segments=planned.stored_segments,
             certificate=Certificate.read(certificate) if certificate else None,
+            variants=VariantSummary.read(variants) if variants else None,
             command=command,
             configuration=configuration,
             finished=os.stat(certificate or summary).st_mtime,

@@ -18,7 +18,7 @@ from esmflow.report.figures.records import disk_figure, flow_figure, lengths_fig
 from esmflow.report.figures.slots import speed_figure, timeline_figure
 from esmflow.report.figures.style import GIB, Figure
 from esmflow.report.manifest_counts import LONGEST, ManifestCounts
-from esmflow.report.methods import REFERENCES, methods_paragraph
+from esmflow.report.methods import methods_paragraph, references
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
 from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plural, shown, span
@@ -67,10 +67,12 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
         "window": f"in windows of {method.max_residues} residues that share {method.window_overlap}",
     }
     versions = files.summary.versions
+    name = f"{model.name}, merged into {model.base}" if model.base else model.name
     facts = [
-        ("Model", f"{model.name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
+        ("Model", f"{name}: {size.layers} layers, width {size.hidden}, {size.heads} heads"),
         ("Checkpoint", model.digest),
         ("Outputs", f"{', '.join(files.summary.arrays)} as {', '.join(files.summary.formats)}"),
+        *([("Variants", files.variants.line())] if files.variants else []),
         ("Precision", used if method.precision != "auto" else f"{used}, chosen by auto"),
         ("Engine", f"{method.engine}, method version {method.method_version}: {_arithmetic(files, counts)}"),
         ("Long sequences", cut.get(method.long_sequences, method.long_sequences)),
@@ -95,7 +97,8 @@ def what_ran(files: RunFiles, counts: ManifestCounts) -> Section:
 
 def _arithmetic(files: RunFiles, counts: ManifestCounts) -> str:
     """How the engine computes, in the fingerprint's words: those for what this run did."""
-    clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith("auto is")]
+    of_others = ("auto is", *([] if "bf16" in counts.precisions else ["rotated queries and keys in fp16"]))
+    clauses = [clause for clause in files.fingerprint.arithmetic.split("; ") if not clause.startswith(of_others)]
     half = bool({"fp16", "bf16", "int8"} & counts.precisions.keys())
     if half and not files.slots():
         return "; ".join(clauses)
@@ -295,7 +298,7 @@ def disk(files: RunFiles, counts: ManifestCounts) -> Section:
 def paper(files: RunFiles, counts: ManifestCounts) -> Section:
     """What to write about the run, and what it takes to do it again."""
     configuration = yaml.safe_dump(dict(files.configuration), sort_keys=False, allow_unicode=True)
-    texts = [("References", REFERENCES), ("Command", files.command), ("Configuration", configuration)]
+    texts = [("References", references(files)), ("Command", files.command), ("Configuration", configuration)]
     return Section(note=methods_paragraph(files, counts), texts=texts)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.embedding.status import StatusError, read_status, trouble_lines
 from esmflow.failures import REMEDY, Reason
 from esmflow.text import duration, plural
@@ -29,7 +29,13 @@ class Places:
     command: str
 
 
-def summary_lines(summary: Summary, certificate: Certificate | None, model: str, places: Places) -> list[str]:
+def summary_lines(
+    summary: Summary,
+    certificate: Certificate | None,
+    model: str,
+    places: Places,
+    variants: VariantSummary | None = None,
+) -> list[str]:
     """Five to ten lines: how many of what, how fast, how right, where, and what to do about what is missing."""
     lines = [
         f"records    {summary.records:,}: {summary.embedded:,} embedded, "
@@ -38,6 +44,7 @@ def summary_lines(summary: Summary, certificate: Certificate | None, model: str,
         _speed_line(summary, model),
         f"verified   {certificate.line()}" if certificate else "verified   no (verify.sample: 0)",
         f"results    {places.embeddings}  ({', '.join(summary.arrays)}; {', '.join(summary.formats)})",
+        *([f"variants   {variants.line()}; {Path(places.manifest).with_name('variants.tsv')}"] if variants else []),
         f"manifest   {places.manifest}" + (f"; report {places.report}" if places.report else ""),
     ]
     if summary.records > summary.embedded:

@@ -1,8 +1,8 @@
 """Segments: immutable files of embeddings, one for each finished shard; and the store, the folder they are in.
 
 A segment is a tensor file with the tensors `digests` (uint8 `[N, 16]`), `lengths` (int64 `[N]`, residues embedded) and
-one tensor for each output: pooled ones `[N, D]`, per-residue ones `[sum of lengths, D]`, `logits`
-`[sum of lengths, 33]`, `contacts` `[sum of squared lengths]`. Its metadata
+one tensor for each output: pooled vectors `[N, D]`, `pseudo_perplexity` `[N]`, per-residue ones `[sum of lengths, D]`,
+`logits` `[sum of lengths, 33]`, `entropy` `[sum of lengths]`, `contacts` `[sum of squared lengths]`. Its metadata
 names the fingerprint, the precision that was used, and the shard's sequences that could not be embedded, with reasons:
 a segment stands for its whole shard. What is damaged is set aside under another name and counts as absent.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from esmflow.arrays import Array
 from esmflow.errors import EsmflowError
 from esmflow.failures import Failure, Reason
-from esmflow.files import from_json, open_to_others, read_json, write_json
+from esmflow.files import LEFT_OVER_SECONDS, from_json, open_to_others, read_json, write_json
 from esmflow.inputs.residues import DIGEST_BYTES
 from esmflow.method import Fingerprint
 from esmflow.store import SEGMENT_SUFFIX
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "esmflow-segment-2"
 # Writing a segment takes seconds: a temporary file that nobody has touched for a day is a killed writer's.
-_LEFT_OVER_SECONDS = 86_400
 
 
 class SegmentError(EsmflowError):
@@ -183,7 +182,7 @@ class Store:
     def _remove_left_overs(self) -> None:
         for path in self.folder.glob(".*.part"):
             try:
-                if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                if time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS:
                     path.unlink()
             except OSError:
                 continue

@@ -55,12 +55,19 @@ LIMITS = {
 residue: 0.003, 0.01 and 0.026), the median scale within 0.0003 of 1."""
 
 
-def compare(found: np.ndarray, right: np.ndarray, mistakes: Mapping[str, np.ndarray]) -> Agreement:
-    """Holds an embedding against the right one and against what each mistake would give; arrays of one shape each."""
+def compare(
+    found: np.ndarray, right: np.ndarray, mistakes: Mapping[str, np.ndarray], negligible: float = 0.0
+) -> Agreement:
+    """Holds an embedding against the right one and against what each mistake would give; arrays of one shape each.
+
+    Two whose norms are both at most `negligible` are alike: what is left of them is rounding.
+    """
     expected, vector = _flat(right), _flat(found)
     if vector.shape != expected.shape or not np.isfinite(vector).all():
         return Agreement(0.0, UNLIKE, 0.0)
     norm = float(np.linalg.norm(expected))
+    if norm <= negligible:
+        return Agreement(1.0, 0.0, 1.0) if np.linalg.norm(vector) <= negligible else Agreement(0.0, UNLIKE, 0.0)
     product = float(vector @ expected)
     distance = float(np.linalg.norm(vector - expected))
     length = float(np.linalg.norm(vector))

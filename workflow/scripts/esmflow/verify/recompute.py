@@ -1,15 +1,16 @@
-"""Compute sequences again with fair-esm's own ESM-2 module in fp32, and hold stored embeddings against the result.
+"""Compute sequences again with fair-esm's own module in fp32, and hold stored embeddings against the result.
 
-fair-esm tokenises and its module computes, filled by `engine.fair_esm`; the pooling is the certificate's own, written
-out here a second time, so that no engine's mistake is repeated. Beside what is right it works out what well-known
-mistakes would give (the mean with eos in it, the layer next door), so that a mistake too small for a threshold is still
-recognised: the stored vector is nearer to it than to what is right.
+fair-esm tokenises and its module computes, filled by `engine.fair_esm`. ESM C, which it does not have, is computed by
+`verify.esm_c`. The pooling is the certificate's own, written out here a second time, so that no engine's mistake is
+repeated. Beside what is right it works out what well-known mistakes would give (the mean with eos in it, the layer next
+door), so that a mistake too small for a threshold is still recognised: the stored vector is nearer to it than to what
+is right.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +19,13 @@ import numpy as np
 import torch
 
 from esmflow.arrays import Outputs
-from esmflow.checkpoint.file import ModelDimensions, read_checkpoint_info
-from esmflow.engine.fair_esm import layer_bytes, load_fair_esm, padded_batches, padded_tokens
+from esmflow.checkpoint.file import read_checkpoint_info
+from esmflow.checkpoint.models import ModelDimensions
+from esmflow.engine.fair_esm import fair_esm_module, layer_bytes, load_fair_esm, padded_batches, padded_tokens
 from esmflow.engine.memory import release_memory, unless_out_of_memory
 from esmflow.method import LongSequences
 from esmflow.verify import CONTACT_MAP_BYTES, RESIDENT_BYTES, TOKENS_BY_LAYER
+from esmflow.verify.esm_c import PlainEsmC
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +38,16 @@ class Expected:
     """What one output of one sequence should be, and what it would be after each well-known mistake, by its name.
 
     Arrays are as segments hold them: pooled `[D]`, per residue `[n, D]`, logits `[n, 33]`, contacts `[n · n]`.
+    negligible: a norm up to which there is nothing to compare.
     """
 
     right: np.ndarray
     mistakes: Mapping[str, np.ndarray]
+    negligible: float = 0.0
 
 
 class Recomputation:
-    """fair-esm's `ESM2` with a converted checkpoint's weights in fp32 on one device."""
+    """fair-esm's module with a converted checkpoint's weights in fp32 on one device, or what stands in for it."""
 
     def __init__(self, checkpoint: str, device: str, resident_bytes: int = RESIDENT_BYTES) -> None:
         """Reads the weights: at once, or layer by layer as needed if they take more than `resident_bytes` in fp32."""
@@ -50,11 +55,12 @@ class Recomputation:
         self.dimensions = read_checkpoint_info(checkpoint).dimensions
         # Never rounded to TF32, whatever the environment says.
         torch.set_float32_matmul_precision("highest")
-        model = unless_out_of_memory(lambda: load_fair_esm(checkpoint, self.device, resident_bytes))
+        module = fair_esm_module if self.dimensions.family.in_fair_esm else PlainEsmC
+        model = unless_out_of_memory(lambda: load_fair_esm(checkpoint, self.device, resident_bytes, module))
         if isinstance(model, str):
             release_memory()
             log.warning("no memory for the model's weights in fp32 (%s): they are read layer by layer", model)
-            model = load_fair_esm(checkpoint, self.device, resident_bytes=0)
+            model = load_fair_esm(checkpoint, self.device, 0, module)
             resident_bytes = 0
         self.model = model
         by_layer = layer_bytes(self.dimensions) > resident_bytes
@@ -107,9 +113,9 @@ class Recomputation:
             size = len(residues) + 2
             tokens = {layer: result["representations"][layer][row, :size].cpu().numpy() for layer in layers}
             found[number] = _expected_by_layer(tokens, outputs)
-            if "logits" in outputs.include:
+            if outputs.needs_logits:
                 logits = result["logits"][row, :size].cpu().numpy()
-                found[number]["logits"] = Expected(logits[1:-1], _shifted(logits))
+                found[number] |= _expected_of_logits(logits, self._own_tokens(residues), outputs)
             if "contacts" in outputs.include and (contacts := self._contacts(residues)) is not None:
                 found[number]["contacts"] = Expected(contacts.ravel(), {})
         return found
@@ -120,9 +126,14 @@ class Recomputation:
         sums = {layer: np.zeros((size, self.dimensions.hidden)) for layer in outputs.layers}
         begins = {layer: np.zeros(self.dimensions.hidden) for layer in outputs.layers}
         times = np.zeros((size, 1))
+        scores = np.zeros((2, size))
         for start, residues in pieces:
             result = self._run([residues], outputs.layers)
             times[start : start + len(residues)] += 1
+            if outputs.needs_logits:
+                log_p = _log_probabilities(result["logits"][0, 1:-1].cpu().numpy())
+                own = log_p[np.arange(len(residues)), self._own_tokens(residues)]
+                scores[:, start : start + len(residues)] += _entropy(log_p), own
             for layer in outputs.layers:
                 tokens = result["representations"][layer][0].cpu().numpy()
                 sums[layer][start : start + len(residues)] += tokens[1:-1]
@@ -130,10 +141,17 @@ class Recomputation:
         expected = {}
         for layer in outputs.layers:
             by_residue = sums[layer] / times
-            values = {"mean": by_residue.mean(axis=0), "bos": begins[layer], "per_residue": by_residue}
+            values = {kind: pool(by_residue) for kind, pool in _POOLS.items()}
+            values |= {"bos": begins[layer], "per_residue": by_residue}
             for array in outputs.of_layer(layer):
-                expected[array.name] = Expected(values[array.kind], {})
-        return expected
+                expected[array.name] = Expected(values[array.kind], {}, _negligible(array.kind, by_residue))
+        entropy, own = scores / times[:, 0]
+        of_model = {"entropy": entropy, "pseudo_perplexity": _perplexity(own)}
+        return expected | {kind: Expected(of_model[kind], {}) for kind in of_model if kind in outputs.include}
+
+    def _own_tokens(self, residues: str) -> np.ndarray:
+        """The tokens of a sequence without cls and eos, `[n]`."""
+        return padded_tokens(self.model, [residues])[0, 1:-1].numpy()
 
     @torch.no_grad()
     def _run(self, sequences: Sequence[str], layers: Sequence[int]) -> dict[str, Any]:
@@ -169,26 +187,66 @@ def _expected_by_layer(tokens: Mapping[int, np.ndarray], outputs: Outputs) -> di
     for layer in outputs.layers:
         here = tokens[layer]
         beside = {f"layer {other}": tokens[other] for other in (layer - 1, layer + 1) if other in tokens}
-        mean = {
-            "the mean with eos in it": _mean(here[1:]),
-            "the mean with cls in it": _mean(here[:-1]),
-            "the mean with cls and eos in it": _mean(here),
-            **{f"the mean of {name}": _mean(values[1:-1]) for name, values in beside.items()},
-        }
         bos = {"eos": here[-1], **{f"cls of {name}": values[0] for name, values in beside.items()}}
         residues = {**_shifted(here), **{f"the residues of {name}": values[1:-1] for name, values in beside.items()}}
-        kinds = {
-            "mean": Expected(_mean(here[1:-1]), mean),
-            "bos": Expected(here[0], bos),
-            "per_residue": Expected(here[1:-1], residues),
-        }
+        kinds = {"bos": Expected(here[0], bos), "per_residue": Expected(here[1:-1], residues)}
+        for kind, pool in _POOLS.items():
+            mistakes = {
+                f"the {kind} with eos in it": pool(here[1:]),
+                f"the {kind} with cls in it": pool(here[:-1]),
+                f"the {kind} with cls and eos in it": pool(here),
+                **{f"the {kind} of {name}": pool(values[1:-1]) for name, values in beside.items()},
+            }
+            kinds[kind] = Expected(pool(here[1:-1]), mistakes, _negligible(kind, here[1:-1]))
         for array in outputs.of_layer(layer):
             expected[array.name] = kinds[array.kind]
     return expected
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
-    return rows.mean(axis=0, dtype=np.float64)
+_POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda rows: rows.mean(axis=0, dtype=np.float64),
+    "max": lambda rows: rows.max(axis=0),
+    "std": lambda rows: rows.std(axis=0, dtype=np.float64),
+}
+
+
+def _negligible(kind: str, rows: np.ndarray) -> float:
+    """Where the residues' vectors are all alike, as at layer 0 of one kind of residue, nothing but rounding is left."""
+    return 1e-5 * float(np.linalg.norm(rows)) / len(rows) ** 0.5 if kind == "std" else 0.0
+
+
+def _expected_of_logits(logits: np.ndarray, own: np.ndarray, outputs: Outputs) -> dict[str, Expected]:
+    """logits: `[n + 2, 33]` of cls, the residues and eos. own: the residues' tokens, `[n]`."""
+    log_p = _log_probabilities(logits)
+
+    def perplexity(rows: np.ndarray) -> np.ndarray:
+        return _perplexity(rows[np.arange(len(own)), own])
+
+    shifted = _shifted(log_p)
+    entropy = {name: _entropy(rows) for name, rows in shifted.items()} | {
+        "the entropy in bits": _entropy(log_p[1:-1]) / np.log(2)
+    }
+    kinds = {
+        "logits": Expected(logits[1:-1], _shifted(logits)),
+        "entropy": Expected(_entropy(log_p[1:-1]), entropy),
+        "pseudo_perplexity": Expected(perplexity(log_p[1:-1]), {n: perplexity(rows) for n, rows in shifted.items()}),
+    }
+    return {kind: values for kind, values in kinds.items() if kind in outputs.include}
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def _entropy(log_p: np.ndarray) -> np.ndarray:
+    return -(np.exp(log_p) * log_p).sum(axis=-1)
+
+
+def _perplexity(own: np.ndarray) -> np.ndarray:
+    """Of the residues' own log-probabilities `[n]`; a number."""
+    return np.asarray(np.exp(-own.mean()))
 
 
 def _shifted(tokens: np.ndarray) -> dict[str, np.ndarray]:

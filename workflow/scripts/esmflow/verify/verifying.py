@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esmflow.checkpoint.file import check_unchanged
+from esmflow.checkpoint.file import check_unchanged, read_checkpoint_info
 from esmflow.errors import EsmflowError
 from esmflow.method import Fingerprint
 from esmflow.plan.shards import read_shard
@@ -116,7 +116,7 @@ def verify(settings: VerifySettings) -> Certificate:
         checkpoint=fingerprint.checkpoint,
         fingerprint=fingerprint.digest(),
         engine=fingerprint.engine,
-        verified_with="fair-esm's own ESM-2 module in fp32",
+        verified_with=read_checkpoint_info(settings.checkpoint).dimensions.family.reference,
         device=verified.device,
         versions=versions("torch", "fair-esm", "numpy"),
         read_from=read_from,

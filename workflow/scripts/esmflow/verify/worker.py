@@ -82,9 +82,10 @@ def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
         if expected is None:
             continue
         agreements[task.sampled[number].digest] = {
-            name: compare(found[number][name], values.right, values.mistakes) for name, values in expected.items()
+            name: compare(found[number][name], values.right, values.mistakes, values.negligible)
+            for name, values in expected.items()
         }
-        right[number] = {name: values for name, values in expected.items() if Array.named(name).is_pooled}
+        right[number] = {name: values for name, values in expected.items() if Array.named(name).is_vector}
     resembling = _resembling(found, right).items()
     return Verified(
         agreements,

@@ -48,7 +48,8 @@ class Batch:
     """Embedded records that follow one another.
 
     records: sample, file, record, id, description, length and digest of each, as in the manifest, and annotations
-    behind them. arrays: for each output `[N, D]` if it is pooled, else the rows of all records (see `Array.rows`).
+    behind them. arrays: for each output `[N, D]` or `[N]` if it is pooled, else the rows of all records (see
+    `Array.rows`).
     lengths: residues of each that were embedded, `[N]`. sequences: all residues of each, if a writer of the run wants
     them.
     """
@@ -75,10 +76,10 @@ class Batch:
         return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end], self.sequences[start:end])
 
     def values(self, array: Array) -> list[np.ndarray]:
-        """One output, record by record: `[D]`, `[residues, D]`, `[residues, 33]` or `[residues, residues]`."""
+        """One output, record by record: `[D]`, `[]`, `[residues, D or 33]`, `[residues]` or `[residues, residues]`."""
         values = self.arrays[array]
         if array.is_pooled:
-            return list(values)
+            return [np.asarray(each) for each in values]
         parts = np.split(values, array.offsets(self.lengths)[1:-1])
         return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if array.kind == "contacts" else parts
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from esmflow.arrays import POOLED
 from esmflow.collect.writers.base import Batch, EmbeddingWriter
 from esmflow.collect.writers.names import NameGiver, warn_of_repeated_ids
 from esmflow.files import atomic_folder, safe_name
 
-_FIELDS = {"per_residue": "representations", "mean": "mean_representations", "bos": "bos_representations"}
+_FIELDS = {"per_residue": "representations", **{kind: f"{kind}_representations" for kind in POOLED}}
 
 
 class EsmWriter(EmbeddingWriter):

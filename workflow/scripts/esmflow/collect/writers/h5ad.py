@@ -33,7 +33,9 @@ class H5adWriter(Hdf5Writer):
         self._categories = {name: Numbering() for name in _CATEGORIES}
 
     def add(self, batch: Batch) -> None:
-        self.append(self._file, "X", batch.arrays[self.description.array])
+        values = batch.arrays[self.description.array]
+        # A number for each record is a matrix of one column.
+        self.append(self._file, "X", values if values.ndim > 1 else values[:, None])
         self.append(self._obs, "id", batch.ids)
         self._hashes.append(_hashes(batch.ids))
         for name in _NUMBERS:

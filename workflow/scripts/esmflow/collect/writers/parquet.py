@@ -34,7 +34,9 @@ class ParquetWriter(EmbeddingWriter):
 
     def add(self, batch: Batch) -> None:
         values = batch.arrays[self.description.array]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), max(1, values.shape[1]))
+        vectors: pa.Array = pa.array(values.reshape(-1))
+        if values.ndim > 1:
+            vectors = pa.FixedSizeListArray.from_arrays(vectors, max(1, values.shape[1]))
         if not self.description.array.is_pooled:
             offsets = pa.array(self.description.array.offsets(batch.lengths), pa.int64())
             vectors = pa.LargeListArray.from_arrays(offsets, vectors)

@@ -28,43 +28,38 @@ have."""
 _DEEP = 5120
 """From this width of what is multiplied on, a program's start and end no longer count, and large tiles are faster."""
 
-_ROWS_AT_ONCE = 8
-"""Rows that one program rounds, one after the other: the norm's vectors and the rotation are read once for them."""
+_ROWS_AT_ONCE = 16
+"""Rows that one program turns and rounds, one after the other: the Hadamard matrix is read once for them."""
 
 _ROUND = tl.constexpr(12582912.0)
 """1.5 · 2^23: a number of up to 22 bits that is added to it is rounded to an integer."""
 
 
 @triton.jit
-def _quantise(values, hadamard, out, scales, row, place, used, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rotates one row `[blocks, BLOCK]` and stores it in 8 bits, with its scale."""
-    column = tl.arange(0, BLOCK)
-    signs = tl.load(hadamard + column[:, None] * BLOCK + column[None, :])
-    rotated = tl.dot(values.to(signs.dtype), signs)
-    peak = tl.maximum(tl.max(tl.max(tl.abs(rotated), 1), 0), 1e-20)
-    rounded = (rotated * (127.0 / peak) + _ROUND) - _ROUND
+def _store_rounded(values, peak, out, scales, row, place, used, WIDTH: tl.constexpr, TURNED: tl.constexpr):
+    """TURNED: the coordinates that were turned together, by signs that are not divided by the root of their number."""
+    peak = tl.maximum(peak, 1e-20)
+    rounded = (values * (127.0 / peak) + _ROUND) - _ROUND
     tl.store(out + row * WIDTH + place, rounded.to(tl.int8), mask=used)
-    # The signs are not divided by the square root of their number: the scale is.
-    tl.store(scales + row, peak / (127.0 * tl.sqrt(BLOCK * 1.0)))
+    tl.store(scales + row, peak / (127.0 * tl.sqrt(TURNED * 1.0)))
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def _quantise_norm(
-    x, weight, bias, offset, hadamard, out, scales, tokens,
-    WIDTH: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr, AT_ONCE: tl.constexpr,
+    x, bias, offset, out, scales,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    place = tl.arange(0, BLOCKS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    used = place < WIDTH
-    offsets = tl.load(offset + place, mask=used, other=0.0)
-    weights = tl.load(weight + place, mask=used, other=0.0)
-    biases = tl.load(bias + place, mask=used, other=0.0)
-    first = tl.program_id(0).to(tl.int64) * AT_ONCE
-    for row in range(first, min(first + AT_ONCE, tokens)):
-        values = tl.load(x + row * WIDTH + place, mask=used, other=0.0).to(tl.float32) + offsets
-        mean = tl.sum(tl.sum(values, 1), 0) / WIDTH
-        centred = tl.where(used, values - mean, 0.0)
-        scale = tl.rsqrt(tl.sum(tl.sum(centred * centred, 1), 0) / WIDTH + EPSILON)
-        _quantise(centred * scale * weights + biases, hadamard, out, scales, row, place, used, WIDTH, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, PADDED)
+    used = column < WIDTH
+    values = tl.load(x + row * WIDTH + column, mask=used, other=0.0).to(tl.float32)
+    values += tl.load(offset + column, mask=used, other=0.0)
+    firsts = column % BLOCK == 0
+    mean = tl.sum(tl.where(firsts, values, 0.0), 0) / (WIDTH // BLOCK)
+    values = tl.where(firsts & used, values - mean, values)
+    normed = values * tl.rsqrt(tl.sum(values * values, 0) / WIDTH + EPSILON)
+    normed += tl.load(bias + column, mask=used, other=0.0)
+    _store_rounded(normed, tl.max(tl.abs(normed), 0), out, scales, row, column, used, WIDTH, 1)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -74,59 +69,74 @@ def _quantise_rows(
 ):  # fmt: skip
     place = tl.arange(0, BLOCKS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     used = place < WIDTH
+    column = tl.arange(0, BLOCK)
+    signs = tl.load(hadamard + column[:, None] * BLOCK + column[None, :])
     first = tl.program_id(0).to(tl.int64) * AT_ONCE
     for row in range(first, min(first + AT_ONCE, tokens)):
-        values = tl.load(x + row * WIDTH + place, mask=used, other=0.0)
-        _quantise(values, hadamard, out, scales, row, place, used, WIDTH, BLOCK)
+        turned = tl.dot(tl.load(x + row * WIDTH + place, mask=used, other=0.0), signs)
+        _store_rounded(turned, tl.max(tl.max(tl.abs(turned), 1), 0), out, scales, row, place, used, WIDTH, BLOCK)
 
 
-def quantise_norm(
-    x: torch.Tensor, norm: Norm, epsilon: float, hadamard: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Layer norm of `x + offset` `[T, D]`, rotated in blocks: int8 `[T, D]` and each row's scale, fp32 `[T]`."""
+def quantise_norm(x: torch.Tensor, norm: Norm, epsilon: float, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Layer norm of `x + offset` `[T, D]`, turned in blocks: int8 `[T, D]` and each row's scale, fp32 `[T]`."""
     tokens, width = x.shape
-    out, scales, blocks, warps = _room(x, hadamard)
-    _quantise_norm[(triton.cdiv(tokens, _ROWS_AT_ONCE),)](
-        *(x, norm.weight, norm.bias, norm.offset, hadamard, out, scales, tokens),
+    out, scales = _room(x)
+    padded = triton.next_power_of_2(width)
+    _quantise_norm[(tokens,)](
+        *(x, norm.bias, norm.offset, out, scales),
         WIDTH=width,
-        BLOCKS=blocks,
-        BLOCK=len(hadamard),
+        PADDED=padded,
+        BLOCK=block,
         EPSILON=epsilon,
-        AT_ONCE=_ROWS_AT_ONCE,
-        num_warps=warps,
+        # One warp: what adds up over several waits for them three times.
+        num_warps=1,
     )
     return out, scales
 
 
 def quantise_rows(x: torch.Tensor, hadamard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`x` `[T, D]` rotated in blocks: int8 `[T, D]` and each row's scale, fp32 `[T]`."""
+    """Turns `x` `[T, D]` in blocks: int8 `[T, D]` and each row's scale, fp32 `[T]`."""
     tokens, width = x.shape
-    out, scales, blocks, warps = _room(x, hadamard)
+    out, scales = _room(x)
+    # A matrix unit takes 16 rows at least, here blocks.
+    blocks = max(16, triton.next_power_of_2(width // len(hadamard)))
     _quantise_rows[(triton.cdiv(tokens, _ROWS_AT_ONCE),)](
         *(x, hadamard, out, scales, tokens),
         WIDTH=width,
         BLOCKS=blocks,
         BLOCK=len(hadamard),
         AT_ONCE=_ROWS_AT_ONCE,
-        num_warps=warps,
+        num_warps=min(8, max(2, blocks // 16)),
     )
     return out, scales
 
 
-def _room(x: torch.Tensor, hadamard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    """Where a result goes, the blocks of a row (16 at least, as a matrix unit takes them), and the warps for a row."""
-    tokens, width = x.shape
-    blocks = max(16, triton.next_power_of_2(width // len(hadamard)))
-    warps = min(8, max(2, blocks * len(hadamard) // 1024))
-    out = torch.empty(tokens, width, dtype=torch.int8, device=x.device)
-    return out, torch.empty(tokens, dtype=torch.float32, device=x.device), blocks, warps
+def _room(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where integers and scales of `x` go."""
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device), torch.empty(len(x), device=x.device)
+
+
+@triton.jit
+def _tanh(x, COMPILED: tl.constexpr):
+    """The hyperbolic tangent, from the GPU's own unit to 11 bits, which is more than is kept of it."""
+    if COMPILED:
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+
+
+@triton.jit
+def _for_all_heads(angles, PAIRS: tl.constexpr):
+    """`[rows, HALF]` again and again, `[rows, PAIRS]`."""
+    ROWS: tl.constexpr = angles.shape[0]
+    HALF: tl.constexpr = angles.shape[1]
+    return tl.reshape(tl.broadcast_to(angles[:, None, :], [ROWS, PAIRS // HALF, HALF]), [ROWS, PAIRS])
 
 
 @triton.jit
 def _multiply(
     left, right, out, left_scales, right_scales, bias, cos, sin, positions, tokens, columns,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GELU: tl.constexpr, ADD: tl.constexpr, HALF: tl.constexpr,
+    GELU: tl.constexpr, ADD: tl.constexpr, HALF: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     # Neighbouring programs share rows and columns, which are still in the cache then.
     program = tl.program_id(0)
@@ -143,16 +153,15 @@ def _multiply(
     result *= tl.load(right_scales + places, mask=places < columns, other=0.0)[None, :]
     result += tl.load(bias + places, mask=places < columns, other=0.0)[None, :]
     if GELU:
-        # The tanh form: 0.5 + 0.5 tanh(y) is 1 / (1 + exp(-2 y)).
-        result = result / (1.0 + tl.exp2(-2.302208198 * (result + 0.044715 * result * result * result)))
-    if HALF > 0:
-        # Of queries and keys, the first two thirds of all columns, neighbours are turned together.
-        turned = tl.cdiv(columns, 3)
-        if column < 2 * turned:
-            pair = column // 2 + tl.arange(0, COLUMNS // 2)
-            place = tl.load(positions + rows, mask=rows < tokens, other=0)[:, None] * HALF + (pair % HALF)[None, :]
-            c = tl.load(cos + place, mask=(pair < turned)[None, :], other=1.0)
-            s = tl.load(sin + place, mask=(pair < turned)[None, :], other=0.0)
+        result *= 0.5 + 0.5 * _tanh(result * (0.7978845608 + 0.0356774081 * result * result), COMPILED)
+    if HALF > 0:  # noqa: SIM102 - known when it is compiled
+        # Of queries and keys, the first two thirds of all columns, neighbours are turned together. A tile has whole
+        # heads, whose angles are the same.
+        if column < columns // 3 * 2:
+            turns = (column // 2 + tl.arange(0, COLUMNS // 2) < columns // 3)[None, :]
+            place = tl.load(positions + rows, mask=rows < tokens, other=0)[:, None] * HALF + tl.arange(0, HALF)[None, :]
+            c = tl.where(turns, _for_all_heads(tl.load(cos + place), COLUMNS // 2), 1.0)
+            s = tl.where(turns, _for_all_heads(tl.load(sin + place), COLUMNS // 2), 0.0)
             first, second = tl.split(tl.reshape(result, [ROWS, COLUMNS // 2, 2]))
             result = tl.reshape(tl.join(first * c - second * s, second * c + first * s), [ROWS, COLUMNS])
     if ADD:
@@ -189,6 +198,7 @@ def _launch(
         GELU=gelu,
         ADD=add,
         HALF=0 if turn[0] is None else turn[0].shape[1],
+        COMPILED=out.is_cuda,
         **tiles,
     )
     return out
@@ -207,6 +217,11 @@ def add_product(x: torch.Tensor, left: tuple[torch.Tensor, torch.Tensor], matrix
     return _launch(left, matrix, x, add=True)
 
 
+def turns(half: int) -> bool:
+    """Whether the product turns queries and keys of heads of this half a size: whole heads fill its tiles."""
+    return half & (half - 1) == 0 and half <= _TILES["COLUMNS"] // 2
+
+
 def attend(
     left: tuple[torch.Tensor, torch.Tensor],
     matrix: EightBitMatrix,
@@ -216,7 +231,8 @@ def attend(
 ) -> torch.Tensor:
     """Queries, keys and values, the first two rotated as they come out of the product, and attention: `[T, D]`.
 
-    matrix: as `eight_bit.paired` has it. rotation: cosines and sines, `[P, hd / 2]` each.
+    matrix: as `eight_bit.paired` has it, of heads that the product `turns`. rotation: cosines and sines, `[P, hd / 2]`
+    each.
     """
     cos, sin = rotation
     qkv = torch.empty(len(left[0]), len(matrix.weight), dtype=dtype, device=matrix.weight.device)

@@ -12,16 +12,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from esmflow.checkpoint.families import EPSILON as _EPSILON
 from esmflow.engine.packing import QUERY_BLOCK, Pack
+from esmflow.engine.weights import Linear
 
 # Keys taken at a time and loads in flight, as measured on an H100: short sequences leave less of a small block empty.
 _SHORT, _LONG = {"KEYS": 32, "num_stages": 4}, {"KEYS": 64, "num_stages": 3}
 _SHORT_TOKENS = 192
 _ROTATED = 2048
 """Pairs of coordinates that one group of threads rotates."""
+_GATED = 1024
+"""Columns that one group of threads gates."""
 
 
 @triton.jit
@@ -109,6 +114,80 @@ def rotate_in_place(
         PAIRS=pairs,
         num_warps=4,
     )
+
+
+@triton.jit
+def _normalise_and_rotate(
+    qkv, rotated, weight, cos, sin, positions,
+    WIDTH: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    # One token's queries, or its keys: WIDTH pairs, coordinate j of a head and coordinate j + HALF.
+    token, part = tl.program_id(0), tl.program_id(1)
+    pair = tl.arange(0, PADDED)
+    used = pair < WIDTH
+    coordinate = pair % HALF
+    column = part * 2 * WIDTH + pair // HALF * (2 * HALF) + coordinate
+    place = token.to(tl.int64) * (6 * WIDTH) + column
+    left = tl.load(qkv + place, mask=used, other=0.0).to(tl.float32)
+    right = tl.load(qkv + place + HALF, mask=used, other=0.0).to(tl.float32)
+    mean = tl.sum(left + right, 0) / (2 * WIDTH)
+    left = tl.where(used, left - mean, 0.0)
+    right = tl.where(used, right - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(left * left + right * right, 0) / (2 * WIDTH) + EPSILON)
+    left *= scale * tl.load(weight + column, mask=used, other=0.0)
+    right *= scale * tl.load(weight + column + HALF, mask=used, other=0.0)
+    angle = tl.load(positions + token) * HALF + coordinate
+    c, s = tl.load(cos + angle, mask=used, other=0.0), tl.load(sin + angle, mask=used, other=0.0)
+    tl.store(rotated + place, (left * c - right * s).to(rotated.dtype.element_ty), mask=used)
+    tl.store(rotated + place + HALF, (right * c + left * s).to(rotated.dtype.element_ty), mask=used)
+
+
+def normalise_and_rotate_in_place(
+    qkv: torch.Tensor,
+    rotated: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+) -> None:
+    """Normalises queries and keys of `qkv` `[T, 3, H, hd]`, over all heads together, and rotates them, in fp32.
+
+    weight: `[2 D]`, of the two norms, which have no biases. Otherwise as `rotate_in_place`.
+    """
+    tokens, _, heads, size = qkv.shape
+    pairs = heads * size // 2
+    padded = triton.next_power_of_2(pairs)
+    _normalise_and_rotate[(tokens, 2)](
+        *(qkv, rotated, weight, cos, sin, positions),
+        WIDTH=pairs,
+        HALF=size // 2,
+        PADDED=padded,
+        EPSILON=_EPSILON,
+        num_warps=min(8, max(1, padded // 256)),
+    )
+
+
+@triton.jit
+def _gate(product, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    used = column < WIDTH
+    gate = tl.load(product + row * (2 * WIDTH) + column, mask=used, other=0.0).to(tl.float32)
+    up = tl.load(product + row * (2 * WIDTH) + WIDTH + column, mask=used, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + column, (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=used)
+
+
+def gate(product: torch.Tensor) -> torch.Tensor:
+    """SiLU of the first half of the columns times the second half, in fp32, in one pass: `[T, 2 F]` to `[T, F]`."""
+    tokens, columns = product.shape
+    out = torch.empty(tokens, columns // 2, dtype=product.dtype, device=product.device)
+    _gate[(tokens, triton.cdiv(columns // 2, _GATED))](product, out, WIDTH=columns // 2, COLUMNS=_GATED, num_warps=4)
+    return out
+
+
+def gated(x: torch.Tensor, fc1: Linear) -> torch.Tensor:
+    """As `transformer.gated`."""
+    return gate(F.linear(x, *fc1))
 
 
 @triton.jit

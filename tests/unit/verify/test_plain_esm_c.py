@@ -1,0 +1,68 @@
+"""What the certificate of an ESM C run is computed with: right by transformers, padded, in memory or by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up_families import ESM_C_SHAPES, random_esm_c, write_esm_c
+
+from esmflow.arrays import Outputs
+from esmflow.checkpoint.convert import convert_checkpoint
+from esmflow.engine.fair_esm import load_fair_esm, padded_tokens
+from esmflow.method import EMBED_WHOLE
+from esmflow.verify.esm_c import PlainEsmC
+from esmflow.verify.recompute import Recomputation
+
+GOLDEN = Path(__file__).parents[2] / "data" / "golden_esm_c.npz"
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=ESM_C_SHAPES)
+def golden_and_checkpoint(request, tmp_path) -> tuple[dict[str, np.ndarray], str]:
+    golden = np.load(GOLDEN)
+    shape = ESM_C_SHAPES[request.param]
+    source = write_esm_c(tmp_path / "source", random_esm_c(*shape), shape[2])
+    convert_checkpoint(source, tmp_path / "a.safetensors", "x")
+    arrays = {name.removeprefix(f"{request.param}/"): golden[name] for name in golden.files}
+    return arrays, str(tmp_path / "a.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("resident_bytes", [None, 0], ids=["in memory", "layer by layer"])
+def test_the_plain_implementation_is_what_transformers_gives_in_one_padded_batch(golden_and_checkpoint, resident_bytes):
+    golden, checkpoint = golden_and_checkpoint
+    model = load_fair_esm(checkpoint, torch.device("cpu"), resident_bytes, PlainEsmC)
+    sequences = golden["sequences"].tolist()
+    result = model(padded_tokens(model, sequences), repr_layers=range(len(model.layers) + 1))
+
+    def error(found: torch.Tensor, expected: np.ndarray) -> float:
+        rows = np.concatenate([found[i, 1 : len(sequence) + 1].numpy() for i, sequence in enumerate(sequences)])
+        return float(np.abs(rows - expected).max() / np.abs(expected).max())
+
+    assert error(result["logits"], golden["logits"]) < TOLERANCE
+    for layer, values in result["representations"].items():
+        assert error(values, golden[f"per_residue_layer{layer}"]) < TOLERANCE
+
+
+def test_only_the_layers_asked_for_are_given(golden_and_checkpoint):
+    _, checkpoint = golden_and_checkpoint
+    model = load_fair_esm(checkpoint, torch.device("cpu"), module=PlainEsmC)
+    with torch.no_grad():
+        result = model(padded_tokens(model, ["MKV"]), repr_layers=[1])
+    assert result["representations"].keys() == {1}
+
+
+def test_the_certificate_s_expectation_of_esm_c_is_what_transformers_gives(golden_and_checkpoint):
+    golden, checkpoint = golden_and_checkpoint
+    recomputation = Recomputation(checkpoint, "cpu")
+    last = recomputation.dimensions.layers
+    outputs = Outputs((0, last), ("mean", "bos", "logits"))
+    sequences = golden["sequences"].tolist()
+    found = dict(recomputation.expect(sequences, outputs, EMBED_WHOLE))
+    for kind in ("mean", "bos"):
+        rows = np.stack([found[i][f"{kind}_layer{last}"].right for i in range(len(sequences))])
+        assert np.abs(rows - golden[f"{kind}_layer{last}"]).max() < TOLERANCE * np.abs(rows).max()
+    assert "the mean with eos in it" in found[0][f"mean_layer{last}"].mistakes
