@@ -40,6 +40,7 @@ def settings(tmp_path) -> FinishSettings:
         places=places,
         fail_without_embedding=False,
         output=str(tmp_path / "summary.txt"),
+        variants=None,
         logs=[],
         joined_log=str(tmp_path / "run.log"),
         shows_summary=False,
