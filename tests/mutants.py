@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant("vectors of another length pass", f"{LIBRARY}/verify/agreement.py", "if abs(scale - 1) > limits.scale:", "if False:", RECOMPUTE + " -k length"),
     Mutant("what was verified stays verified for other numbers", f"{LIBRARY}/verify/remembered.py", "if numbers.get(line.digest) == line.numbers:", "if True:", CERTIFICATE + " -k 'changed or remember'"),
     Mutant("a failed certificate ends well", f"{LIBRARY}/report/finishing.py", "if certificate and certificate.passed is False:", "if False:", CERTIFICATE + " -k advice"),
-    Mutant("nothing embedded ends well", f"{LIBRARY}/report/finishing.py", "if with_content and not summary.embedded:", "if False:", "workflow/test_failure_policies.py -k nothing"),
-    Mutant("an earlier certificate stays beside a run without", f"{LIBRARY}/report/finishing.py", '(results / "certificate.json").unlink()', "pass", "workflow/test_outputs.py -k certificate"),
+    Mutant("nothing embedded ends well", f"{LIBRARY}/report/finishing.py", "if with_content and not summary.embedded:", "if False:", "unit/report/test_finishing.py"),
+    Mutant("an earlier certificate stays beside a run without", f"{LIBRARY}/report/finishing.py", '(results / "certificate.json").unlink()', "pass", "unit/report/test_finishing.py"),
 ]  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_everything_that_is_wrong_is_said_at_once():
 def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
     assert refusal({"formats": ["h5", "h5ad"], "include": ["contacts"]}) == (
         "formats: h5ad holds mean, bos, max, std, pseudo_perplexity and nothing of include: contacts; leave h5ad out "
-        "of formats, or choose one of h5, h5_per_protein, npy, pt, esm"
+        "of formats, or choose one of h5, h5_per_protein, npy, pt, esm, npz"
     )
 
 

@@ -168,8 +168,8 @@ class Results:
     def per_residue(self, identifier: str, array: str | None = None) -> np.ndarray:
         """What one record has for each of its residues: `[residues, D]`, without cls and eos.
 
-        array: another than the last layer's, or `logits` (`[residues, 33]`), `entropy` (`[residues]`) or `contacts`
-        (`[residues, residues]`).
+        array: another than the last layer's, or `logits` (`[residues, 33]`), `entropy` (`[residues]`), `contacts`
+        (`[residues, residues]`) or a layer's `attention` (`[heads, residues + 2, residues + 2]`, with cls and eos).
 
         >>> e.per_residue("P84927").shape
         (31, 320)
