@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow.arrays import INCLUDE, Outputs
+from esmflow.arrays import INCLUDE, MASKED_LOGITS, Outputs
 from esmflow.checkpoint.file import write_checkpoint
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine import transformer
@@ -90,6 +90,22 @@ def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
     for name, array in found.items():
         limit = {"contacts": 1e-4, "pseudo_perplexity": 1e-4}.get(name, 1e-5)
         assert relative_error(array, expected[name]) < limit, name
+
+
+def masked_copies(seed: int) -> list[str]:
+    places = np.random.default_rng(seed)
+    cut = ((sequence, places.integers(len(sequence))) for sequence in random_sequences(seed, 30, 300))
+    return [f"{sequence[:place]}_{sequence[place + 1 :]}" for sequence, place in cut]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 0.02), ("bf16", 0.02)])
+def test_masked_copies_on_the_gpu_are_those_on_the_cpu(random_checkpoint, precision, limit):
+    outputs = Outputs((), (MASKED_LOGITS,))
+    expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), masked_copies(5))[MASKED_LOGITS]
+    engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), precision, "cuda").with_outputs(outputs)
+    found = embed(engine, masked_copies(5))[MASKED_LOGITS]
+    assert found.shape == expected.shape == (30, 33)
+    assert relative_error(found, expected) < limit
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
