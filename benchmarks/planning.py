@@ -127,7 +127,12 @@ def plan(files: list[str], folder: Path) -> dict:
     stems = [Path(file).stem for file in files]
     cut = {"groups": GROUPS, "work": 0.0, "least": 0.0}
     params = SimpleNamespace(samples=stems, annotations=[()] * len(files), groups=cut, **config["params"])
-    settings = {"formats": ["h5", "pt"], "pooled_precision": "fp32", "disk_check": False}
+    settings = {
+        "formats": ["h5", "pt"],
+        "pooled_precision": "fp32",
+        "disk_check": False,
+        "attention": {"max_gigabytes": 1},
+    }
     job = SimpleNamespace(input=inputs, output=outputs, params=params, config=settings, threads=PROCESSES)
     step.plan(step.plan_settings(job))
     found = read_json(outputs.plan)

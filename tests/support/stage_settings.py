@@ -72,6 +72,7 @@ def plan_settings(
         processes=1,
         formats=(),
         pooled_precision="fp32",
+        most_bytes_of_maps=1e9,
         disk_check=False,
         number=0,
     )

@@ -67,6 +67,8 @@ CHANGES_NO_NUMBER = {
     "hang_minutes": 1,
     "device_tflops": 9,
     "pooled_precision": "fp16",
+    "attention": {"max_residues": 90},
+    "variants": "variants.tsv",
     "verify": {"sample": 0},
     "formats": ["h5"],
     "failures": {"policy": "error", "retries": 0},

@@ -4,7 +4,7 @@ from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.collect.formats import FORMATS
 from esmflow.inputs.residues import ResiduePolicy
 from esmflow.inputs.sheet import InputFile
-from esmflow.plan.cost import CostModel
+from esmflow.plan.cost import CostModel, shard_limit
 from esmflow.plan.freshness import note_path
 from esmflow.plan.planning import plan
 from esmflow.plan.settings import PlanSettings
@@ -41,11 +41,15 @@ def plan_settings(snakemake) -> PlanSettings:
         ),
         id_rule=params.reading["id"],
         assignment=params.assignment,
-        shard_residues=params.shard_residues,
+        shard_residues=min(
+            params.shard_residues,
+            shard_limit(fingerprint.outputs, model.dimensions, fingerprint.max_residues or params.max_residues),
+        ),
         workers=params.gpus_per_job,
         processes=snakemake.threads,
         formats=[FORMATS[name] for name in config["formats"]],
         pooled_precision=config["pooled_precision"],
+        most_bytes_of_maps=1e9 * config["attention"]["max_gigabytes"],
         disk_check=config["disk_check"],
         number=params.plan_number["plan number"],
         variants=(inputs.variants[0], outputs.variants[0]) if inputs.variants else None,

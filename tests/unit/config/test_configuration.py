@@ -172,8 +172,22 @@ def test_everything_that_is_wrong_is_said_at_once():
 def test_a_format_that_could_hold_nothing_of_what_is_included_is_refused():
     assert refusal({"formats": ["h5", "h5ad"], "include": ["contacts"]}) == (
         "formats: h5ad holds mean, bos, max, std, pseudo_perplexity and nothing of include: contacts; leave h5ad out "
-        "of formats, or choose one of h5, h5_per_protein, npy, pt, esm"
+        "of formats, or choose one of h5, h5_per_protein, npy, pt, esm, npz"
     )
+
+
+def test_a_table_of_variants_is_looked_at_before_anything_runs(tmp_path):
+    path = tmp_path / "v.tsv"
+    assert refusal({"variants": str(path)}).startswith(
+        f"variants: {path} cannot be read (No such file or directory); give"
+    )
+    path.write_text("gene\tvariant\n")
+    assert "its first line has: gene, variant" in refusal({"variants": str(path)})
+    path.write_text("id\tvariant\n")
+    assert validated({"variants": str(path)}, SCHEMA)["variants"] == str(path)
+    wild = tmp_path / "{x}.tsv"
+    wild.write_text("id\tvariant\n")
+    assert "which Snakemake takes for a wildcard; rename it" in refusal({"variants": str(wild)})
 
 
 # The model

@@ -439,6 +439,7 @@ def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path, damage):
 PLAN_AND_MEASURE = """
 import json, re, sys, time
 from pathlib import Path
+import pyarrow
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.checkpoint.models import ModelDimensions
@@ -450,6 +451,8 @@ def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
 
 folder = Path(sys.argv[1])
 planning.WINDOW_RESIDUES = 2_000_000
+# With the first array comes pandas, where no step keeps it away.
+pyarrow.array([])
 before = peak()
 started = time.process_time()
 settings = plan_settings(

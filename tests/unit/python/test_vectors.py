@@ -42,6 +42,14 @@ def test_a_dict_gives_a_dict_with_what_is_asked_for(real_model_folder, kind, sha
     assert found["a"].shape == shape
 
 
+def test_attention_maps_of_short_sequences(real_model_folder):
+    (maps,) = esmflow.embed(["MKVLAA"], model=real_model_folder, kind="attention", device="cpu", max_residues=64)
+    assert maps.shape == (20, 8, 8)
+    np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+    with pytest.raises(ConfigurationError, match="up to 256"):
+        esmflow.embed(["MKVLAA"], model=real_model_folder, kind="attention", device="cpu")
+
+
 def test_other_layers_and_other_iterables(real_model_folder, golden, sequences):
     number = list(golden["sequences"]).index(sequences[0])
     (found,) = esmflow.embed((s for s in sequences[:1]), model=real_model_folder, layer=3, device="cpu")

@@ -79,6 +79,7 @@ CONFIG = {
     "pooled_precision": "fp16",
     "report": False,
     "failures": {"policy": "error", "retries": 4},
+    "attention": {"max_residues": 90, "max_gigabytes": 7},
     "verify": {"sample": 5, "seed": 9, "min_cosine": 0.5, "max_relative_error": 0.25},
 }
 
@@ -150,6 +151,7 @@ STAGES = [
             "shard_residues": ("shard_residues", 555),
             "gpus_per_job": ("workers", 2),
             "formats": ("formats", [dataclasses.asdict(FORMATS[name]) for name in ("npy", "h5")]),
+            "attention.max_gigabytes": ("most_bytes_of_maps", 7e9),
             "pooled_precision": ("pooled_precision", "fp16"),
             "disk_check": ("disk_check", False),
             "variants": ("variants", ("variants.tsv", "results/plan/variants.parquet")),
@@ -288,7 +290,7 @@ STAGES = [
     ),
 ]
 # Keys that only rules use, for what they ask a scheduler for.
-OF_RULES_ONLY = {"device_tflops"}
+OF_RULES_ONLY = {"device_tflops", "attention.max_residues"}
 # Told by another test here: under `long_sequences: reject` there are no windows.
 OF_WINDOWS = {"window_overlap"}
 SNAKEMAKES_OWN = {"pathvars"}

@@ -11,7 +11,7 @@ from made_up import proteins, random_model, relative_error, with_digests, write_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from esmflow.arrays import INCLUDE, Outputs
+from esmflow.arrays import ATTENTION, INCLUDE, Outputs
 from esmflow.engine import load_engine
 from esmflow.engine.extraction import extract_esm_features
 from esmflow.engine.fair_esm import load_fair_esm
@@ -88,7 +88,7 @@ def test_vectors_are_those_of_the_golden_file(golden, real_checkpoint):
 
 
 POOLED_OF_3 = Outputs((3,), ("mean",))
-EVERYTHING = Outputs((0, 2, 3), INCLUDE)
+EVERYTHING = Outputs((0, 2, 3), (*INCLUDE, ATTENTION))
 
 
 def test_every_kind_of_output_agrees_with_the_engine(made_up):
@@ -121,11 +121,12 @@ def test_residues_that_do_not_differ_have_no_deviation_to_compare(made_up, preci
         ("max_layer3", None, "the max of layer 2"),
         ("std_layer3", None, "the std of layer 2"),
         ("pseudo_perplexity", lambda values: 1.03 * values, None),
+        ("attention_layer3", None, "the maps of layer 2"),
     ],
 )
 def test_mistakes_in_the_numbers_of_one_pass_are_caught(made_up, kind, wrong, name):
     sequences = proteins(8, 20, 60)
-    outputs = Outputs((2, 3), ("max", "std", "entropy", "pseudo_perplexity"))
+    outputs = Outputs((2, 3), ("max", "std", "entropy", "pseudo_perplexity", ATTENTION))
     right = [arrays[kind] for arrays in expected(made_up, sequences, outputs)]
     found = embedded(made_up, sequences, outputs)
     vectors = [wrong(f[kind]) if wrong else f[kind.replace("3", "2")] for f in found]

@@ -19,6 +19,10 @@ PER_LAYER = (*POOLED, "per_residue")
 OF_HEAD = ("logits", "entropy", "pseudo_perplexity")
 INCLUDE = (*PER_LAYER, "contacts", *OF_HEAD)
 
+ATTENTION = "attention"
+"""The attention maps of a layer: of short sequences only, as they take as much as a sequence's length squared, for each
+head."""
+
 LOG_LIKELIHOOD = "log_likelihood"
 """Of each residue the logarithm of the probability that the model gives it: what `pseudo_perplexity` is put together
 from where a sequence goes through the model in windows. Nobody can ask for it."""
@@ -34,8 +38,8 @@ VOCABULARY_SIZE = 33
 class Array:
     """One array that is computed for every sequence, such as `mean_layer36` or `contacts`.
 
-    kind: one of `INCLUDE`, or of the two that nobody can ask for. layer: None for contacts and for what is made of
-        logits, which are of the whole model.
+    kind: one of `INCLUDE`, `ATTENTION`, or of the two that nobody can ask for. layer: None for contacts and for what is
+        made of logits, which are of the whole model.
     """
 
     kind: str
@@ -66,8 +70,10 @@ class Array:
         """Whether it has one vector for each sequence."""
         return self.kind in POOLED
 
-    def row(self, hidden: int) -> tuple[int, ...]:
-        """The shape of one row, for a model of this width: `()` is a number."""
+    def row(self, hidden: int, heads: int = 1) -> tuple[int, ...]:
+        """The shape of one row, for a model of this width and so many heads: `()` is a number."""
+        if self.kind == ATTENTION:
+            return (heads,)
         if self.kind in ("logits", MASKED_LOGITS):
             return (VOCABULARY_SIZE,)
         return (hidden,) if self.kind in PER_LAYER else ()
@@ -75,13 +81,16 @@ class Array:
     def rows(self, lengths: np.ndarray) -> np.ndarray:
         """How many rows each sequence has, from the residue counts `[N]`: int64 `[N]`.
 
-        One for pooled arrays, one for each pair for `contacts`, one for each residue for the others.
+        One for pooled arrays, one for each pair of residues for `contacts`, one for each pair of tokens, cls and eos
+        among them, for `attention`, one for each residue for the others.
         """
         import numpy as np
 
         if self.is_pooled:
             return np.ones(len(lengths), np.int64)
         counts = np.asarray(lengths, np.int64)
+        if self.kind == ATTENTION:
+            return (counts + 2) ** 2
         return counts**2 if self.kind == "contacts" else counts
 
     def offsets(self, lengths: np.ndarray) -> np.ndarray:
@@ -96,7 +105,8 @@ class Outputs:
     """What to compute for every sequence.
 
     layers: resolved layer numbers, 0 (scaled token embedding) to L (after the final layer norm), ascending.
-    include: any of `INCLUDE`. per_residue: `fp32` or `fp16`, the type of per-residue arrays; all others are fp32.
+    include: any of `INCLUDE` and `ATTENTION`. per_residue: `fp32` or `fp16`, the type of per-residue arrays; all others
+        are fp32.
     """
 
     layers: tuple[int, ...]
@@ -109,22 +119,23 @@ class Outputs:
         return not {*OF_HEAD, LOG_LIKELIHOOD, MASKED_LOGITS}.isdisjoint(self.include)
 
     def of_layer(self, layer: int) -> list[Array]:
-        """The arrays that are made from one layer's representation."""
-        return [Array(kind, layer) for kind in self.include if kind in PER_LAYER]
+        """The arrays that are made from one layer: of its representation, and of its attention, which layer 0 lacks."""
+        kinds = (*PER_LAYER, ATTENTION) if layer else PER_LAYER
+        return [Array(kind, layer) for kind in self.include if kind in kinds]
 
     def arrays(self) -> list[Array]:
         """All arrays: those of each layer, then those of the model."""
         by_layer = [array for layer in self.layers for array in self.of_layer(layer)]
-        return by_layer + [Array(kind) for kind in self.include if kind not in PER_LAYER]
+        return by_layer + [Array(kind) for kind in self.include if kind not in (*PER_LAYER, ATTENTION)]
 
     def names(self) -> list[str]:
         """The names of all arrays, in the same order."""
         return [array.name for array in self.arrays()]
 
-    def row_bytes(self, array: Array, hidden: int) -> int:
-        """Bytes of one row of an array, for a model of this width."""
+    def row_bytes(self, array: Array, hidden: int, heads: int = 1) -> int:
+        """Bytes of one row of an array, for a model of this width and so many heads."""
         half = array.kind == "per_residue" and self.per_residue == "fp16"
-        return math.prod(array.row(hidden)) * (2 if half else 4)
+        return math.prod(array.row(hidden, heads)) * (2 if half else 4)
 
 
 def resolve_layers(layers: Sequence[int], number_of_layers: int) -> tuple[int, ...]:

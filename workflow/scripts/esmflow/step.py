@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from esmflow.arrays import resolve_layers
+from esmflow.arrays import Outputs, resolve_layers
 from esmflow.checkpoint.file import CheckpointError, CheckpointInfo
 from esmflow.checkpoint.models import check_method
 from esmflow.errors import EsmflowError
@@ -112,6 +112,8 @@ def make_fingerprint(model: CheckpointInfo, method: Mapping[str, Any]) -> Finger
     try:
         check_method(method, model.dimensions)
         layers = resolve_layers(method["layers"], model.dimensions.layers)
+        if not Outputs(layers, tuple(method["include"])).arrays():
+            raise ValueError("layers: 0 is the token embedding, which has no attention; name another layer")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return Fingerprint(

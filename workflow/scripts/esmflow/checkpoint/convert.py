@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,15 @@ def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None 
     size. Raises CheckpointError for a file that is truncated, of another model family, or incomplete.
     """
     model = base or source
-    files = _weight_files(model)
-    stored = _read_hugging_face(model, files) if model.is_dir() else _read_file(model)
+    weights = _weight_files(model)
+    adapters = [adapter_file(source)] if base else []
+    with ThreadPoolExecutor(1) as beside:
+        # Hashing takes seconds, as does importing torch, and keeps no other thread from working.
+        source_digest = beside.submit(_digest_of_files, [*weights, *adapters])
+        stored = _read_hugging_face(model, weights) if model.is_dir() else _read_file(model)
     check_tensors(stored.tensors, model)
-    if base:
-        files.append(adapter_file(source))
-        adapter = _tensors_in(files[-1])
+    for file in adapters:
+        adapter = _tensors_in(file)
         check_tensors(adapter, source)
         merge_adapter(stored, adapter, source)
     dimensions = read_dimensions(stored, source)
@@ -57,7 +61,7 @@ def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None 
         name=name,
         dimensions=dimensions,
         source=source.name,
-        source_sha256=_digest_of_files(files),
+        source_sha256=source_digest.result(),
         base=base.stem if base else "",
         frequencies=stored.frequencies,
     )

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from esmflow.arrays import INCLUDE
+from esmflow.arrays import ATTENTION, INCLUDE
 from esmflow.errors import EsmflowError
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ def embed(
     ] = None,
     include: Annotated[
         list[str],
-        typer.Option(metavar="KIND", help=f"{', '.join(INCLUDE)}. Several with commas."),
+        typer.Option(metavar="KIND", help=f"{', '.join((*INCLUDE, ATTENTION))}. Several with commas."),
     ] = [],  # noqa: B006
     formats: Annotated[
         list[str],

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esmflow.arrays import INCLUDE, OF_HEAD, PER_LAYER, POOLED, Array
+from esmflow.arrays import ATTENTION, INCLUDE, OF_HEAD, PER_LAYER, POOLED, Array
 
 if TYPE_CHECKING:
     from esmflow.collect.writers.base import EmbeddingWriter
@@ -56,8 +56,16 @@ FORMATS = {
         Format(
             "esm",
             (*PER_LAYER, "contacts", "entropy", "pseudo_perplexity"),
-            "esm:EsmWriter",
+            "record_files:EsmWriter",
             4096,
+            joins_outputs=True,
+            named_after_inputs=True,
+        ),
+        Format(
+            "npz",
+            (*INCLUDE, ATTENTION),
+            "record_files:NpzWriter",
+            1024,
             joins_outputs=True,
             named_after_inputs=True,
         ),
@@ -71,7 +79,9 @@ def named_after_inputs(formats: Sequence[str]) -> list[str]:
 
 
 def check_formats(formats: Sequence[str], include: Collection[str]) -> None:
-    """Raises ValueError for a format that can hold nothing of what is included."""
+    """Raises ValueError for a format that can hold nothing of what is included, and for maps that none can hold."""
+    if ATTENTION in include and not any(ATTENTION in FORMATS[name].kinds for name in formats):
+        raise ValueError(f"include: {ATTENTION} is written as npz only; put npz into formats")
     for name in formats:
         kinds = FORMATS[name].kinds
         if not set(kinds) & set(include):

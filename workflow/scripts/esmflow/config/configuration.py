@@ -12,8 +12,16 @@ import jsonschema
 import yaml
 from jsonschema.exceptions import ValidationError
 
-from esmflow.arrays import resolve_layers
-from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, base_of, check_method, is_path, official_name
+from esmflow.arrays import ATTENTION, resolve_layers
+from esmflow.checkpoint.models import (
+    OFFICIAL_MODELS,
+    SIZES,
+    base_of,
+    check_method,
+    guess_model,
+    is_path,
+    official_name,
+)
 from esmflow.collect.formats import check_formats
 from esmflow.errors import EsmflowError
 from esmflow.files import read_json
@@ -68,6 +76,8 @@ def validated(config: Mapping[str, Any], schema_path: str | os.PathLike[str]) ->
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     _check_layers(complete)
+    if ATTENTION in complete["include"]:
+        _check_attention(complete)
     _check_id(complete["id"])
     _check_variants(complete)
     try:
@@ -182,6 +192,22 @@ def _check_layers(config: Mapping[str, Any]) -> None:
             raise ConfigurationError(str(error)) from error
 
 
+def _check_attention(config: Mapping[str, Any]) -> None:
+    """Attention maps are for short sequences: the others must not come so far."""
+    most, longest = config["attention"]["max_residues"], config["max_residues"]
+    if config["long_sequences"] == "whole" or longest > most:
+        # Few runs need it, and a dry run should load little.
+        from esmflow.text import bytes_in_words
+
+        model = guess_model(config["base_model"] or config["model"])
+        size = 4 * model.heads * (longest + 2) ** 2
+        raise ConfigurationError(
+            f"include: attention is for sequences of up to {most} residues (attention.max_residues): the maps of one "
+            f"layer of a sequence of {longest} residues take {bytes_in_words(size)}. Set max_residues: {most} and "
+            "long_sequences: reject, which leaves longer ones out, or truncate; or raise attention.max_residues"
+        )
+
+
 def _check_id(rule: str) -> None:
     if rule == "first_word":
         return
@@ -198,8 +224,14 @@ def _check_id(rule: str) -> None:
 def _check_variants(config: dict[str, Any]) -> None:
     if not config["variants"]:
         return
+    from esmflow.inputs.sheet import WILDCARD
     from esmflow.variants.head import VariantTableError, head_of
 
+    if WILDCARD.search(config["variants"]):
+        raise ConfigurationError(
+            f"variants: the name {config['variants']} has braces or angle brackets around a word, which Snakemake "
+            "takes for a wildcard; rename it"
+        )
     config["variants"] = os.path.expanduser(config["variants"])
     try:
         head_of(config["variants"])
@@ -208,7 +240,7 @@ def _check_variants(config: dict[str, Any]) -> None:
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:
-    whole = sorted({"contacts", "logits"} & set(config["include"]))
+    whole = sorted({"contacts", "logits", ATTENTION} & set(config["include"]))
     if whole:
         raise ConfigurationError(
             f"long_sequences: {' and '.join(whole)} cannot be put together from windows; "

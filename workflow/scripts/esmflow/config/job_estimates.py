@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import ATTENTION, Outputs
 from esmflow.checkpoint.models import ModelDimensions, guess_model
 from esmflow.inputs.streams import COMPRESSED_SUFFIXES
 from esmflow.method import LongSequences
-from esmflow.plan.cost import SHORTEST_JOB_SECONDS, CostModel, Workload, useful_groups
+from esmflow.plan.cost import SHORTEST_JOB_SECONDS, CostModel, Workload, shard_limit, useful_groups
 from esmflow.verify import CONTACT_MAP_BYTES, LONGEST, RESIDENT_BYTES, TOKENS_BY_LAYER
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _WEIGHTS_PER_SECOND = 250e6
 # Of FASTA as it comes, headers and line ends included: 0.65 to 0.9 plain, 1.2 to 1.7 compressed.
 _RESIDUES_PER_BYTE, _RESIDUES_PER_COMPRESSED_BYTE = 0.75, 1.4
 _RESIDUES_PER_SEQUENCE = 300
+# Of a table of variants: rows of some 16 bytes, of which four share a place, and with it a masked copy.
+_MASKED_RESIDUES_PER_BYTE = _RESIDUES_PER_SEQUENCE / (16 * 4)
 _CPU_BATCH_TOKENS = 4096
 # Of a sequence that the certificate draws, from every length bin the same number.
 _SAMPLED_RESIDUES = 600
@@ -198,7 +200,9 @@ def decide_groups(
         return Groups(config["groups"])
     settings = job_settings(config, device)
     # The model as its name says: what is known of it must not change while a run goes on.
-    work = _operations(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings.long)
+    masked = _MASKED_RESIDUES_PER_BYTE * os.path.getsize(config["variants"]) if config["variants"] else 0
+    model = guess_model(config["base_model"] or config["model"])
+    work = _operations(_guessed(inputs, more=masked), model, settings.long)
     least = SHORTEST_JOB_SECONDS * settings.tflops * 1e12
     found = _read_plan(plan)
     if found and found.work == work and all(run.exists() for run in _runs(plan, len(found.groups))):
@@ -244,14 +248,16 @@ def estimate_verification(
     speed = settings.tflops * 1e12 * (settings.threads if on_cpu else _FP32_SPEED)
     weights = 4 * parameters if stays and on_cpu else 2 * 4 * parameters / model.layers
     memory = _JOB_MB + _WORKER_MB[settings.device] + (weights + 28 * _planned_records(plan)) / 1e6
-    memory += _results_mb(sampled, model, settings)
+    # Maps are read sequence by sequence, all else at once.
+    kinds = tuple(kind for kind in settings.outputs.include if kind != ATTENTION)
+    memory += _results_mb(sampled, model, replace(settings, outputs=replace(settings.outputs, include=kinds)))
     if on_cpu:
         longest = max(end - start for start, end in settings.long.pieces(LONGEST))
         tokens = longest if stays else max(longest, TOKENS_BY_LAYER)
         layers = len(settings.outputs.layers)
         # fair-esm has a layer's attention maps three times; and the layers that are asked for, with their neighbours.
         memory += 4 * tokens * (3 * model.heads * longest + (16 + 3 * layers) * model.hidden) / 1e6
-        if "contacts" in settings.outputs.include:
+        if {"contacts", ATTENTION} & set(settings.outputs.include):
             memory += min(CONTACT_MAP_BYTES, 12 * model.layers * model.heads * longest**2) / 1e6
     return JobEstimate(load + operations / speed, memory)
 
@@ -270,7 +276,7 @@ def _working_mb(model: ModelDimensions, settings: JobSettings) -> float:
 
 
 def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, length: int) -> float:
-    residues = min(work.residues, settings.shard_residues)
+    residues = min(work.residues, settings.shard_residues, shard_limit(settings.outputs, model, length))
     shard = Workload(sequences=math.ceil(residues / length), residues=residues, pairs=residues * length)
     return _results_mb(shard, model, settings)
 
@@ -278,7 +284,8 @@ def _shard_mb(work: GroupWork, model: ModelDimensions, settings: JobSettings, le
 def _results_mb(work: Workload, model: ModelDimensions, settings: JobSettings) -> float:
     """Results: batch by batch, put together, and once more on their way to the disk."""
     outputs = settings.outputs
-    return 3 * sum(work.rows(array) * outputs.row_bytes(array, model.hidden) for array in outputs.arrays()) / 1e6
+    shape = model.hidden, model.heads
+    return 3 * sum(work.rows(array) * outputs.row_bytes(array, *shape) for array in outputs.arrays()) / 1e6
 
 
 def guess_work(
@@ -292,8 +299,8 @@ def guess_work(
     return _guessed(inputs, groups)
 
 
-def _guessed(inputs: Sequence[str | os.PathLike[str]], groups: int = 1) -> GroupWork:
-    residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
+def _guessed(inputs: Sequence[str | os.PathLike[str]], groups: int = 1, more: float = 0.0) -> GroupWork:
+    residues = math.ceil((_residues_in(tuple(map(str, inputs))) + more) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 
 

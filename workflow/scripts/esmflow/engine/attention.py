@@ -1,4 +1,4 @@
-"""Self-attention over a pack: every sequence attends to itself alone. And contacts, which are read off its maps.
+"""Self-attention over a pack: every sequence attends to itself alone. And what is read off its maps.
 
 A back end is a callable `attend(qkv, qk, rotation, pack) -> [T, H · hd]`, chosen once when the engine is built.
 `qkv` is the projection `[T, 3, H, hd]`, not yet rotated and without its bias; a back end may overwrite it. `qk`
@@ -8,7 +8,7 @@ bias of the values is among the residual stream's (see `weights.Norm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -137,26 +137,25 @@ def sdpa_attention(
     return mixed.flatten(1).to(qkv.dtype)
 
 
-class ContactAttention:
-    """An attention back end with explicit maps, which gathers contact logits layer after layer.
+ReadMaps = Callable[[int, int, torch.Tensor], None]
+"""`(layer, sequence, maps)`: takes what it wants of the maps `[H, n, n]`, cls and eos among them; layers begin at 1."""
 
-    The head is a logistic regression over all layers' and heads' maps (Rao et al., 2020, "Transformer protein language
-    models are unsupervised structure learners"), so each map adds its part as soon as it is known and none is kept.
+
+class AttentionWithMaps:
+    """An attention back end with explicit maps, which hands those of each layer and sequence to whoever reads them.
+
     One object serves one forward pass.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """weight: `[layers, H]` fp32, the regression's coefficients. bias: `[1]`."""
-        self._remaining = iter(weight)
-        self._bias = bias
-        self._logits: list[torch.Tensor] = []
+    def __init__(self, rotate: Rotate, readers: Sequence[ReadMaps]) -> None:
+        self._rotate = rotate
+        self._readers = readers
+        self._layer = 0
 
-    def __call__(self, qkv: torch.Tensor, bias: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
+    def __call__(self, qkv: torch.Tensor, qk: torch.Tensor, rotation: Rotation, pack: Pack) -> torch.Tensor:
         """Attends `[T, 3, H, hd]` to `[T, H · hd]` in fp32, one sequence at a time."""
-        q, k = rotated(qkv, bias, rotation, pack)
-        coefficients = next(self._remaining)
-        if not self._logits:
-            self._logits = [torch.zeros(n, n, device=q.device) for n in pack.residues]
+        q, k = self._rotate(qkv, qk, rotation, pack)
+        self._layer += 1
         mixed = torch.empty_like(qkv[:, 2])
         start = 0
         for index, length in enumerate(pack.lengths):
@@ -166,14 +165,50 @@ class ContactAttention:
             maps = (query * query.shape[-1] ** -0.5 @ key.transpose(1, 2)).softmax(dim=-1)
             mixed[rows] = (maps @ value).transpose(0, 1).to(mixed.dtype)
             if index < len(pack.residues):
-                features = average_product_correction(maps[:, 1:-1, 1:-1])
-                self._logits[index] += torch.einsum("h,hij->ij", coefficients, features)
+                for read in self._readers:
+                    read(self._layer, index, maps)
             start += length
         return mixed.flatten(1)
 
+
+class Contacts:
+    """Gathers contact logits layer after layer.
+
+    The head is a logistic regression over all layers' and heads' maps (Rao et al., 2020, "Transformer protein language
+    models are unsupervised structure learners"), so each map adds its part as soon as it is known and none is kept.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """weight: `[layers, H]` fp32, the regression's coefficients. bias: `[1]`."""
+        self._weight = weight
+        self._bias = bias
+        self._logits: dict[int, torch.Tensor] = {}
+
+    def read(self, layer: int, sequence: int, maps: torch.Tensor) -> None:
+        """Adds a layer's part. See `ReadMaps`."""
+        features = average_product_correction(maps[:, 1:-1, 1:-1])
+        part = torch.einsum("h,hij->ij", self._weight[layer - 1], features)
+        self._logits[sequence] = self._logits[sequence] + part if layer > 1 else part
+
     def contacts(self) -> torch.Tensor:
         """Contact probabilities: every sequence's `[n, n]` map, flattened, end to end."""
-        return torch.cat([(logits + self._bias).sigmoid().flatten() for logits in self._logits])
+        return torch.cat([(logits + self._bias).sigmoid().flatten() for logits in self._logits.values()])
+
+
+class KeptMaps:
+    """Keeps the maps of some layers."""
+
+    def __init__(self, layers: Collection[int]) -> None:
+        self._kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+
+    def read(self, layer: int, sequence: int, maps: torch.Tensor) -> None:
+        """Keeps a layer's maps, if it is one of those wanted. See `ReadMaps`."""
+        if layer in self._kept:
+            self._kept[layer].append(maps.permute(1, 2, 0).flatten(0, 1))
+
+    def of_layer(self, layer: int) -> torch.Tensor:
+        """One row for each pair of tokens, with a value for each head, of all sequences end to end: `[rows, H]`."""
+        return torch.cat(self._kept[layer])
 
 
 def average_product_correction(maps: torch.Tensor) -> torch.Tensor:

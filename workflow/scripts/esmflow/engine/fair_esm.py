@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from esm.rotary_embedding import RotaryEmbedding
 from safetensors import safe_open
 
-from esmflow.arrays import LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
+from esmflow.arrays import ATTENTION, LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.engine import resolve_precision
@@ -74,6 +74,7 @@ class ReferenceEngine:
             result = self.model(
                 tokens.to(self.device),
                 repr_layers=self.outputs.layers,
+                need_head_weights=ATTENTION in self.outputs.include,
                 return_contacts="contacts" in self.outputs.include,
             )
         return result, lengths, tokens
@@ -97,6 +98,11 @@ class ReferenceEngine:
             if "per_residue" in self.outputs.include:
                 rows = torch.cat(residues)
                 arrays[Array("per_residue", layer).name] = rows.half() if self.outputs.per_residue == "fp16" else rows
+            if layer and ATTENTION in self.outputs.include:
+                maps = [result["attentions"][i, layer - 1, :, : n + 2, : n + 2] for i, n in enumerate(lengths)]
+                arrays[Array(ATTENTION, layer).name] = torch.cat(
+                    [each.float().permute(1, 2, 0).flatten(0, 1) for each in maps]
+                )
         if "contacts" in self.outputs.include:
             arrays["contacts"] = torch.cat(
                 [result["contacts"][i, :n, :n].float().flatten() for i, n in enumerate(lengths)]

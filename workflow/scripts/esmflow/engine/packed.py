@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from esmflow.arrays import LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
+from esmflow.arrays import ATTENTION, LOG_LIKELIHOOD, MASKED_LOGITS, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions, check_heads
 from esmflow.engine import eight_bit
-from esmflow.engine.attention import ContactAttention
+from esmflow.engine.attention import AttentionWithMaps, Contacts, KeptMaps, rotate_of
 from esmflow.engine.engine import resolve_precision
 from esmflow.engine.memory import release_memory
 from esmflow.engine.packing import Pack, fill_packs, full_size, pack_sequences
@@ -26,6 +26,8 @@ from esmflow.engine.weights import load_weights
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TILE_ROWS = 128
 """Rows of one matrix product tile: a multiple of this many tokens for each multiprocessor leaves none idle."""
+_TOKENS_WITH_MAPS = 2048
+"""Of a pack whose attention maps are kept: with 256 residues in a sequence they are 42 MB in each layer of 20 heads."""
 SHARE_OF_FREE_MEMORY = 0.6
 """Of a GPU's free memory, what `batch_tokens: auto` lets a pack take."""
 
@@ -51,6 +53,7 @@ class PackedEngine:
     def __post_init__(self) -> None:
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._quantum = quantum_of(self.device)
+        self._rotate = rotate_of(read_checkpoint_info(self.checkpoint).dimensions.family)
 
     @classmethod
     def load(
@@ -92,7 +95,8 @@ class PackedEngine:
     def default_token_budget(self) -> int:
         """Tokens for one pack that fit the device's free memory and fill it. See `auto_token_budget`."""
         dimensions = read_checkpoint_info(self.checkpoint).dimensions
-        return auto_token_budget(dimensions, self.precision, str(self.device), len(self.outputs.layers))
+        budget = auto_token_budget(dimensions, self.precision, str(self.device), len(self.outputs.layers))
+        return min(budget, _TOKENS_WITH_MAPS) if ATTENTION in self.outputs.include else budget
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Groups sequences into packs of at most `token_budget` tokens, longest first. See `engine.Engine`."""
@@ -152,18 +156,23 @@ class PackedEngine:
         weights, include = self.model.weights, self.outputs.include
         # What is asked for is there: `check_heads` has seen to it.
         head, regression = weights.lm_head, weights.regression
-        contacts = ContactAttention(*regression) if regression and "contacts" in include else None
+        contacts = Contacts(*regression) if regression and "contacts" in include else None
         last = len(weights.layers)
         layers = self.outputs.layers
+        maps = KeptMaps(layers) if ATTENTION in include else None
+        attend = self.model.operations.attend
+        if readers := [each.read for each in (contacts, maps) if each]:
+            attend = AttentionWithMaps(self._rotate, readers)
         computed = tuple(sorted({*layers, last})) if contacts or self.outputs.needs_logits else layers
         arrays: dict[str, torch.Tensor] = {}
         representation = torch.empty(0)
-        for layer, representation in zip(
-            computed, self.model.representations(pack, contacts or self.model.operations.attend, computed), strict=True
-        ):
+        for layer, representation in zip(computed, self.model.representations(pack, attend, computed), strict=True):
             if layer in layers:
                 for array in self.outputs.of_layer(layer):
-                    arrays[array.name] = self._pool(array, representation, pack)
+                    if maps and array.kind == ATTENTION:
+                        arrays[array.name] = maps.of_layer(layer)
+                    else:
+                        arrays[array.name] = self._pool(array, representation, pack)
         if contacts is not None:
             arrays["contacts"] = contacts.contacts()
         if head and MASKED_LOGITS in include:

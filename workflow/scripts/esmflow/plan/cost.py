@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from esmflow.arrays import Array
+from esmflow.arrays import ATTENTION, Array, Outputs
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.method import EMBED_WHOLE, LongSequences
 
@@ -34,6 +35,8 @@ class Workload:
         """Rows of all sequences in an array; see `Array.rows`."""
         if array.is_pooled:
             return self.sequences
+        if array.kind == ATTENTION:
+            return self.pairs + 4 * self.residues + 4 * self.sequences
         return self.pairs if array.kind == "contacts" else self.residues
 
 
@@ -57,6 +60,16 @@ class CostModel:
         width, weights = self.dimensions.hidden, self.dimensions.layer_parameters
         of_piece = self.dimensions.layers * (2.0 * weights * tokens + 4.0 * width * tokens * tokens)
         return self.long.number_of_pieces(residues) * of_piece
+
+
+# Of a shard, in memory and in one file.
+_MAPS_BYTES = 1_000_000_000
+
+
+def shard_limit(outputs: Outputs, dimensions: ModelDimensions, length: int) -> int:
+    """The most residues of a shard of sequences of this length, with whose attention maps it is not too large."""
+    rows = sum((length + 2) ** 2 for array in outputs.arrays() if array.kind == ATTENTION)
+    return max(1, _MAPS_BYTES * length // (4 * dimensions.heads * rows)) if rows else sys.maxsize
 
 
 # Less than this is not worth the start of another job; more than an hour of one is much to lose with it.

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from esmflow.arrays import Array
+from esmflow.arrays import ATTENTION, Array
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.errors import EsmflowError
 from esmflow.files import stats_below
 from esmflow.method import Fingerprint
 from esmflow.plan.run_plan import DiskForecast, Plan
-from esmflow.text import bytes_in_words
+from esmflow.text import bytes_in_words, plural
 
 # What comes with each sequence's values in a segment: its digest and length.
 _SEGMENT_BYTES = 24
@@ -64,9 +64,8 @@ def forecast(
 ) -> DiskForecast:
     """What the run will write at most; what the store holds already is not part of it."""
     to_embed, valid = plan.to_embed, plan.valid
-    row_bytes = {
-        array: fingerprint.outputs.row_bytes(array, dimensions.hidden) for array in fingerprint.outputs.arrays()
-    }
+    outputs, shape = fingerprint.outputs, (dimensions.hidden, dimensions.heads)
+    row_bytes = {array: outputs.row_bytes(array, *shape) for array in outputs.arrays()}
     segments = sum(to_embed.rows(array) * size for array, size in row_bytes.items())
     for kind, work in plan.variants.work.items():
         outputs = fingerprint.of_variants(kind).outputs
@@ -89,6 +88,18 @@ def forecast(
         # Once as Parquet, which packs texts, and once as TSV.
         plan.records * _TABLE_BYTES + 2 * plan.text_bytes,
     )
+
+
+def check_maps(plan: Plan, fingerprint: Fingerprint, dimensions: ModelDimensions, most: float) -> None:
+    """Raises DiskError when attention maps, in segments and once in results, take more than `most` bytes."""
+    maps = [array for array in fingerprint.outputs.arrays() if array.kind == ATTENTION]
+    size = sum(4 * dimensions.heads * (plan.to_embed.rows(array) + plan.valid.rows(array)) for array in maps)
+    if size > most:
+        raise DiskError(
+            f"include: the attention maps of {plan.valid.sequences:,} sequences in {plural(len(maps), 'layer')} take "
+            f"{bytes_in_words(size)}, more than attention.max_gigabytes allows ({bytes_in_words(int(most))}); embed "
+            "fewer sequences, shorter ones (max_residues, long_sequences: reject) or fewer layers, or raise that key"
+        )
 
 
 def check_disks(expected: DiskForecast, store: str | Path, results: str | Path) -> None:

@@ -24,7 +24,7 @@ from esmflow.logs import tell
 from esmflow.method import EMBED_WHOLE
 from esmflow.plan.cost import CostModel, Workload
 from esmflow.plan.dealing import Dealer
-from esmflow.plan.disk_forecast import check_disks, forecast, sentence
+from esmflow.plan.disk_forecast import check_disks, check_maps, forecast, sentence
 from esmflow.plan.freshness import PlanNote, input_stamps, note_path
 from esmflow.plan.read_ahead import run_in_order
 from esmflow.plan.record_table import RecordTable
@@ -73,7 +73,7 @@ def plan(settings: PlanSettings) -> Plan:
     Raises what `deal_inputs` does, CheckpointError when the checkpoint is not the converted one or has no head for the
     variants, and DiskError when the disks have too little room.
     """
-    inputs = input_stamps(file.path for file in settings.inputs)
+    inputs = input_stamps([*(file.path for file in settings.inputs), *(settings.variants or ())[:1]])
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
     checkpoint_stamp = file_stamp(settings.checkpoint)
     check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, stamp=None)
@@ -88,6 +88,7 @@ def plan(settings: PlanSettings) -> Plan:
         dealt, settings.fingerprint, settings.cost_model.dimensions, settings.formats, settings.pooled_precision
     )
     tell(sentence(expected))
+    check_maps(dealt, settings.fingerprint, settings.cost_model.dimensions, settings.most_bytes_of_maps)
     if settings.disk_check:
         check_disks(expected, settings.store, Path(settings.plan).parents[1])
     _tell_what_differs(store, [digest for folder in settings.groups for digest in _first_digests(folder)])

@@ -25,6 +25,7 @@ class PlanSettings:
     workers: of one job, which share a group: it is cut into shards small enough to keep all of them busy to the end.
     processes: how many work at once where there is enough to read.
     formats, pooled_precision: what the run will write. disk_check: whether the disks must have room for it.
+    most_bytes_of_maps: what attention maps may take.
     number: see `plan_number`. variants: the table of variants, and a file to write that says which sequence each row is
     of; None without one.
     """
@@ -48,6 +49,7 @@ class PlanSettings:
     processes: int
     formats: Sequence[WrittenFormat]
     pooled_precision: str
+    most_bytes_of_maps: float
     disk_check: bool
     number: int
     variants: tuple[str, str] | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from esmflow.arrays import POOLED, Array
+from esmflow.arrays import ATTENTION, POOLED, Array
 from esmflow.collect.writers.names import NameGiver
 from esmflow.inputs.sheet import InputFile, output_names
 
@@ -86,7 +86,8 @@ class _Each(Reader):
         values = [self._read(number) for number in range(len(self._written.ids))]
         if self._written.array.is_pooled:
             return np.stack(values)
-        return np.concatenate([each.ravel() for each in values] if self._written.array.kind == "contacts" else values)
+        flat = self._written.array.kind in ("contacts", ATTENTION)
+        return np.concatenate([each.ravel() for each in values] if flat else values)
 
 
 def _open_h5(path: Path) -> Any:
@@ -151,21 +152,37 @@ def _pt(written: Written) -> Reader:
     return _Each(written, read)
 
 
-def _esm(written: Written) -> Reader:
-    import torch
-
-    names, kind, layer = written.names(), written.array.kind, written.array.layer
-    fields = {"per_residue": "representations", **{kind: f"{kind}_representations" for kind in POOLED}}
+def _record_files(written: Written, form: str) -> Callable[[int], Path]:
+    """Where each record's file is."""
+    names = written.names()
 
     @cache
     def paths(file: int) -> list[Path]:
-        folder = written.folder / "esm" / names[file]
+        folder = written.folder / form / names[file]
         with open(folder / "index.tsv", newline="", encoding="utf-8") as handle:
             return [folder / row["file"] for row in csv.DictReader(handle, delimiter="\t")]
 
+    return lambda number: paths(int(written.file_of[number]))[int(written.positions[number])]
+
+
+def _npz(written: Written) -> Reader:
+    path_of = _record_files(written, "npz")
+
     def read(number: int) -> np.ndarray:
-        path = paths(int(written.file_of[number]))[int(written.positions[number])]
-        content = torch.load(path, weights_only=True)
+        with np.load(path_of(number)) as archive:
+            return archive[written.array.name]
+
+    return _Each(written, read)
+
+
+def _esm(written: Written) -> Reader:
+    import torch
+
+    path_of, kind, layer = _record_files(written, "esm"), written.array.kind, written.array.layer
+    fields = {"per_residue": "representations", **{kind: f"{kind}_representations" for kind in POOLED}}
+
+    def read(number: int) -> np.ndarray:
+        content = torch.load(path_of(number), weights_only=True)
         return (content[kind] if layer is None else content[fields[kind]][layer]).numpy()
 
     return _Each(written, read)
@@ -180,5 +197,6 @@ READERS: dict[str, tuple[str, Callable[[Written], Reader]]] = {
     "h5_per_protein": ("{array}/per_protein.h5", _h5_per_protein),
     "pt": ("{array}/pt", _pt),
     "esm": ("esm", _esm),
+    "npz": ("npz", _npz),
 }
 """By format: what is there when it was written, below the folder of the embeddings, and what reads it."""

@@ -12,7 +12,7 @@ from warnings import warn
 import numpy as np
 import pyarrow as pa
 
-from esmflow.arrays import Array, Outputs, resolve_layers
+from esmflow.arrays import ATTENTION, Array, Outputs, resolve_layers
 from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions, check_method, files_of_checkpoint
 from esmflow.checkpoint.sources import find_checkpoint
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 SETTINGS = (
     *("base_model", "model_folder", "download", "device", "batch_tokens", "engine", "precision"),
     *("per_residue_precision", "long_sequences", "max_residues", "window_overlap"),
-    *("invalid_residues", "nucleotide_sequences", "gaps"),
+    *("invalid_residues", "nucleotide_sequences", "gaps", "attention"),
 )
 _NAMED = 5
-Kind = Literal["mean", "bos", "max", "std", "pseudo_perplexity", "per_residue", "contacts", "logits", "entropy"]
+Kind = Literal[
+    "mean", "bos", "max", "std", "pseudo_perplexity", "per_residue", "contacts", "logits", "entropy", "attention"
+]
 
 
 class SequencesError(EsmflowError):
@@ -71,7 +73,7 @@ def embed(
     sequences: Iterable[str],
     model: str | os.PathLike[str] = ...,
     *,
-    kind: Literal["per_residue", "contacts", "logits", "entropy"],
+    kind: Literal["per_residue", "contacts", "logits", "entropy", "attention"],
     layer: int = ...,
     **settings: Any,
 ) -> list[np.ndarray]: ...
@@ -89,7 +91,8 @@ def embed(
 
     sequences: a list of residue strings, or a dict of them by id. model: `8M` to `15B`, another official name, or a
     path. kind: `mean`, `bos`, `max` or `std`, one vector `[D]` for each sequence; `pseudo_perplexity`, one number;
-    `per_residue` `[residues, D]`; `logits` `[residues, 33]`; `entropy` `[residues]`; `contacts` `[residues, residues]`.
+    `per_residue` `[residues, D]`; `logits` `[residues, 33]`; `entropy` `[residues]`; `contacts` `[residues, residues]`;
+    `attention` `[heads, residues + 2, residues + 2]`, with `max_residues=256` or less.
     layer: 0 is the token embedding, -1 the last.
     settings: keys of the configuration that change numbers or say where the model is, such as `precision="fp32"`,
     `long_sequences="window"` or `download=False`. Sequences are normalised, and cut at 1,022 residues with a warning,
@@ -131,7 +134,7 @@ def _configured(model: str, kind: str, layer: int, settings: Mapping[str, Any]) 
     others = sorted(set(settings) - set(SETTINGS))
     if others:
         raise SequencesError(f"{others[0]} is about runs, or no setting; what there is: {', '.join(SETTINGS)}")
-    given = {"model": model, "include": [kind], "layers": [layer], "formats": ["h5"], **settings}
+    given = {"model": model, "include": [kind], "layers": [layer], "formats": ["npz"], **settings}
     return validated(given, PROJECT / "workflow" / "schemas" / "config.schema.yaml")
 
 
@@ -182,7 +185,9 @@ def _extract(block: RecordBlock, engine: Engine, config: Mapping[str, Any]) -> l
 def _shaped(values: np.ndarray, array: Array) -> np.ndarray:
     if array.is_pooled:
         return values[0].copy()
-    side = int(np.sqrt(values.size))
+    side = int(np.sqrt(len(values)))
+    if array.kind == ATTENTION:
+        return values.T.reshape(-1, side, side).copy()
     return values.reshape(side, side).copy() if array.kind == "contacts" else values.copy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ _NEEDLESS = re.compile(
 _PLACES = re.compile(r' (?:d|transform|x2|y2)="[^"<>]*"')
 _CIRCLE = re.compile(r'<path ([^<>]*)transform="translate\(([-\d.]+),([-\d.]+)\)" d="M([\d.]+),0A[^"]*"')
 _MARGIN = 16
+_PROCESSES = 6
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 
@@ -30,12 +32,15 @@ def draw(specifications: Sequence[dict[str, Any]]) -> list[str | DrawingError]:
     """The SVG of each figure, given as Vega-Lite, or why there is none.
 
     vl-convert brings a JavaScript engine, which ends its whole process where it is not given as much address space as
-    it asks for: under some login nodes' limits. So it has processes of its own: two, as half a second of each is start.
+    it asks for: under some login nodes' limits. So it has processes of its own: few, as half a second of each is start.
     """
-    half = -(-len(specifications) // 2)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(_draw_apart, (specifications[:half], specifications[half:]))
-    return first + second
+    processes = min(_PROCESSES, max(2, len(os.sched_getaffinity(0))))
+    shares = [specifications[first::processes] for first in range(processes)]
+    drawn: list[str | DrawingError] = [DrawingError("not drawn")] * len(specifications)
+    with ThreadPoolExecutor(processes) as pool:
+        for first, share in enumerate(pool.map(_draw_apart, shares)):
+            drawn[first::processes] = share
+    return drawn
 
 
 def _draw_apart(specifications: Sequence[dict[str, Any]]) -> list[str | DrawingError]:

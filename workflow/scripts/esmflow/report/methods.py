@@ -39,6 +39,7 @@ _KINDS = {
     "max": "the maximum over its residues",
     "std": "the standard deviation over its residues",
     "per_residue": "one vector for each residue",
+    "attention": "the attention maps",
 }
 _OTHERS = {
     "contacts": "predicted contacts",

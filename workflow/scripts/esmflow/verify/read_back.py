@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esmflow.arrays import Array
+from esmflow.arrays import ATTENTION, Array
 from esmflow.files import safe_name
 from esmflow.inputs.sheet import fasta_stem
 from esmflow.method import Fingerprint
@@ -70,7 +70,7 @@ class Embeddings:
         # One array after the other, so that few of them are in memory.
         for array in self.fingerprint.outputs.arrays():
             expected = stored._read_array(sampled, array)
-            found = self._read_array(sampled, array) if self.read_from in READERS else expected
+            found = self._read_array(sampled, array) if self._in_files(array) else expected
             for record, hasher, right, values in zip(sampled, hashers, expected, found, strict=True):
                 hasher.update(right.tobytes())
                 rounded = array.is_pooled and values.dtype == np.float16
@@ -79,8 +79,12 @@ class Embeddings:
         numbers = {record.digest: hasher.hexdigest() for record, hasher in zip(sampled, hashers, strict=True)}
         return numbers, frozenset(differing)
 
+    def _in_files(self, array: Array) -> bool:
+        """Whether the files that are read have this array; attention maps are in none of them."""
+        return self.read_from in READERS and array.kind != ATTENTION
+
     def _read_array(self, sampled: Sequence[Sampled], array: Array) -> list[np.ndarray]:
-        if self.read_from in READERS:
+        if self._in_files(array):
             return READERS[self.read_from](Path(self.folder) / array.name, array, sampled)
         store = Store(self.store, self.fingerprint)
         rows = read_rows(store, [(record.segment, record.row) for record in sampled], array)

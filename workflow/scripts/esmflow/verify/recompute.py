@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esmflow.arrays import Outputs
+from esmflow.arrays import ATTENTION, Array, Outputs
 from esmflow.checkpoint.file import read_checkpoint_info
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.fair_esm import fair_esm_module, layer_bytes, load_fair_esm, padded_batches, padded_tokens
@@ -116,6 +116,8 @@ class Recomputation:
             if outputs.needs_logits:
                 logits = result["logits"][row, :size].cpu().numpy()
                 found[number] |= _expected_of_logits(logits, self._own_tokens(residues), outputs)
+            if ATTENTION in outputs.include and (maps := self._attentions(residues)) is not None:
+                found[number] |= _expected_maps(maps, outputs)
             if "contacts" in outputs.include and (contacts := self._contacts(residues)) is not None:
                 found[number]["contacts"] = Expected(contacts.ravel(), {})
         return found
@@ -158,17 +160,25 @@ class Recomputation:
         """fair-esm's own results for a padded batch."""
         return self.model(padded_tokens(self.model, sequences).to(self.device), repr_layers=layers)
 
-    @torch.no_grad()
     def _contacts(self, residues: str) -> np.ndarray | None:
+        return self._from_maps(residues, lambda tokens: self.model.predict_contacts(tokens)[0])
+
+    def _attentions(self, residues: str) -> np.ndarray | None:
+        """Of all layers and heads, `[L, H, n + 2, n + 2]`."""
+        return self._from_maps(residues, lambda tokens: self.model(tokens, need_head_weights=True)["attentions"][0])
+
+    @torch.no_grad()
+    def _from_maps(self, residues: str, compute: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray | None:
+        """What is made of all maps of one sequence; None where they do not fit."""
         maps = self.dimensions.layers * self.dimensions.heads
         if 4 * maps * (len(residues) + 2) ** 2 * 3 > CONTACT_MAP_BYTES:
             return None
         tokens = padded_tokens(self.model, [residues]).to(self.device)
-        contacts = unless_out_of_memory(lambda: self.model.predict_contacts(tokens)[0].cpu().numpy())
-        if isinstance(contacts, str):
+        found = unless_out_of_memory(lambda: compute(tokens).cpu().numpy())
+        if isinstance(found, str):
             release_memory()
             return None
-        return contacts
+        return found
 
 
 def _leave_out(residues: str) -> None:
@@ -199,7 +209,24 @@ def _expected_by_layer(tokens: Mapping[int, np.ndarray], outputs: Outputs) -> di
             }
             kinds[kind] = Expected(pool(here[1:-1]), mistakes, _negligible(kind, here[1:-1]))
         for array in outputs.of_layer(layer):
-            expected[array.name] = kinds[array.kind]
+            if array.kind in kinds:
+                expected[array.name] = kinds[array.kind]
+    return expected
+
+
+def _expected_maps(maps: np.ndarray, outputs: Outputs) -> dict[str, Expected]:
+    """maps: `[L, H, n + 2, n + 2]`. A segment has a row of all heads for each pair of tokens."""
+
+    def rows(of_layer: np.ndarray) -> np.ndarray:
+        return of_layer.transpose(1, 2, 0).reshape(-1, len(of_layer))
+
+    expected = {}
+    for layer in filter(None, outputs.layers):
+        here = maps[layer - 1]
+        near = {other: maps[other - 1] for other in (layer - 1, layer + 1) if 0 < other <= len(maps)}
+        mistakes = {f"the maps of layer {other}": rows(values) for other, values in near.items()}
+        mistakes["the maps transposed"] = rows(here.transpose(0, 2, 1))
+        expected[Array(ATTENTION, layer).name] = Expected(rows(here), mistakes)
     return expected
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from esmflow.arrays import Array
+from esmflow.arrays import ATTENTION, Array
 from esmflow.files import atomic_path
 
 Entered = TypeVar("Entered")
@@ -76,12 +76,20 @@ class Batch:
         return Batch(self.records.slice(start, end - start), arrays, self.lengths[start:end], self.sequences[start:end])
 
     def values(self, array: Array) -> list[np.ndarray]:
-        """One output, record by record: `[D]`, `[]`, `[residues, D or 33]`, `[residues]` or `[residues, residues]`."""
+        """One output, record by record.
+
+        `[D]`, `[]`, `[residues, D or 33]`, `[residues]`, `[residues, residues]`, or, with cls and eos,
+        `[heads, residues + 2, residues + 2]`.
+        """
         values = self.arrays[array]
         if array.is_pooled:
             return [np.asarray(each) for each in values]
         parts = np.split(values, array.offsets(self.lengths)[1:-1])
-        return [part.reshape(n, n) for part, n in zip(parts, self.lengths)] if array.kind == "contacts" else parts
+        if array.kind == "contacts":
+            return [part.reshape(n, n) for part, n in zip(parts, self.lengths)]
+        if array.kind == ATTENTION:
+            return [part.T.reshape(-1, n + 2, n + 2) for part, n in zip(parts, self.lengths)]
+        return parts
 
 
 class Numbering:
