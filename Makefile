@@ -31,7 +31,7 @@ example: .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python workflow/scripts/fetch_small_model.py --package --cache resources/models >/dev/null
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --durations 25
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 # Not in CI: it takes a quarter of an hour.
 mutants: .venv/installed

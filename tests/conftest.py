@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import subprocess
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import fetch, with_made_up_head
+from made_up import fetch, random_model, stored_tensors, with_made_up_head, write_fair_esm
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "tests" / "data"
 SCRIPTS = PROJECT / "workflow" / "scripts"
+
+# What `started/sitecustomize.py` does to every process that a test starts.
+STARTED = PROJECT / "tests" / "support" / "started"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTED), os.environ.get("PYTHONPATH")]))
+# A process of tests has much to look through at its end, too.
+atexit.register(gc.freeze)
 
 
 # The folders that take longest come first: the last ones to be handed out to a worker should be short.
@@ -79,6 +86,15 @@ def real_model_folder() -> Path:
 def real_checkpoint(real_model_folder, tmp_path_factory) -> Path:
     """The same, converted, in a folder with its `model.json`: what the rule `model` makes."""
     return fetch(real_model_folder, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def made_up_model(tmp_path_factory) -> Path:
+    """A checkpoint of two narrow layers with random weights, and beside it what the rule `model` makes of it."""
+    path = tmp_path_factory.mktemp("made_up") / "made_up.pt"
+    write_fair_esm(path, stored_tensors(random_model(2, 32, 2)))
+    fetch(path, path.parent)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from made_up import proteins, write_fasta
 from one_node_slurm import Allocation, OneNodeSlurm
-from workflow_run import PROJECT, demo_folder, groups, wait_until
+from workflow_run import PROJECT, Hold, demo_folder, groups, wait_until
 
 from esmflow.plan.shards import list_shards, read_shard, shard_name
 
@@ -53,18 +53,18 @@ class Demo:
         self.slurm = slurm
         self.before: set[str] = set()
         changes = [f"model={model}", f"groups={GROUPS}", "shard_residues=1000", "device=cpu"]
-        changes += [f"slot_lock_folder={folder}/slots"]
+        changes += [f"slot_lock_folder={folder}/slots", "report=false"]
         profile = ["--profile", "profiles/slurm", "--configfile", "config/demo/config.yaml"]
         self.command = [sys.executable, "-m", "snakemake", *profile, "--config", *changes, *SITE]
 
-    def start(self) -> subprocess.Popen:
+    def start(self, hold: Hold) -> subprocess.Popen:
         with open(self.folder / "snakemake.out", "ab") as output:
             return subprocess.Popen(
                 self.command,
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.slurm.environment},
+                env={**os.environ, **self.slurm.environment, **hold.environment},
                 start_new_session=True,
             )
 
@@ -81,7 +81,7 @@ class Demo:
         return {shard_name(digest for digest, _ in read_shard(path)) for path in list_shards(folder)}
 
     def in_the_middle(self) -> str | None:
-        """A shard group whose job runs, has committed something since `before`, and has most of its way to go."""
+        """A shard group whose job is held, has committed something since `before`, and has most of its way to go."""
         done = self.segments()
         for comment in self.slurm.running():
             group = comment.rpartition("_")[2]
@@ -93,24 +93,27 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def story(slurm, real_model_folder, tmp_path_factory):
-    demo = Demo(tmp_path_factory.mktemp("demo"), real_model_folder, slurm)
-    process = demo.start()
+def story(slurm, made_up_model, tmp_path_factory):
+    demo = Demo(tmp_path_factory.mktemp("demo"), made_up_model, slurm)
+    process = demo.start(Hold(demo.folder))
     try:
         wait_until(demo.in_the_middle, 200, "a job in the middle")
         # A user who stops: cancels every job, then the run itself.
-        slurm.cancel_everything()
+        slurm.cancel(*slurm.queued())
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(120) != 0
+        slurm.cancel_everything()
         demo.before = demo.segments()
         assert not (demo.results / "summary.txt").exists()
 
-        process = demo.start()
+        hold = Hold(demo.folder, segments=len(demo.before) + 2)
+        process = demo.start(hold)
         killed = wait_until(demo.in_the_middle, 200, "a job in the middle again")
         (job,) = [job for comment, job in slurm.running().items() if comment.endswith(f"_{killed}")]
         slurm.cancel(job)
         wait_until(lambda: job not in slurm.queued(), 60, "the end of the cancelled job")
         had = demo.segments() & demo.shards_of(killed)
+        hold.release()
         assert process.wait(300) == 0, demo.printed
     finally:
         if process.poll() is None:
@@ -169,8 +172,8 @@ def test_after_scancel_of_everything_the_same_command_resumes(story):
 def test_the_run_ends_complete_and_in_its_place(story):
     statuses = pq.read_table(story.results / "manifest.parquet").column("status").to_pylist()
     assert (len(statuses), statuses.count("embedded"), statuses.count("rejected")) == (232, 228, 4)
-    with h5py.File(story.results / "embeddings" / "mean_layer6" / "embeddings.h5") as file:
-        assert file["embeddings"].shape == (228, 320)
+    with h5py.File(story.results / "embeddings" / "mean_layer2" / "embeddings.h5") as file:
+        assert file["embeddings"].shape == (228, 32)
     assert (PROJECT / "results").resolve() not in story.results.resolve().parents
 
 
@@ -191,7 +194,8 @@ def test_whole_node_jobs_of_the_command_work_on_every_gpu_that_slurm_gave_them(s
     settings.append(f"slot_lock_folder={tmp_path}/slots")
     command = [sys.executable, "-c", "from esmflow.cli.main import main; main()", "embed", "some.faa", "-o", "out"]
     command += ["--profile", "site", "--model", str(real_model_folder), *(f"--set={setting}" for setting in settings)]
-    environment = {**os.environ, **slurm.environment, "PYTHONPATH": str(PROJECT / "workflow" / "scripts")}
+    paths = os.pathsep.join([str(PROJECT / "workflow" / "scripts"), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, **slurm.environment, "PYTHONPATH": paths}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "160 embedded" in ran.stdout + ran.stderr

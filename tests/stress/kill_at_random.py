@@ -136,8 +136,8 @@ def compare(found: dict[str, object], expected: dict[str, object]) -> None:
             raise Difference(f"{name} differs")
 
 
-def prepare(folder: Path, seed: int, proteins: int, model: Path | None) -> WorkflowRun:
-    """A run over made-up proteins: two files, two groups, and a shard every few proteins."""
+def prepare(folder: Path, seed: int, proteins: int, model: Path | None, groups: int) -> WorkflowRun:
+    """A run over made-up proteins: two files, and a shard every few proteins."""
     choose = random.Random(seed)
     if model is None and _REAL_MODEL.exists():
         model = _REAL_MODEL
@@ -145,7 +145,7 @@ def prepare(folder: Path, seed: int, proteins: int, model: Path | None) -> Workf
         model = write_fair_esm(
             folder.parent / "model" / "made_up.pt", stored_tensors(random_model(layers=4, hidden=160))
         )
-    run = WorkflowRun(folder, model, groups=2, shard_residues=1500, precision="fp32", formats=["h5", "pt"])
+    run = WorkflowRun(folder, model, groups=groups, shard_residues=1500, precision="fp32", formats=["h5", "pt"])
     for file in ("a.faa", "b.faa"):
         sequences = ["".join(choose.choices(RESIDUES, k=choose.randint(40, 300))) for _ in range(proteins // 2)]
         sequences[-1] = sequences[0]
@@ -221,14 +221,20 @@ def run_again(run: WorkflowRun, trial: Trial) -> None:
 
 
 def kill_at_random(
-    folder: Path, count: int, seed: int, proteins: int, targets: tuple[str, ...] = TARGETS, model: Path | None = None
+    folder: Path,
+    count: int,
+    seed: int,
+    proteins: int,
+    targets: tuple[str, ...] = TARGETS,
+    model: Path | None = None,
+    groups: int = 2,
 ) -> list[Trial]:
     """Makes `count` trials, the targets in turn. Raises Difference at the first that does not end as it should.
 
     model: with what the rule `model` makes of it beside it, so that trials start from there.
     """
     choose = random.Random(seed)
-    run = prepare(folder, seed, proteins, model)
+    run = prepare(folder, seed, proteins, model, groups)
     fetched = None if model is None else model.parent
     start_over(run, fetched)
     print(f"model {run.config['model']}, {proteins} proteins, seed {seed}", flush=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=2)
     parser.add_argument("tests", nargs="*", default=TESTS)
     arguments = parser.parse_args()
+    # A shell starts what it puts in the background deaf to Ctrl-C, which tests send to the runs they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = Path(tempfile.mkdtemp(prefix="esmflow-rounds-"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
     failed = 0

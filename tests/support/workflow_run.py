@@ -18,9 +18,6 @@ SNAKEFILE = PROJECT / "workflow" / "Snakefile"
 PROFILE = PROJECT / "profiles" / "default"
 # What the rule `model` makes.
 FETCHED = ("checkpoint.safetensors", "model.json")
-# What `started/sitecustomize.py` does to every process of a run.
-_FOLDERS = [str(Path(__file__).with_name("started")), os.environ.get("PYTHONPATH")]
-STARTED = {"PYTHONPATH": os.pathsep.join(filter(None, _FOLDERS))}
 
 
 class WorkflowRun:
@@ -74,7 +71,7 @@ class WorkflowRun:
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **STARTED, **(environment or {})},
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
 
@@ -88,7 +85,7 @@ class WorkflowRun:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **STARTED, **(environment or {})},
+            env={**os.environ, **(environment or {})},
             timeout=timeout,
         )
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from made_up import fetch, random_model, stored_tensors, write_fair_esm
 from workflow_run import WorkflowRun
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -26,15 +25,6 @@ def short_proteins() -> list[tuple[str, str]]:
 def small_run(tmp_path, real_model_folder, real_checkpoint, short_proteins):
     """Makes a run over the first proteins of the sample, cut into files; the real model has been converted already."""
     return partial(_make_run, tmp_path, real_model_folder, real_checkpoint.parent, short_proteins)
-
-
-@pytest.fixture(scope="session")
-def made_up_model(tmp_path_factory) -> Path:
-    """A checkpoint of two narrow layers with random weights, and beside it what the rule `model` makes of it."""
-    path = tmp_path_factory.mktemp("made_up") / "made_up.pt"
-    write_fair_esm(path, stored_tensors(random_model(2, 32, 2)))
-    fetch(path, path.parent)
-    return path
 
 
 @pytest.fixture

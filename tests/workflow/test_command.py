@@ -23,9 +23,8 @@ DEMO = PROJECT / "resources" / "demo"
 
 
 def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    more = environment or {}
-    paths = os.pathsep.join([str(PROJECT / "workflow" / "scripts"), *filter(None, [more.get("PYTHONPATH")])])
-    environment = {**os.environ, **more, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(PROJECT / "workflow" / "scripts"), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, **(environment or {}), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=environment, **output)
 

@@ -14,7 +14,6 @@ import yaml
 from clone import PROJECT, make_clone, make_recipe
 from documents import LANGUAGES, NEEDS, RUNNABLE, Block, blocks
 from made_up import random_model, stored_tensors, write_fair_esm
-from workflow_run import STARTED
 
 from esmflow.config.configuration import validated
 
@@ -32,7 +31,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("torch")
     write_fair_esm(home / "hub/checkpoints/esm2_t36_3B_UR50D.pt", stored_tensors(random_model(36, 32, 2)))
     activated = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **STARTED, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": activated, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

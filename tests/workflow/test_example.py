@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 from clone import PROJECT, make_clone, make_recipe
-from workflow_run import STARTED
 
 EXAMPLE = PROJECT / "examples" / "enzymes"
 
@@ -27,7 +26,7 @@ def example(tmp_path_factory, real_model_folder) -> Path:
     content = yaml.safe_load(config.read_text())
     content["esmflow"] |= {"report": False, "verify": {"sample": 0}}
     config.write_text(yaml.safe_dump(content))
-    one_thread = {**os.environ, **STARTED, "OMP_NUM_THREADS": "1"}
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         make_recipe(clone, "example"), shell=True, cwd=clone, env=one_thread, capture_output=True, text=True
     )

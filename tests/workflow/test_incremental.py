@@ -17,11 +17,13 @@ UNIQUE = proteins(400, 5, 30, seed=11)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, real_model_folder):
+def finished(tmp_path_factory, made_up_model):
     """A thousand records in three files, of which 400 are unique, embedded by two groups."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    shutil.copytree(real_model_folder, folder / "model")
-    run = WorkflowRun(folder, "model", groups=2, shard_residues=2000, precision="fp32", slot_lock_folder="slots")
+    shutil.copytree(made_up_model.parent, folder / "model")
+    run = WorkflowRun(
+        folder, "model/made_up.pt", groups=2, shard_residues=2000, precision="fp32", slot_lock_folder="slots"
+    )
     sequences = [*UNIQUE, *UNIQUE[:200], *UNIQUE[100:300], *UNIQUE[200:400]]
     write(run, {f"part{number}.faa": sequences[number::3] for number in range(3)})
     run.succeed()
@@ -43,7 +45,7 @@ def write(run, files):
 
 
 def vectors(run):
-    with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.h5") as file:
+    with h5py.File(run.results / "embeddings" / "mean_layer2" / "embeddings.h5") as file:
         return file["ids"].asstr()[:].tolist(), file["embeddings"][:]
 
 
@@ -159,7 +161,7 @@ def test_inputs_replaced_by_older_ones_and_weights_overwritten_in_place_are_noti
     part.write_text(content)
     os.utime(part, ns=(stamp, stamp))
     assert would_run(run) == []
-    weights = run.folder / "model" / "pytorch_model.bin"
+    weights = run.folder / "model" / "made_up.pt"
     content, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
     middle = len(content) // 2
     weights.write_bytes(content[:middle] + bytes(4) + content[middle + 4 :])

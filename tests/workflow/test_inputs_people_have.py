@@ -6,13 +6,14 @@ import csv
 import gzip
 import shutil
 
+import h5py
 from workflow_run import PROJECT
 
 FORMATS = PROJECT / "tests" / "data" / "formats"
 
 
-def test_every_record_of_every_kind_of_file_has_its_row(small_run):
-    run = small_run(1, groups=1, formats=["h5", "h5ad", "skbio"], gaps="remove", id="accession", include="mean")
+def test_every_record_of_every_kind_of_file_has_its_row(quick_run):
+    run = quick_run(1, groups=1, formats=["h5", "h5ad", "skbio"], gaps="remove", id="accession", include="mean")
     names = [path.name for path in sorted(FORMATS.iterdir())]
     for name in names:
         shutil.copy(FORMATS / name, run.folder)
@@ -35,10 +36,18 @@ def test_every_record_of_every_kind_of_file_has_its_row(small_run):
         "insulin.sto": 4, "insulin.txt": 1, "insulin.xml": 1,
     }  # fmt: skip
     assert run.summary()["reasons"] == {"empty_sequence": 1, "nucleotide_sequence": 1, "other_format": 1}
+    # scikit-bio's format comes with the sequences of every input, which is read again for it.
+    with h5py.File(run.results / "embeddings" / "mean_layer2" / "embeddings.skbio.h5") as file:
+        ends = file["idptr"][:]
+        text = file["id"][:].tobytes().decode()
+        assert file["embedding"].shape == (18, 32)
+    sequences = [text[start:end] for start, end in zip([0, *ends], ends)]
+    assert sequences[:3] == ["MKVLAGIVGLLLAQ", "MKVLAGIV", "MKTAYIAKQR"]
+    assert [len(sequence) for sequence in sequences] == [int(r["length"]) for r in rows if r["status"] == "embedded"]
 
 
-def test_what_was_read_under_other_keys_is_read_again(small_run):
-    run = small_run(1, groups=1)
+def test_what_was_read_under_other_keys_is_read_again(quick_run):
+    run = quick_run(1, groups=1)
     (run.folder / "samples.tsv").write_text("sample\tfasta\nx\ta.fasta\n")
     (run.folder / "a.fasta").write_text(">sp|P1|A\nMKV--LAG\n>b\nMKVLAGEDR\n")
     run.succeed()

@@ -90,40 +90,17 @@ def test_logits_of_a_checkpoint_without_a_head_are_refused_before_a_gpu_is_used(
     assert not (run.results / "plan").exists()
 
 
-def test_scikit_bio_s_format_comes_with_the_sequences_of_every_input(small_run, short_proteins):
-    run = small_run(PROTEINS, files=2, groups=1, formats=["skbio"], verify={"sample": 0}, report=False)
+def test_embeddings_are_what_the_configuration_asks_for_whatever_was_done_to_the_folder(quick_run):
+    run = quick_run(PROTEINS, groups=1, formats=["h5", "esm"])
     run.succeed()
-    wanted = [sequence for number in (0, 1) for _, sequence in short_proteins[number:PROTEINS:2]]
-    with h5py.File(run.results / "embeddings" / "mean_layer6" / "embeddings.skbio.h5") as file:
-        ends = file["idptr"][:]
-        text = file["id"][:].tobytes().decode()
-        assert file["embedding"].shape == (PROTEINS, 320)
-    assert [text[start:end] for start, end in zip([0, *ends], ends)] == wanted
-
-
-def test_embeddings_are_what_the_configuration_asks_for_whatever_was_done_to_the_folder(small_run):
-    run = small_run(PROTEINS, groups=1, formats=["h5", "esm"])
-    run.succeed()
-    assert "Nothing to be done" in run.succeed()
     embeddings = run.results / "embeddings"
     (embeddings / "notes.txt").write_text("mine")
     run.configure(formats=["h5"])
     run.succeed()
     # Once is enough.
     assert "Nothing to be done" in run.succeed("-n")
-    (embeddings / "mean_layer6" / "embeddings.h5").unlink()
+    (embeddings / "mean_layer2" / "embeddings.h5").unlink()
     run.succeed()
-    assert len(read(run, "mean_layer6")[0]) == PROTEINS
+    assert len(read(run, "mean_layer2")[0]) == PROTEINS
     assert not (embeddings / "notes.txt").exists()
     assert "Nothing to be done" in run.succeed()
-
-
-def test_a_certificate_and_a_report_of_an_earlier_run_do_not_stay_beside_one_without(small_run):
-    run = small_run(PROTEINS, groups=1, verify={"sample": 1}, report=True)
-    run.succeed()
-    earlier = [run.results / name for name in ("certificate.json", "report.html", "report/flow.svg")]
-    assert all(path.exists() for path in earlier)
-    run.configure(verify={"sample": 0}, report=False)
-    run.succeed()
-    assert not any(path.exists() for path in earlier)
-    assert "verified   no (verify.sample: 0)" in (run.results / "summary.txt").read_text()

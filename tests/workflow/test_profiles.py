@@ -19,7 +19,7 @@ import pytest
 import yaml
 from snakemake.cli import parse_args
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-from workflow_run import PROJECT, STARTED, WorkflowRun, demo_folder, wait_until
+from workflow_run import PROJECT, WorkflowRun, demo_folder, wait_until
 
 PROFILES = sorted(path.parent for path in (PROJECT / "profiles").glob("*/config.yaml"))
 OTHERS = [profile for profile in PROFILES if profile.name != "default"]
@@ -101,17 +101,17 @@ def own_clone(tmp_path, real_model_folder):
 
 def test_the_workstation_profile_limits_gpus_and_runs_nothing_again_for_a_touched_file(own_clone):
     run, profile = own_clone, ["--profile", "profiles/workstation"]
-    snakemake(*profile, folder=run.folder, **STARTED)
+    snakemake(*profile, folder=run.folder)
     busy = sorted((worker["leased"], worker["released"]) for group in run.groups() for worker in group["workers"])
     # Three slots and at least three groups, but the profile says one GPU: one after the other.
     assert len(busy) == 3
     assert all(end <= start for (_, end), (start, _) in pairwise(busy))
     (run.folder / "many.faa").touch()
     (run.folder / "workflow" / "scripts" / "embed.py").touch()
-    assert "Nothing to be done" in snakemake(*profile, "--dry-run", folder=run.folder, **STARTED)
+    assert "Nothing to be done" in snakemake(*profile, "--dry-run", folder=run.folder)
     with open(run.folder / "many.faa", "a") as handle:
         handle.write(">new\nMKVLAAG\n")
-    assert "plan" in snakemake(*profile, "--dry-run", "--quiet", "reason", folder=run.folder, **STARTED)
+    assert "plan" in snakemake(*profile, "--dry-run", "--quiet", "reason", folder=run.folder)
 
 
 def test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again(quick_run, tmp_path):
@@ -126,8 +126,6 @@ def test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again(quick_
         "--cluster-generic-submit-cmd", f"{command} submit {asked}",
         "--cluster-generic-status-cmd", f"{command} status",
         "--cluster-generic-cancel-cmd", f"{command} cancel",
-        # Here the executor plugins are wanted.
-        environment={"PYTHONPATH": ""},
     )  # fmt: skip
     try:
         wait_until(lambda: len(run.segments()) >= 2, 120, "two segments")

@@ -23,9 +23,9 @@ def estimated(run, plan):
     return estimate_job(work, model, job_settings(config, "cpu")).runtime_minutes(1)
 
 
-def test_runtime_is_guessed_for_a_dry_run_and_that_of_the_new_plan_when_the_job_is_scheduled(small_run):
+def test_runtime_is_guessed_for_a_dry_run_and_that_of_the_new_plan_when_the_job_is_scheduled(quick_run):
     # A machine so slow that every residue shows.
-    run = small_run(8, groups=1, device_tflops=1e-6)
+    run = quick_run(8, groups=1, device_tflops=1e-8)
     plan = run.results / "plan" / "plan.json"
     guess = shown(run.succeed("-n"))
     assert guess == estimated(run, "no plan yet")

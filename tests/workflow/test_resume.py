@@ -13,15 +13,13 @@ TARGETS = ("everything", "collect", "plan")
 def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_and_repeats_no_finished_work(
     tmp_path, made_up_model
 ):
-    trials = kill_at_random(tmp_path / "run", 3, seed=2, proteins=60, targets=TARGETS, model=made_up_model)
+    trials = kill_at_random(tmp_path / "run", 3, seed=2, proteins=60, targets=TARGETS, model=made_up_model, groups=1)
     assert sum(trial.hit for trial in trials) >= 2
     assert sum(trial.computed_again for trial in trials) == 0
 
 
 def test_more_groups_than_sequences_finish_and_the_empty_ones_take_no_slot(quick_run):
-    run = quick_run(2, groups=5)
+    run = quick_run(1, groups=3)
     run.succeed()
-    busy = [group for group in run.groups() if group["workers"]]
-    assert len(run.groups()) == 5
-    assert len(busy) == 2
-    assert run.summary()["embedded"] == 2
+    assert sorted(bool(group["workers"]) for group in run.groups()) == [False, False, True]
+    assert run.summary()["embedded"] == 1

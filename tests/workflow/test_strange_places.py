@@ -103,5 +103,8 @@ def test_every_path_may_have_spaces_and_any_alphabet_and_neither_checkout_nor_st
         run.configure(formats=["npy"], verify={"sample": 0}, report=False)
         run.succeed()
         assert (run.results / "embeddings" / "mean_layer6" / "embeddings.npy").exists()
+        # The run that was asked for none has none, of an earlier run neither.
+        assert not (run.results / "certificate.json").exists()
+        assert not (run.results / "report.html").exists()
         printed = run.succeed()
         assert "Nothing to be done" in printed, printed

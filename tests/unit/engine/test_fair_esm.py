@@ -56,10 +56,13 @@ def in_input_order(extraction, sequences: list[str]) -> dict[str, list[np.ndarra
 
 # The golden file
 
+# Its first ten are of 67 to 1,009 residues. fair-esm takes its time; the packed engine is held to all forty.
+GOLDEN = 10
+
 
 @pytest.fixture(scope="module")
 def embedded_golden(golden, real_checkpoint):
-    sequences = [str(sequence) for sequence in golden["sequences"]]
+    sequences = [str(sequence) for sequence in golden["sequences"][:GOLDEN]]
     return in_input_order(
         extract_esm_features(with_digests(sequences), load(real_checkpoint, (3, 6)), 2048),
         sequences,
@@ -68,8 +71,8 @@ def embedded_golden(golden, real_checkpoint):
 
 @pytest.mark.parametrize("array", ["mean_layer6", "mean_layer3", "bos_layer6"])
 def test_pooled_vectors_are_those_of_the_golden_file(golden, embedded_golden, array):
-    expected = golden[array]
-    assert expected.shape == (40, 320)
+    expected = golden[array][:GOLDEN]
+    assert expected.shape == (GOLDEN, 320)
     assert relative_error(np.stack(embedded_golden[array]), expected) < 1e-4
     for found, vector in zip(embedded_golden[array], expected):
         assert relative_error(found, vector) < 1e-4

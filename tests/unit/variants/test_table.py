@@ -97,6 +97,7 @@ def test_the_id_is_what_the_records_of_the_run_are_called(tmp_path):
         ("v.tsv.gz", gzip.compress(b"id\tvariant\na\tM1C\n")),
         ("v.tsv", b'"id"\t"variant"\n"a"\t"M1C"'),
     ],
+    ids=["csv", "with a mark and returns", "compressed", "quoted"],
 )
 def test_tables_of_every_kind_are_read(tmp_path, name, text):
     assert [row["sequence"] for row in planned(tmp_path, text, ONE, name).to_pylist()] == ["MKV"]
