@@ -17,8 +17,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from snakemake.cli import parse_args
-from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from workflow_run import PROJECT, WorkflowRun, demo_folder, wait_until
 
 PROFILES = sorted(path.parent for path in (PROJECT / "profiles").glob("*/config.yaml"))
@@ -47,6 +45,10 @@ def snakemake(*arguments: str, folder: Path, timeout: float = 240, **environment
 
 @pytest.mark.parametrize("profile", OTHERS, ids=lambda profile: profile.name)
 def test_snakemake_reads_every_profile_and_its_executor_takes_the_settings(profile):
+    # Here alone: every process of tests reads this file, and Snakemake with its plugins takes its time.
+    from snakemake.cli import parse_args
+    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
     _, read = parse_args(["--profile", str(profile)])
     written = content(profile)
     assert read.executor == written.get("executor")
