@@ -89,9 +89,9 @@ def test_every_key_of_a_profile_is_explained_in_its_section(profile):
 
 
 @pytest.fixture
-def own_clone(tmp_path, real_model_folder):
+def own_clone(tmp_path, made_up_model):
     """A folder like a clone, with a workflow of its own that may be changed, and one input file of more than 1 MB."""
-    run = WorkflowRun(tmp_path, real_model_folder, samples="*.faa", groups=3, cpu_slots=3)
+    run = WorkflowRun(tmp_path, made_up_model, samples="*.faa", groups=3, cpu_slots=3)
     sequences = ["MKVLAAGIVGAC" * 20, "MSTNPKPQRKTK" * 20, "MGLSDGEWQLVL" * 20]
     (tmp_path / "many.faa").write_text("".join(f">p{n}\n{sequences[n % 3]}\n" for n in range(5000)))
     assert (tmp_path / "many.faa").stat().st_size > 1_000_000
