@@ -284,20 +284,21 @@ def main() -> None:
             if writer.exitcode != 0:
                 raise SystemExit(f"{size}: the input could not be written")
             (folder / "converted").mkdir()
-            for precision in options.precisions:
-                # Speed is all that random weights can tell: whatever they give is in order.
-                verify = {"sample": options.verify, "min_cosine": -1, "max_relative_error": 1e9}
-                changes = {"precision": precision, "groups": options.groups, "verify": verify}
-                of_layout = results.setdefault(f"{size} {precision}", {})
-                for layout in layouts(slots, options.layouts):
+            for layout in layouts(slots, options.layouts):
+                for precision in options.precisions:
+                    # Speed is all that random weights can tell: whatever they give is in order.
+                    verify = {"sample": options.verify, "min_cosine": -1, "max_relative_error": 1e9}
+                    changes = {"precision": precision, "groups": options.groups, "verify": verify}
                     tokens = [gpu.uuid for gpu in gpus]
                     figures = run_workflow(folder, size, residues, layout, tokens, changes)
-                    if "1 slot" in of_layout:
-                        figures |= compare_embeddings(of_layout["1 slot"]["embeddings"], figures["embeddings"])
-                    of_layout[layout.name] = figures
+                    of_model = results.setdefault(f"{size} {precision}", {})
+                    if "1 slot" in of_model:
+                        figures |= compare_embeddings(of_model["1 slot"]["embeddings"], figures["embeddings"])
+                    of_model[layout.name] = figures
                     print(size, precision, layout.name, figures, file=sys.stderr, flush=True)
-                for figures in of_layout.values():
-                    del figures["embeddings"]
+            for of_model in results.values():
+                for figures in of_model.values():
+                    figures.pop("embeddings", None)
     where = {**surroundings(device), "GPUs": str(len(gpus))}
     print(as_markdown(where, results))
     if options.json:

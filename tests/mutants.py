@@ -58,6 +58,7 @@ METHOD = "unit/test_method.py"
 FILES = "unit/test_files.py"
 PLANNING = "unit/plan/test_planning.py"
 COLLECTING = "unit/collect/test_collecting.py"
+VARIANTS = "unit/collect/test_variants.py"
 FORMATS = "unit/collect/test_formats.py"
 ESTIMATES = "unit/config/test_job_estimates.py"
 RECOMPUTE = "unit/verify/test_recompute.py"
@@ -135,6 +136,13 @@ MUTANTS = [
     Mutant("NaN is not tried in fp32", f"{LIBRARY}/engine/extraction.py", "if self._non_finite:\n", "if False:\n", f"{EXTRACTION} -k 'nan or overflows'"),
     Mutant("weights of both precisions stay", f"{LIBRARY}/engine/packed.py", "self.model.unload()\n        release_memory()\n        exact", "exact", f"{EXTRACTION} -k never_in_memory"),
     Mutant("cuBLAS's shortage is no shortage", f"{LIBRARY}/engine/memory.py", '"alloc_failed",', "", f"{EXTRACTION} -k shortage"),
+    # Variants
+    Mutant("what is not masked stays as it was", f"{LIBRARY}/engine/transformer.py", "x / pack.unmasked[:, None]", "x", f"{VARIANTS} -k fair_esms"),
+    Mutant("a mask is a token like others", f"{LIBRARY}/engine/weights.py", "scaled[MASK] = 0", "pass", f"{VARIANTS} -k fair_esms"),
+    Mutant("a place is at the end of its window", f"{LIBRARY}/variants/copies.py", "place - 1 - longest // 2", "place - longest", "unit/variants/test_copies.py"),
+    Mutant("of several substitutions the last one counts", f"{LIBRARY}/collect/variants.py", "np.add.at(columns[name], row, (", "columns[name].__setitem__(row, (", f"{VARIANTS} -k fair_esms"),
+    Mutant("a failed copy's rows are scored", f"{LIBRARY}/collect/variants.py", "reasons[of], details[of] = failure.reason.value, failure.detail", "pass", f"{VARIANTS} -k copy_that_failed"),
+    Mutant("what is stored is computed again", f"{LIBRARY}/plan/planning.py", "StoredSequences(store), work[kind]", "None, work[kind]", f"{VARIANTS} -k only_what_is_new"),
     # Store
     Mutant("segments of another fingerprint are read", f"{LIBRARY}/store/segments.py", ' or metadata.get("fingerprint") != fingerprint', "", SEGMENTS),
     Mutant("digests are not compared with their checksum", f"{LIBRARY}/store/segments.py", '("digests", "lengths", *arrays))', "())", SEGMENTS),

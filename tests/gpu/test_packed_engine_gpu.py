@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow.arrays import INCLUDE, Outputs
+from esmflow.arrays import ATTENTION, INCLUDE, MASKED_LOGITS, Outputs
 from esmflow.checkpoint.file import write_checkpoint
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine import transformer
@@ -84,7 +84,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
     sequences = random_sequences(1, 20, 300)
-    outputs = Outputs((0, 1, 2), INCLUDE)
+    outputs = Outputs((0, 1, 2), (*INCLUDE, ATTENTION))
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cuda"), sequences)
     for name, array in found.items():
@@ -92,16 +92,32 @@ def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
         assert relative_error(array, expected[name]) < limit, name
 
 
+def masked_copies(seed: int) -> list[str]:
+    places = np.random.default_rng(seed)
+    cut = ((sequence, places.integers(len(sequence))) for sequence in random_sequences(seed, 30, 300))
+    return [f"{sequence[:place]}_{sequence[place + 1 :]}" for sequence, place in cut]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 0.02), ("bf16", 0.02)])
+def test_masked_copies_on_the_gpu_are_those_on_the_cpu(random_checkpoint, precision, limit):
+    outputs = Outputs((), (MASKED_LOGITS,))
+    expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), masked_copies(5))[MASKED_LOGITS]
+    engine = PackedEngine.load(random_checkpoint, Outputs((1,), ("mean",)), precision, "cuda").with_outputs(outputs)
+    found = embed(engine, masked_copies(5))[MASKED_LOGITS]
+    assert found.shape == expected.shape == (30, 33)
+    assert relative_error(found, expected) < limit
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bit_precision_is_near_fp32(random_checkpoint, precision):
     sequences = random_sequences(2, 20, 300)
-    outputs = Outputs((0, 1, 2), INCLUDE)
+    outputs = Outputs((0, 1, 2), (*INCLUDE, ATTENTION))
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, precision, "cuda"), sequences)
     for name, array in found.items():
         assert array.dtype == np.float32
         # Random weights are surprised by every residue, and what they say is raised to that power.
-        limit = 0.15 if name == "pseudo_perplexity" else 0.02
+        limit = 0.15 if name == "pseudo_perplexity" else 0.05 if name.startswith(ATTENTION) else 0.02
         assert relative_error(array, expected[name]) < limit, name
 
 
@@ -150,10 +166,10 @@ def test_pytorchs_own_operations_give_the_same_vectors(random_checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("precision", "pooled", "residue"), [("fp16", 0.9998, 0.998), ("auto", 0.9995, 0.996), ("int8", 0.997, 0.985)]
+    ("precision", "pooled", "residue"), [("fp16", 0.9998, 0.998), ("auto", 0.9995, 0.996), ("int8", 0.985, 0.975)]
 )
 def test_16_bit_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_checkpoint, precision, pooled, residue):
-    """In int8 the lowest are peptides below 30 residues, whose mean averages little out."""
+    """In int8 the lowest are peptides below 30 residues, of which any change of rounding makes others the worst."""
     sample = PROJECT / "tests/data/uniprot_sample_500.fasta.gz"
     sequences = [record.sequence[:1022] for record in read_records(sample)]
     assert len(sequences) == 500
@@ -166,6 +182,10 @@ def test_16_bit_stays_near_fp32_on_the_real_model_also_late_in_a_sequence(real_c
     print(f"{precision}: per residue min {residue_cosines.min():.5f}, mean {residue_cosines.mean():.6f}")
     assert pooled_cosines.min() >= pooled
     assert residue_cosines.min() >= residue
+    of_proteins = pooled_cosines[[len(s) >= 30 for s in sequences]]
+    print(f"{precision}: pooled min from 30 residues on {of_proteins.min():.6f}")
+    assert of_proteins.min() >= 0.999
+    assert np.quantile(residue_cosines, 0.01) >= 0.998
     late = np.concatenate([np.arange(len(s)) > 900 for s in sequences])
     assert residue_cosines[late].min() >= residue_cosines[~late].min()
 

@@ -29,7 +29,7 @@ from esmflow.verify.verifying import VerifyError, VerifySettings, verify
 from esmflow.verify.worker import Verified, recompute
 
 METHOD = Fingerprint("c", (6,), ("mean",), None, "packed", "", "fp32", "whole", None, None, "reject")
-ARRAYS = ["bos_layer6", "contacts", "mean_layer6", "per_residue_layer6"]
+ARRAYS = ["bos_layer6", "contacts", "max_layer6", "mean_layer6", "per_residue_layer6", "std_layer6"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def finished(tmp_path_factory, real_model_folder, short_proteins) -> WorkflowRun
         folder,
         real_model_folder,
         groups=2,
-        include=["mean", "bos", "per_residue", "contacts"],
+        include=["mean", "bos", "max", "std", "per_residue", "contacts"],
         max_residues=80,
         verify={"sample": 128},
     )

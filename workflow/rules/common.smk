@@ -131,7 +131,10 @@ def get_method():
 @cache
 def number_of_plan():
     return plan_number(
-        f"{RESULTS}/plan/plan.json", get_fasta_files(), get_run_records(), get_store()
+        f"{RESULTS}/plan/plan.json",
+        [*get_fasta_files(), *get_variants_table()],
+        get_run_records(),
+        get_store(),
     )
 
 
@@ -166,10 +169,13 @@ def get_gpus_to_verify():
     return 0 if config["device"] == "cpu" else 1
 
 
+def get_variants_table(wildcards=None):
+    return [config["variants"]] if config["variants"] else []
+
+
 def get_variants(of):
     """The files of the variants that a step reads or writes, if the configuration names a table of them."""
     files = {
-        "table": [config["variants"]],
         "planned": ["<results>/plan/variants.parquet"],
         "summary": ["<results>/variants.json"],
         "results": ["<results>/variants.parquet", "<results>/variants.tsv"],

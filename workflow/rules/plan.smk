@@ -3,7 +3,7 @@ rule plan:
         fasta=get_fasta_files,
         model="<results>/model/model.json",
         checkpoint="<results>/model/checkpoint.safetensors",
-        variants=get_variants("table"),
+        variants=get_variants_table,
     output:
         records="<results>/plan/records.parquet",
         plan="<results>/plan/plan.json",

@@ -48,6 +48,13 @@ def test_a_few_sequences_are_one_job_whatever_is_given(tmp_path):
     assert decided(tmp_path, groups=4) == Groups(4)
 
 
+def test_a_table_of_variants_is_work_by_its_size(tmp_path):
+    table = tmp_path / "variants.tsv"
+    table.write_text("id\tvariant\n" + "P84927\tA42G\n" * 40_000)
+    assert decided(tmp_path).number == 1
+    assert decided(tmp_path, variants=str(table)).number == 4
+
+
 @pytest.mark.parametrize(
     ("given", "device", "config", "groups"),
     [

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 from collected_run import CollectedRun, MadeUpRecord, random_segment
 from made_up import proteins
 
 import esmflow
-from esmflow.arrays import Array, Outputs
+from esmflow.arrays import INCLUDE, Array, Outputs
 from esmflow.collect.formats import FORMATS
 
-OUTPUTS = Outputs((1, 2), ("mean", "bos", "per_residue", "contacts", "logits"))
+OUTPUTS = Outputs((1, 2), INCLUDE)
 SEQUENCES = proteins(9, 3, 12)
 # Two files of one stem, ids that are no file names, one that occurs twice, and one sequence that does.
 RECORDS = [
@@ -63,6 +64,24 @@ def test_every_format_gives_every_vector_in_the_order_of_the_manifest(collected,
             assert found.shape[0] == residues
             assert array != "contacts" or found.shape == (residues, residues)
             np.testing.assert_array_equal(found.reshape(values[1].shape), values[1])
+
+
+def test_a_number_for_each_protein_is_no_vector(collected):
+    results = esmflow.open(collected[0] / "npy", array="pseudo_perplexity")
+    assert results[RECORDS[0].id].shape == ()
+    assert results.matrix().shape == (len(RECORDS),)
+    for no_vectors in (lambda: results.nearest(RECORDS[0].id), results.to_anndata):
+        with pytest.raises(esmflow.ResultsError, match="pseudo_perplexity is a number and no vector; open the results"):
+            no_vectors()
+
+
+def test_variants_are_a_table_where_the_run_had_one(collected):
+    results = esmflow.open(collected[0] / "npy")
+    with pytest.raises(esmflow.ResultsError, match="has no variants; name a table of them under variants"):
+        results.variants  # noqa: B018
+    written = pl.DataFrame({"id": ["a"], "variant": ["A1C"], "masked_marginal": [-1.5]})
+    written.write_parquet(results.folder / "variants.parquet")
+    assert results.variants.equals(written)
 
 
 def test_a_matrix_in_npy_is_mapped(collected):

@@ -17,9 +17,8 @@ from esmflow.plan.cost import CostModel
 from esmflow.store.lookup import StoredSequences, stored_otherwise
 from esmflow.store.segments import Segment, Store
 
-WIDE = Fingerprint(
-    "c" * 32, (3, 6), ("mean", "per_residue"), "fp16", "packed", "words", "fp32", "truncate", 1022, None, "reject"
-)
+KINDS = ("entropy", "mean", "per_residue", "pseudo_perplexity", "std")
+WIDE = Fingerprint("c" * 32, (3, 6), KINDS, "fp16", "packed", "words", "fp32", "truncate", 1022, None, "reject")
 LAST_MEAN = replace(WIDE, layers=(6,), include=("mean",), per_residue_precision=None)
 SEQUENCES = ["MKV", "MKVLA", "GGW"]
 DIGESTS = np.array([list(sequence_digest(s)) for s in SEQUENCES], np.uint8)
@@ -31,7 +30,7 @@ def wide(tmp_path):
     store = Store(tmp_path / "store", WIDE)
     store.create()
     random = np.random.default_rng(0)
-    shapes = {"mean": (2, 4), "per_residue": (8, 4)}
+    shapes = {"mean": (2, 4), "std": (2, 4), "per_residue": (8, 4), "entropy": (8,), "pseudo_perplexity": (2,)}
     arrays = {
         a.name: random.random(shapes[a.kind]).astype("f2" if a.kind == "per_residue" else "f4")
         for a in WIDE.outputs.arrays()
@@ -54,6 +53,8 @@ def found(wide, asked):
         {"layers": (3, 6), "include": ("mean",), "per_residue_precision": None},
         {"layers": (3,)},
         {"include": ("per_residue",)},
+        {"include": ("entropy",)},
+        {"layers": (3,), "include": ("pseudo_perplexity", "std"), "per_residue_precision": None},
     ],
 )
 def test_a_subset_is_read_from_what_is_there_and_stands_on_its_own_afterwards(wide, less):
@@ -72,7 +73,7 @@ def test_a_subset_is_read_from_what_is_there_and_stands_on_its_own_afterwards(wi
     ("other", "differs"),
     [
         ({"layers": (2, 6)}, "layers (2, 6 here, 3, 6 there)"),
-        ({"include": ("bos", "mean", "per_residue")}, "include (bos, mean, per_residue here, mean, per_residue there)"),
+        ({"include": ("bos", *KINDS)}, f"include (bos, {', '.join(KINDS)} here, {', '.join(KINDS)} there)"),
         ({"per_residue_precision": "fp32"}, "per_residue_precision (fp32 here, fp16 there)"),
         ({"precision": "auto"}, "precision (auto here, fp32 there)"),
         ({"engine": "reference", "arithmetic": "other"}, "engine (reference here, packed there)"),

@@ -224,8 +224,14 @@ def _check_id(rule: str) -> None:
 def _check_variants(config: dict[str, Any]) -> None:
     if not config["variants"]:
         return
+    from esmflow.inputs.sheet import WILDCARD
     from esmflow.variants.head import VariantTableError, head_of
 
+    if WILDCARD.search(config["variants"]):
+        raise ConfigurationError(
+            f"variants: the name {config['variants']} has braces or angle brackets around a word, which Snakemake "
+            "takes for a wildcard; rename it"
+        )
     config["variants"] = os.path.expanduser(config["variants"])
     try:
         head_of(config["variants"])

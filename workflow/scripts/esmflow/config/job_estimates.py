@@ -32,6 +32,8 @@ _WEIGHTS_PER_SECOND = 250e6
 # Of FASTA as it comes, headers and line ends included: 0.65 to 0.9 plain, 1.2 to 1.7 compressed.
 _RESIDUES_PER_BYTE, _RESIDUES_PER_COMPRESSED_BYTE = 0.75, 1.4
 _RESIDUES_PER_SEQUENCE = 300
+# Of a table of variants: rows of some 16 bytes, of which four share a place, and with it a masked copy.
+_MASKED_RESIDUES_PER_BYTE = _RESIDUES_PER_SEQUENCE / (16 * 4)
 _CPU_BATCH_TOKENS = 4096
 # Of a sequence that the certificate draws, from every length bin the same number.
 _SAMPLED_RESIDUES = 600
@@ -198,7 +200,9 @@ def decide_groups(
         return Groups(config["groups"])
     settings = job_settings(config, device)
     # The model as its name says: what is known of it must not change while a run goes on.
-    work = _operations(_guessed(inputs), guess_model(config["base_model"] or config["model"]), settings.long)
+    masked = _MASKED_RESIDUES_PER_BYTE * os.path.getsize(config["variants"]) if config["variants"] else 0
+    model = guess_model(config["base_model"] or config["model"])
+    work = _operations(_guessed(inputs, more=masked), model, settings.long)
     least = SHORTEST_JOB_SECONDS * settings.tflops * 1e12
     found = _read_plan(plan)
     if found and found.work == work and all(run.exists() for run in _runs(plan, len(found.groups))):
@@ -295,8 +299,8 @@ def guess_work(
     return _guessed(inputs, groups)
 
 
-def _guessed(inputs: Sequence[str | os.PathLike[str]], groups: int = 1) -> GroupWork:
-    residues = math.ceil(_residues_in(tuple(map(str, inputs))) / groups)
+def _guessed(inputs: Sequence[str | os.PathLike[str]], groups: int = 1, more: float = 0.0) -> GroupWork:
+    residues = math.ceil((_residues_in(tuple(map(str, inputs))) + more) / groups)
     return GroupWork(residues, math.ceil(residues / _RESIDUES_PER_SEQUENCE), False)
 
 

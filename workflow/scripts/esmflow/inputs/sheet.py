@@ -26,7 +26,7 @@ FASTA_SUFFIXES = (".fasta", ".fas", ".fa", ".faa", ".fsa", ".pep", ".aa")
 # What Snakemake would replace in a file's name.
 # File systems allow 255 bytes, of which `_ESM.pt` needs seven.
 _LONGEST_STEM = 248
-_WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
+WILDCARD = re.compile(r"\{\s*[.\w]+\s*(?:,[^{}]*)?\}|<\w+>")
 
 
 class InputError(EsmflowError):
@@ -191,7 +191,7 @@ def _expand(place: str, where: str, folder: str = "") -> list[str]:
         name = os.fsencode(file).decode(errors="backslashreplace")
         if name != file:
             raise InputError(f"{where}: the name {name} is not UTF-8; rename it, or link to it by another name")
-        if _WILDCARD.search(file):
+        if WILDCARD.search(file):
             raise InputError(
                 f"{where}: the name {name} has braces or angle brackets around a word, which Snakemake takes for a "
                 "wildcard; rename it, or link to it by another name"

@@ -73,7 +73,7 @@ def plan(settings: PlanSettings) -> Plan:
     Raises what `deal_inputs` does, CheckpointError when the checkpoint is not the converted one or has no head for the
     variants, and DiskError when the disks have too little room.
     """
-    inputs = input_stamps(file.path for file in settings.inputs)
+    inputs = input_stamps([*(file.path for file in settings.inputs), *(settings.variants or ())[:1]])
     # Read in full here, once, so that no GPU job has to as long as nobody touches the file.
     checkpoint_stamp = file_stamp(settings.checkpoint)
     check_unchanged(settings.checkpoint, settings.fingerprint.checkpoint, stamp=None)

@@ -144,6 +144,17 @@ class Results:
         columns = ("file", "record", "id", "reason", "detail")
         return self.manifest.filter(pl.col("reason").is_not_null()).select(columns)
 
+    @property
+    def variants(self) -> pl.DataFrame:
+        """A row for each row of the run's table of variants: its scores, or the reason why it has none.
+
+        Raises ResultsError for a run without such a table.
+        """
+        path = self.folder / "variants.parquet"
+        if not path.exists():
+            raise ResultsError(f"{self._shown} has no variants; name a table of them under variants, and run it again")
+        return pl.read_parquet(path)
+
     def matrix(self, array: str | None = None) -> np.ndarray:
         """All vectors, `[N, D]`, or numbers, `[N]`, in the order of `ids`; of an array by residue, all rows end to end.
 

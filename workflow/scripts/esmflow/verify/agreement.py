@@ -48,10 +48,10 @@ LIMITS = {
     "fp32": Limits(0.99999, 0.002, 0.0002),
     "fp16": Limits(0.999, 0.03, 0.002),
     "bf16": Limits(0.99, 0.15, 0.01),
-    "int8": Limits(0.99, 0.2, 0.01),
+    "int8": Limits(0.98, 0.2, 0.01),
 }
 """By the precision of the embedding. The worst of 500 proteins with the 8M model, pooled: cosines of 0.99998 in fp16,
-0.9998 in bf16, 0.998 in int8; relative errors of 0.006, 0.02 and 0.07. The median error is 0.002, 0.004 and 0.014 (per
+0.9998 in bf16, 0.997 in int8; relative errors of 0.006, 0.02 and 0.08. The median error is 0.002, 0.004 and 0.014 (per
 residue: 0.003, 0.01 and 0.026), the median scale within 0.0003 of 1."""
 
 
