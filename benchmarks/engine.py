@@ -2,6 +2,7 @@
 
 python benchmarks/engine.py                    # everything, on a GPU: about 5 minutes
 python benchmarks/engine.py --only 8M-proteome startup
+python benchmarks/engine.py --only ESMC-600M-proteome ESMC-6B-proteome
 python benchmarks/engine.py --smoke            # a toy model on any machine, in seconds: checks the benchmark itself
 """
 
@@ -63,9 +64,14 @@ CASES = (
     Case("650M", "proteome", 2_000_000, transformers=True, per_residue=True),
     Case("150M", "proteome", 6_000_000, transformers=True),
     Case("8M", "proteome", 40_000_000, peer_share=0.15, transformers=True),
+    Case("ESMC-600M", "proteome", 2_000_000, transformers=True),
+    Case("ESMC-6B", "proteome", 300_000, transformers=True),
 )
 NAMES = " ".join(case.name for case in CASES)
-SMOKE = (Case("smoke", "viral", 3_000, peer_share=1.0, fair_esm=True, transformers=True, per_residue=True),)
+SMOKE = (
+    Case("smoke", "viral", 3_000, peer_share=1.0, fair_esm=True, transformers=True, per_residue=True),
+    Case("smoke-ESMC", "viral", 3_000, peer_share=1.0, transformers=True),
+)
 
 
 def batches_done(
@@ -145,7 +151,8 @@ def measure(case: Case, checkpoint: Path, device: str, budget: int | None) -> di
             figures["packed, per-residue fp16 to disk"] = peers.residues_per_second(embed, sequences, device)
     del engine
     release(device)
-    for other in ("fp16", "int8") if device == "cuda" else ():
+    others = ("fp16", "int8") if synthetic.SIZES[case.size].family.eight_bits else ("fp16",)
+    for other in others if device == "cuda" else ():
         engine = PackedEngine.load(checkpoint, Outputs(last, ("mean",)), other, device)
         figures[f"packed, {other}"] = peers.residues_per_second(embed_means(engine, budget), sequences, device)
         del engine

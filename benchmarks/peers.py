@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from synthetic import SIZES
 
+from esmflow.checkpoint.families import ESMC
+from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine.fair_esm import load_fair_esm
 from esmflow.engine.packing import pack_sequences
 
@@ -64,28 +66,13 @@ def fair_esm(
 
 
 def transformers_sdpa(size: str, device: str) -> Callable[[int], Callable[[Sequence[str]], np.ndarray]]:
-    """transformers' `EsmModel` with SDPA in bf16: by padded-token budget, a function that embeds length-sorted batches.
+    """transformers' own model with SDPA in bf16: by padded-token budget, a function that embeds length-sorted batches.
 
     Raises ImportError where transformers is not installed.
     """
-    import transformers
-
-    dimensions = SIZES[size]
-    settings = transformers.EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=dimensions.hidden,
-        num_hidden_layers=dimensions.layers,
-        num_attention_heads=dimensions.heads,
-        intermediate_size=4 * dimensions.hidden,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        emb_layer_norm_before=False,
-        attn_implementation="sdpa",
-    )
     with torch.device(device):
-        model = transformers.EsmModel(settings, add_pooling_layer=False).to(torch.bfloat16).eval()
+        model = _of_transformers(SIZES[size]).to(torch.bfloat16).eval()
+    assert model.config._attn_implementation == "sdpa"
 
     def with_budget(budget: int) -> Callable[[Sequence[str]], np.ndarray]:
         @torch.inference_mode()
@@ -100,6 +87,33 @@ def transformers_sdpa(size: str, device: str) -> Callable[[int], Callable[[Seque
         return embed
 
     return with_budget
+
+
+def _of_transformers(dimensions: ModelDimensions) -> torch.nn.Module:
+    import transformers
+
+    if dimensions.family is ESMC:
+        settings = transformers.EsmcConfig(
+            hidden_size=dimensions.hidden,
+            intermediate_size=dimensions.feed_forward,
+            num_hidden_layers=dimensions.layers,
+            num_attention_heads=dimensions.heads,
+        )
+        return transformers.EsmcModel(settings)
+    settings = transformers.EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=dimensions.hidden,
+        num_hidden_layers=dimensions.layers,
+        num_attention_heads=dimensions.heads,
+        intermediate_size=4 * dimensions.hidden,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        attn_implementation="sdpa",
+    )
+    return transformers.EsmModel(settings, add_pooling_layer=False)
 
 
 def _padded_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -124,9 +138,10 @@ def _padded(sequences: Sequence[str], device: str) -> tuple[torch.Tensor, torch.
 
 def fc1_flops_per_second(size: str, device: str, tokens: int, repetitions: int = 50) -> float:
     """Rate of fc1's matrix product alone, in bf16, at a pack's token count."""
-    width = SIZES[size].hidden
+    dimensions = SIZES[size]
+    width, columns = dimensions.hidden, (2 if dimensions.family.gate else 1) * dimensions.feed_forward
     x = torch.randn(tokens, width, device=device).bfloat16()
-    weight = torch.randn(4 * width, width, device=device).bfloat16() * width**-0.5
+    weight = torch.randn(columns, width, device=device).bfloat16() * width**-0.5
     for _ in range(10):
         x @ weight.t()
     synchronise(device)
@@ -134,4 +149,4 @@ def fc1_flops_per_second(size: str, device: str, tokens: int, repetitions: int =
     for _ in range(repetitions):
         x @ weight.t()
     synchronise(device)
-    return repetitions * 8 * tokens * width**2 / (time.perf_counter() - start)
+    return repetitions * 2 * tokens * width * columns / (time.perf_counter() - start)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esmflow.checkpoint.families import ESMC
 from esmflow.checkpoint.file import write_checkpoint
-from esmflow.checkpoint.models import ModelDimensions
+from esmflow.checkpoint.models import OFFICIAL_MODELS, ModelDimensions
+from esmflow.checkpoint.shapes import tensor_shapes
 
 SIZES = {
     "8M": ModelDimensions(6, 320, 20, True, True),
@@ -18,46 +20,25 @@ SIZES = {
     "650M": ModelDimensions(33, 1280, 20, True, True),
     "3B": ModelDimensions(36, 2560, 40, True, True),
     "15B": ModelDimensions(48, 5120, 40, True, True),
+    **{name: model for name, model in OFFICIAL_MODELS.items() if model.family is ESMC},
     "smoke": ModelDimensions(2, 64, 4, True, True),
+    "smoke-ESMC": ModelDimensions(2, 64, 4, True, False, ESMC.name, feed_forward_width=256),
 }
 # The published 3B and 15B checkpoints hold fp16.
-STORED_AS = {"3B": torch.float16, "15B": torch.float16}
+STORED_AS = {"3B": torch.float16, "15B": torch.float16, "ESMC-6B": torch.bfloat16}
 
 
 def random_tensors(size: str, device: str) -> dict[str, torch.Tensor]:
-    """Every tensor of a model of this size by fair-esm's names, random, in the precision it is published in."""
+    """Every tensor of a model of this size by its name in a converted checkpoint, random, as published."""
     dimensions = SIZES[size]
-    width, head_dim = dimensions.hidden, dimensions.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (33, width)}
-
-    def linear(name: str, outputs: int, inputs: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
-
-    for n in range(dimensions.layers):
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"layers.{n}.self_attn.{part}", width, width)
-        norm(f"layers.{n}.self_attn_layer_norm")
-        norm(f"layers.{n}.final_layer_norm")
-        linear(f"layers.{n}.fc1", 4 * width, width)
-        linear(f"layers.{n}.fc2", width, 4 * width)
-    norm("emb_layer_norm_after")
-    norm("lm_head.layer_norm")
-    linear("lm_head.dense", width, width)
-    shapes["lm_head.bias"] = (33,)
-    linear("contact_head.regression", 1, dimensions.layers * dimensions.heads)
-
-    dtype = STORED_AS.get(size, torch.float32)
+    head_dim = dimensions.head_dim
+    frequencies = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(dimensions).items():
         scale = shape[1] ** -0.5 if len(shape) == 2 else 0.05
         centre = 1.0 if name.endswith(("norm.weight", "norm_after.weight")) else 0.0
-        tensors[name] = (centre + scale * torch.randn(shape, device=device)).to(dtype)
-    frequencies = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
-    for n in range(dimensions.layers):
-        tensors[f"layers.{n}.self_attn.rot_emb.inv_freq"] = frequencies.to(dtype).clone()
+        drawn = frequencies if name.endswith("inv_freq") else centre + scale * torch.randn(shape, device=device)
+        tensors[name] = drawn.to(STORED_AS.get(size, torch.float32), copy=True)
     return tensors
 
 
@@ -105,9 +86,10 @@ def sequences(kind: str, residues: int, seed: int = 0) -> list[str]:
 def model_flops(size: str, lengths: list[int]) -> float:
     """Floating-point operations of one forward pass: matrix products and attention, cls and eos included.
 
-    24 D² a token and layer for the products (Kaplan et al., 2020, table 1), 4 n D for attention in a sequence of n.
+    Two for each weight of a layer's products and token (Kaplan et al., 2020, table 1), 4 n D for attention in a
+    sequence of n.
     """
     dimensions = SIZES[size]
-    width = dimensions.hidden
     tokens = np.array(lengths, dtype=np.float64) + 2
-    return float(dimensions.layers * (24 * width**2 * tokens + 4 * width * tokens**2).sum())
+    of_layer = 2 * dimensions.layer_parameters * tokens + 4 * dimensions.hidden * tokens**2
+    return float(dimensions.layers * of_layer.sum())

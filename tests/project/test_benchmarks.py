@@ -17,7 +17,8 @@ def test_the_benchmark_runs_on_any_machine_and_fills_its_table(tmp_path):
     assert content["where"]["torch"]
     assert content["figures"]["smoke-viral"]["packed"] > 0
     assert content["figures"]["startup"]["packed, first pack"] > 0
-    assert {line["case"] for line in content["ratios"]} == {"smoke-viral", "job", "startup"}
+    assert content["figures"]["smoke-ESMC-viral"]["packed"] > 0
+    assert {line["case"] for line in content["ratios"]} == {"smoke-viral", "smoke-ESMC-viral", "job", "startup"}
 
 
 def test_the_benchmark_of_collecting_measures_every_format_and_leaves_nothing_behind(tmp_path):

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES
+from esmflow.checkpoint.families import FAMILIES, Family
+from esmflow.checkpoint.models import OFFICIAL_MODELS, SIZES, ModelDimensions
+from esmflow.config.configuration import validated
+from esmflow.config.job_estimates import GroupWork, estimate_job, job_settings
 from esmflow.engine.packed import SHARE_OF_FREE_MEMORY, bytes_per_token, wanted_tokens
 from esmflow.failures import REMEDY, Reason
 from esmflow.report.sections import SECTIONS
@@ -64,11 +67,71 @@ def test_the_first_page_is_short():
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_memory_of_a_card_on_the_first_page_is_what_the_engine_s_rule_gives(size):
-    model = OFFICIAL_MODELS[SIZES[size]]
+def memory_of_a_card(model: ModelDimensions) -> str:
+    """What the engine's rule gives for one protein, and for a batch as large as an H100 gains from."""
     of_an_h100 = 132 * 128
     weights, token = 2 * model.parameters, bytes_per_token(model, "bf16") / SHARE_OF_FREE_MEMORY
     least, full = (5e8 + weights + tokens * token for tokens in (1024, wanted_tokens(model, of_an_h100)))
+    return f"{least / 1e9:.1f} GB, {full / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_memory_of_a_card_on_the_first_page_is_what_the_engine_s_rule_gives(size):
     row = next(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith(f"| `{size}` |"))
-    assert f"| {least / 1e9:.1f} GB, {full / 1e9:.1f} GB |" in row
+    assert f"| {memory_of_a_card(OFFICIAL_MODELS[SIZES[size]])} |" in row
+
+
+def rounded(number: float) -> str:
+    """To two digits."""
+    return f"{float(f'{number:.2g}'):,g}"
+
+
+def described(name: str) -> str:
+    """A model's row in docs/choosing.md, from the table in the code."""
+    model = OFFICIAL_MODELS[name]
+    config = validated({"threads": 2}, PROJECT / "workflow" / "schemas" / "config.schema.yaml")
+    seconds = estimate_job(GroupWork(3_420_000, 10_000, True), model, job_settings(config, "cuda")).seconds
+    default = ", the default" if name == config["model"] else ""
+    weights = 2 * model.parameters
+    cells = [
+        f"`{name}`{default}",
+        f"{model.layers}",
+        f"{model.hidden:,}",
+        f"{rounded(weights / 1e9)} GB" if weights > 1e8 else f"{rounded(weights / 1e6)} MB",
+        memory_of_a_card(model),
+        f"{4 * model.hidden / 1e3:.1f} kB",
+        rounded(2 * model.layers * model.layer_parameters / 1e9),
+        f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", OFFICIAL_MODELS)
+def test_every_model_is_in_the_table_with_what_the_code_says_of_it(name):
+    assert described(name) in (PROJECT / "docs" / "choosing.md").read_text().splitlines()
+
+
+def of_family(family: Family) -> str:
+    """A family's row in docs/choosing.md."""
+    model = next(model for model in OFFICIAL_MODELS.values() if model.family is family)
+    cells = [
+        family.name,
+        family.licence,
+        f"{model.longest:,}" if model.longest else "any",
+        *("yes" if there else "no" for there in (family.contacts, model.has_lm_head, family.eight_bits)),
+        "yes" if family.in_fair_esm else "no",
+        family.reference,
+        family.citation,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_in_the_table_with_what_the_code_says_of_it(name):
+    assert of_family(FAMILIES[name]) in (PROJECT / "docs" / "choosing.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize("page", ["config/README.md", "docs/choosing.md"])
+def test_every_official_name_is_in_the_pages_that_list_them(page):
+    text = (PROJECT / page).read_text()
+    assert not [name for name in OFFICIAL_MODELS if f"`{name}`" not in text]

@@ -132,6 +132,12 @@ def test_a_model_by_its_path_is_found_from_the_folder_of_the_run(here):
     assert configuration({}, ["model=~/model.pt"])[0]["model"] == str(here / "model.pt")
 
 
+def test_a_table_of_variants_is_found_from_the_folder_of_the_run(here):
+    (here / "variants.tsv").write_text("id\tvariant\n")
+    typed, _ = configuration({}, ["variants=variants.tsv"])
+    assert typed["variants"] == str(here / "variants.tsv")
+
+
 @pytest.mark.parametrize(("size", "name"), SIZES.items())
 def test_a_size_is_a_name_of_the_model_everywhere(size, name):
     assert name in OFFICIAL_MODELS

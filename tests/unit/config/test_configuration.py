@@ -193,6 +193,22 @@ def test_a_table_of_variants_is_looked_at_before_anything_runs(tmp_path):
 # The model
 
 
+@pytest.mark.parametrize(
+    ("model", "changed", "sentence"),
+    [
+        ("ESMC-600M", {"include": ["contacts"]}, "include: contacts are asked for, and no contact head was published"),
+        ("esm1b_t33_650M_UR50S", {"max_residues": 1024}, "max_residues: 1024 is more than this model, ESM-1b, has"),
+        ("biohub/ESMC-6B-hf", {"precision": "int8"}, "precision: int8 is made for and measured with ESM-2 only"),
+        ("esmc_300m", {"engine": "reference"}, "engine: reference is fair-esm's own model, which has no ESM C"),
+        ("ESMC-300M", {"layers": [31]}, "layers: 31 does not exist in this model: it has 30 layers"),
+        ("esm1v_t33_650M_UR90S_5", {"layers": [34]}, "it has 33 layers"),
+    ],
+)
+def test_what_a_family_does_not_have_is_refused_before_anything_runs(model, changed, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        validated({"model": model, **changed}, SCHEMA)
+
+
 def test_an_unknown_model_is_named_with_the_one_that_was_meant():
     assert refusal({"model": "esm2_t36_3B_UR50"}) == (
         "model: esm2_t36_3B_UR50 is no known model and not a path; did you mean esm2_t36_3B_UR50D?"

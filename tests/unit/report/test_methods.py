@@ -9,7 +9,7 @@ import pytest
 
 from esmflow.checkpoint.file import CheckpointInfo
 from esmflow.checkpoint.models import ModelDimensions
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.embedding.run_record import LeasedSlot, RunRecord, WorkerRecord
 from esmflow.method import Fingerprint
 from esmflow.report.manifest_counts import ManifestCounts
@@ -30,13 +30,13 @@ CERTIFICATE = Certificate(passed=True, outputs={"mean_layer12": OutputAgreement(
 
 @pytest.fixture
 def paragraph(tmp_path):
-    def made(summary=SUMMARY, certificate=CERTIFICATE, counts=COUNTS):
+    def made(summary=SUMMARY, certificate=CERTIFICATE, counts=COUNTS, variants=None):
         workers = [WorkerRecord(LeasedSlot(str(n), f"GPU-{n}", "NVIDIA H100", "cuda"), 0.0, 1.0) for n in range(2)]
         files = RunFiles(
             results="", manifest="", embeddings="", checkpoint="", fingerprint=FINGERPRINT, summary=summary,
             model=CheckpointInfo("esm2_t12", "", "", "", ModelDimensions(12, 480, 20, False, False)),
             store=Store(tmp_path, FINGERPRINT), runs=[RunRecord(group="0", host="a", workers=tuple(workers))],
-            stored_segments=(), certificate=certificate, variants=None, command="snakemake", configuration={},
+            stored_segments=(), certificate=certificate, variants=variants, command="snakemake", configuration={},
             finished=0.0,
         )  # fmt: skip
         return methods_paragraph(files, counts)
@@ -61,4 +61,6 @@ def test_what_was_not_done_is_not_said(paragraph):
     assert "cosine" not in text
     assert "PyTorch" not in text
     assert text.endswith("Of 1,200 records 1,200 were embedded.")
+    assert "Meier" not in text
+    assert "3 variants had wild-type and masked marginals (Meier" in paragraph(variants=VariantSummary(4, 3))
     assert "cosine" not in paragraph(certificate=replace(CERTIFICATE, passed=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from workflow_run import PROJECT
 
 from esmflow.variants.notation import Unscored, VariantError, check_residues, parse_variant
 
@@ -35,6 +36,11 @@ def test_what_is_no_substitution_is_shown_and_what_to_write_is_said(text):
         parse_variant(text)
     assert caught.value.reason == Unscored.NOT_A_SUBSTITUTION
     assert "\x00" not in caught.value.detail
+
+
+@pytest.mark.parametrize("reason", Unscored)
+def test_every_reason_is_explained(reason):
+    assert f"`{reason.value}`" in (PROJECT / "docs/outputs.md").read_text()
 
 
 def test_a_place_that_is_there_twice_and_place_0_are_refused():

@@ -42,6 +42,14 @@ def test_rows_find_their_records_by_id_or_accession_and_keep_their_order_and_col
     assert not any(row["reason"] or row["detail"] for row in rows)
 
 
+def test_no_column_takes_the_place_of_another(tmp_path):
+    text = "id\tvariant\tinput_file\tfile\tstatus\treason\t\na\tM1C\t1\t2\t3\t4\t5\n"
+    (row,) = planned(tmp_path, text, ONE).to_pylist()
+    further = list(row)[list(row).index("sequence") + 1 :]
+    assert [row[name] for name in further] == ["1", "2", "3", "4"]
+    assert further == ["input_file", "input_input_file", "input_status", "input_reason"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason", "detail"),
     [
@@ -97,6 +105,7 @@ def test_the_id_is_what_the_records_of_the_run_are_called(tmp_path):
         ("v.tsv.gz", gzip.compress(b"id\tvariant\na\tM1C\n")),
         ("v.tsv", b'"id"\t"variant"\n"a"\t"M1C"'),
     ],
+    ids=["csv", "with a mark and returns", "compressed", "quoted"],
 )
 def test_tables_of_every_kind_are_read(tmp_path, name, text):
     assert [row["sequence"] for row in planned(tmp_path, text, ONE, name).to_pylist()] == ["MKV"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esmflow.checkpoint.esm_c import esm_c_name
+from esmflow.checkpoint.esm_c import esm_c_name, left_out
 from esmflow.checkpoint.file import CheckpointError
 from esmflow.checkpoint.hugging_face import fair_esm_name
 from esmflow.checkpoint.shapes import Stored
@@ -17,8 +16,6 @@ from esmflow.files import read_json
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # Of peft's adapters, the kinds that change more than W + B·A, or read B·A in another way.
@@ -78,8 +75,7 @@ def merge_adapter(model: Stored, adapter: Mapping[str, torch.Tensor], folder: Pa
         if "bias B" in parts:
             _add(scale * parts["bias B"].float(), ours.removesuffix("weight") + "bias", tensors, folder)
         changed.add(ours)
-    if beside:
-        log.warning("%s: %s left out: embeddings do not depend on it", folder, ", ".join(sorted(beside)))
+    left_out(beside, folder)
     if not changed:
         raise CheckpointError(f"{folder}: this adapter changes nothing that embeddings depend on; give its base model")
     if "embed_tokens.weight" in changed and model.family.tied_head:

@@ -66,13 +66,13 @@ def read_dimensions(stored: Stored, source: Path) -> ModelDimensions:
         # The first rows are for padding.
         positions=None if family.rotary else len(places) - 2,
     )
-    _check_shapes(tensors, _expected(dimensions), source, family)
+    _check_shapes(tensors, tensor_shapes(dimensions), source, family)
     if decoder is not None and not _same(decoder, embedding):
         raise CheckpointError(f"{source}: its LM head is not tied to the token embedding, as every {family.name}'s is")
     return dimensions
 
 
-def _expected(dimensions: ModelDimensions) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(dimensions: ModelDimensions) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a model of these dimensions has."""
     family, hidden, width = dimensions.family, dimensions.hidden, dimensions.feed_forward
 

@@ -1,4 +1,4 @@
-"""ESM-2 itself: packs of sequences to arrays, on a GPU or a CPU. The only room that imports torch freely."""
+"""The models themselves: packs of sequences to arrays, on a GPU or a CPU. The only room that imports torch freely."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def rotated_type(dtype: torch.dtype) -> torch.dtype:
     """The type of rotated queries and keys, `dtype` being that of the products.
 
     bf16 gives way to fp16, which has three bits more in as many bytes: of all steps it is the scores that rounding to
-    bf16 harms most, and ESM-2's queries and keys, trained in fp16, keep to its range.
+    bf16 harms most, and queries and keys keep to its range: ESM-2's were trained in fp16, ESM C's are normalised.
     """
     return torch.float16 if dtype == torch.bfloat16 else dtype
 

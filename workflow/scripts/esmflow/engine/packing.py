@@ -114,7 +114,7 @@ def _step(tokens: int, quantum: int) -> int:
 def pack_sequences(sequences: Sequence[str], quantum: int = 1) -> Pack:
     """Turns residue strings, in which `MASKED` stands for a mask, into one pack, in the order given.
 
-    Raises ValueError for a character that is not in ESM-2's alphabet.
+    Raises ValueError for a character that is not in the models' alphabet.
     """
     residues = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     tokens = _tokens(sequences, residues)

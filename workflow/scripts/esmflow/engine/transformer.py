@@ -123,7 +123,7 @@ def _check_kernels(
         qkv, qk = qkv.unflatten(1, (3, heads, -1)), torch.cat((weight, bias))
         rotation = Rotation.of(torch.rand(hidden // heads // 2, device=device), pack.longest)
         check("attention", *(f(qkv.clone(), qk, rotation, pack) for f in (fast.attend, exact)))
-        if fast.activate is not plain.activate:
+        if dimensions.family.gate:
             fc1 = Linear(torch.randn(256, hidden, device=device).to(dtype) * hidden**-0.5, None)
             check("gate", *(f.activate(x, fc1) for f in (fast, plain)))
 

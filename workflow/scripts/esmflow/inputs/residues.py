@@ -1,4 +1,4 @@
-"""Residues: ESM-2's alphabet; turning what is written under headers into residues, or saying why that cannot be done;
+"""Residues: the alphabet of all models; making residues of what is written under headers, or saying why that cannot be;
 the digest by which a sequence is known everywhere. Many sequences at a time."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _UPPER_WITHOUT_SPACE = str.maketrans(string.ascii_lowercase, string.ascii_upperc
 
 @dataclass(frozen=True)
 class ResiduePolicy:
-    """What to do with residues and lengths that ESM-2 has no token or no room for.
+    """What to do with residues and lengths that a model has no token or no room for.
 
     invalid: `reject` or `replace_with_x`. nucleotides: `reject` or `keep`. gaps: `reject`, `remove` or `keep`.
     max_residues: longer records are rejected; None keeps them.

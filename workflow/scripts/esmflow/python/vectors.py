@@ -99,7 +99,7 @@ def embed(
     as in a run.
 
     Returns a dict by id for a dict; for a list a matrix `[N, D]`, numbers `[N]`, or a list of arrays of several lengths. The
-    model stays loaded for the next call. Raises SequencesError that names every sequence that ESM-2 cannot take.
+    model stays loaded for the next call. Raises SequencesError that names every sequence that the model cannot take.
 
     >>> esmflow.embed(["MKVLAAGIC", "GIVEQ"], model=model).shape
     (2, 320)

@@ -51,7 +51,8 @@ _OTHERS = {
 
 def references(files: RunFiles) -> str:
     """What the paragraph cites."""
-    return f"{_MODELS[files.model.dimensions.family.name]}\n{_SNAKEMAKE}"
+    cited = [files.model.dimensions.family.name, *([ESM1V.name] if files.variants else [])]
+    return "\n".join([*(_MODELS[name] for name in dict.fromkeys(cited)), _SNAKEMAKE])
 
 
 def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
@@ -73,6 +74,11 @@ def methods_paragraph(files: RunFiles, counts: ManifestCounts) -> str:
     if summary.windowed:
         windows = f"embedded in windows that overlap by {method.window_overlap} residues"
         sentences.append(f"{plural(summary.windowed, 'sequence')} {cut} were {windows}.")
+    if files.variants:
+        sentences.append(
+            f"{plural(files.variants.scored, 'variant')} had wild-type and masked marginals (Meier et al., 2021), "
+            "summed over the substitutions of each."
+        )
     without = ", ".join(f"{reason.replace('_', ' ')}: {number:,}" for reason, number in counts.reasons.most_common())
     sentences.append(
         f"Of {plural(summary.records, 'record')} {summary.embedded:,} were embedded"

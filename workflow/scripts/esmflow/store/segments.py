@@ -2,9 +2,10 @@
 
 A segment is a tensor file with the tensors `digests` (uint8 `[N, 16]`), `lengths` (int64 `[N]`, residues embedded) and
 one tensor for each output: pooled vectors `[N, D]`, `pseudo_perplexity` `[N]`, per-residue ones `[sum of lengths, D]`,
-`logits` `[sum of lengths, 33]`, `entropy` `[sum of lengths]`, `contacts` `[sum of squared lengths]`. Its metadata
-names the fingerprint, the precision that was used, and the shard's sequences that could not be embedded, with reasons:
-a segment stands for its whole shard. What is damaged is set aside under another name and counts as absent.
+`logits` `[sum of lengths, 33]`, `entropy` `[sum of lengths]`, `contacts` `[sum of squared lengths]`, `attention`
+`[sum of (length + 2)², heads]`. Its metadata names the fingerprint, the precision that was used, and the shard's
+sequences that could not be embedded, with reasons: a segment stands for its whole shard. What is damaged is set aside
+under another name and counts as absent.
 """
 
 from __future__ import annotations

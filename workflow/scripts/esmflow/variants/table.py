@@ -141,7 +141,9 @@ class RecordSearch:
         }
         for name, texts in self._table.columns.items():
             if name not in (ID, VARIANT, SAMPLE):
-                planned[f"input_{name}" if name in _TAKEN else name] = pa.array(texts, pa.string())
+                while name in _TAKEN or name in planned:
+                    name = f"input_{name}"
+                planned[name] = pa.array(texts, pa.string())
         return pa.table(planned)
 
     def _record(self, identifier: str, sample: str) -> _Found:

@@ -1,0 +1,139 @@
+"""Whole runs of the other families on tiny random weights: failures, copies, windows, resuming and the certificate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from made_up import proteins
+from made_up_families import ESM_C_SHAPES, random_esm1, random_esm_c, write_esm1, write_esm_c
+from workflow_run import Hold, WorkflowRun, wait_until
+
+from esmflow.engine.fair_esm import load_fair_esm, padded_tokens
+from esmflow.python.results import open_results
+from esmflow.verify.esm_c import PlainEsmC
+
+SHORT = proteins(6, 20, 60, seed=5)
+LONG = proteins(1, 1500, 1500, seed=6)[0]
+RECORDS = [
+    *((f"p{n}", s) for n, s in enumerate(SHORT)),
+    ("copy", SHORT[0]),
+    ("long", LONG),
+    ("bad", "MKJV"),
+    ("no", ""),
+]
+
+
+def made_run(folder: Path, model: Path, **config) -> WorkflowRun:
+    # Two sequences in a shard at most, so that a run has something to go on with.
+    settings = {"groups": 1, "shard_residues": 100, "formats": ["h5"], "verify": {"sample": 16}, **config}
+    run = WorkflowRun(folder, model, **settings)
+    (folder / "a.fasta").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in RECORDS))
+    run.write_samples({"a": "a.fasta"})
+    return run
+
+
+def manifest(run: WorkflowRun) -> dict[str, dict]:
+    return {row["id"]: row for row in pq.read_table(run.results / "manifest.parquet").to_pylist()}
+
+
+def certificate(run: WorkflowRun) -> dict:
+    return json.loads((run.results / "certificate.json").read_text())
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def esm_c(tmp_path_factory) -> WorkflowRun:
+    """A run in windows that is killed when two segments are there, and goes on."""
+    folder = tmp_path_factory.mktemp("esm_c")
+    shape = ESM_C_SHAPES["head 16"]
+    model = write_esm_c(folder / "tiny_esm_c", random_esm_c(*shape), shape[2])
+    windows = {"long_sequences": "window", "max_residues": 600, "window_overlap": 100}
+    run = made_run(folder / "run", model, include=["mean", "bos", "entropy"], report=True, **windows)
+    hold = Hold(folder)
+    killed = run.start(environment=hold.environment)
+    wait_until(lambda: len(run.segments()) == 2, what="two segments")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    hold.release()
+    run.before = {path: path.stat().st_mtime_ns for path in run.segments()}
+    run.succeed("--nolock", "--rerun-incomplete")
+    return run
+
+
+def test_a_run_of_esm_c_goes_on_where_it_was_killed_and_accounts_for_every_record(esm_c):
+    rows = manifest(esm_c)
+    assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
+        **dict.fromkeys([*(f"p{n}" for n in range(6)), "copy", "long"], ("embedded", None)),
+        "bad": ("rejected", "invalid_residue"),
+        "no": ("rejected", "empty_sequence"),
+    }
+    assert (rows["copy"]["segment"], rows["copy"]["row"]) == (rows["p0"]["segment"], rows["p0"]["row"])
+    assert len(esm_c.before) == 2
+    assert esm_c.before.items() <= {path: path.stat().st_mtime_ns for path in esm_c.segments()}.items()
+    assert sum(len(group["segments_reused"]) for group in esm_c.groups()) == 2
+
+
+@torch.no_grad()
+def test_vectors_of_esm_c_are_those_of_the_plain_implementation_windows_put_together(esm_c):
+    model = load_fair_esm(str(esm_c.results / "model" / "checkpoint.safetensors"), torch.device("cpu"), None, PlainEsmC)
+
+    def residues(sequence: str) -> np.ndarray:
+        return model(padded_tokens(model, [sequence]), repr_layers=[3])["representations"][3][0, 1:-1].numpy()
+
+    found = open_results(esm_c.results)
+    assert relative_error(found["p3"], residues(SHORT[3]).mean(0)) < 1e-5
+    total, times = np.zeros((1500, 64)), np.zeros((1500, 1))
+    for start in (0, 500, 900):
+        total[start : start + 600] += residues(LONG[start : start + 600])
+        times[start : start + 600] += 1
+    assert relative_error(found["long"], (total / times).mean(0)) < 1e-5
+
+
+def test_the_certificate_and_the_report_of_esm_c_say_what_was_used(esm_c):
+    found = certificate(esm_c)
+    assert found["passed"]
+    assert found["verified_with"] == "a plain implementation of ESM C in fp32, written apart from the engine"
+    assert found["computed_again"] == 7
+    assert {array for sequence in found["sequences"] for array in sequence["outputs"]} == {
+        "mean_layer3", "bos_layer3", "entropy"
+    }  # fmt: skip
+    page = (esm_c.results / "report.html").read_text()
+    assert "embedded with ESM C (ESM Team, 2024; checkpoint tiny_esm_c)" in page
+    assert "ESM Cambrian" in page
+    assert "Lin Z" not in page
+
+
+@pytest.mark.parametrize("family", ["ESM-1b", "ESM-1v"])
+def test_a_run_of_esm_1b_and_1v_gives_fair_esm_s_numbers_and_a_row_for_what_is_too_long(tmp_path, family):
+    module = random_esm1(family == "ESM-1b")
+    model = write_esm1(tmp_path / "tiny.pt", module, contact_regression=family == "ESM-1b")
+    if family == "ESM-1b":
+        run = made_run(tmp_path / "run", model, include=["mean", "contacts"], long_sequences="whole")
+    else:
+        run = made_run(tmp_path / "run", model, include=["mean"], long_sequences="window")
+    run.succeed()
+    rows = manifest(run)
+    if family == "ESM-1b":
+        assert (rows["long"]["status"], rows["long"]["reason"]) == ("rejected", "too_long")
+        assert rows["long"]["detail"] == "1500 residues; the limit is 1022"
+    else:
+        assert rows["long"]["status"] == "embedded"
+    assert rows["copy"]["row"] == rows["p0"]["row"]
+    module.embed_tokens.weight.data[32] = 0
+    with torch.no_grad():
+        tokens = torch.tensor([[0, *(4 + "LAGVSERTIDPKQNFYMHWC".index(letter) for letter in SHORT[2]), 2]])
+        expected = module(tokens, repr_layers=[2])["representations"][2][0, 1:-1].mean(0).numpy()
+    assert relative_error(open_results(run.results)["p2"], expected) < 1e-5
+    found = certificate(run)
+    assert found["passed"]
+    assert found["verified_with"] == f"fair-esm's own {family} module in fp32"
