@@ -218,9 +218,10 @@ def survives(mutant: Mutant, copy: Path) -> str | None:
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
         ran = subprocess.run(
-            [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
             cwd=copy / "tests",
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # What is compiled of a change must not be taken for the file as it was, nor the other way round.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             timeout=_SECONDS,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
