@@ -122,7 +122,7 @@ MUTANTS = [
     Mutant("learned positions begin at the padding's", f"{LIBRARY}/engine/weights.py", "[PAD + 1 :]", "[PAD:]", FAMILIES),
     Mutant("the gate is the other half", f"{LIBRARY}/engine/transformer.py", "F.silu(gate) * up", "F.silu(up) * gate", FAMILIES),
     Mutant("norms of queries and keys have no weights", f"{LIBRARY}/engine/attention.py", "eps=EPSILON) * weight.view(2, -1)", "eps=EPSILON)", FAMILIES),
-    Mutant("the mask of ESM-1b keeps its embedding", f"{LIBRARY}/checkpoint/convert.py", "tensors[name][_MASK] = 0", "pass", FAMILIES),
+    Mutant("the mask of ESM-1b keeps its embedding", f"{LIBRARY}/checkpoint/convert.py", "tensors[name][_MASK:][:1] = 0", "pass", FAMILIES),
     Mutant("int8 is for every family", f"{LIBRARY}/checkpoint/models.py", 'method["precision"] == "int8" and not family.eight_bits', "False", FAMILIES),
     Mutant("more residues than positions reach the model", f"{LIBRARY}/engine/packed.py", "longest is not None and (most", "False and (most", FAMILIES),
     Mutant("the fingerprint does not name the family", f"{LIBRARY}/method.py", 'arithmetic if name == "ESM-2" else', "arithmetic if True else", FAMILIES),
