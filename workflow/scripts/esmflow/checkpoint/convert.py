@@ -67,7 +67,8 @@ def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None 
     )
     family = dimensions.family.name
     shape = dimensions.layers, dimensions.hidden, dimensions.heads
-    log.info("%s: %s, %d layers of width %d, %d heads", source, family, *shape)
+    converted = f"{source}, merged into {base}" if base else source
+    log.info("%s: %s, %d layers of width %d, %d heads", converted, family, *shape)
     return info
 
 
