@@ -26,7 +26,7 @@ atexit.register(gc.freeze)
 
 
 # The folders that take longest come first: the last ones to be handed out to a worker should be short.
-ORDER = ("workflow", "slurm", "unit", "project", "gpu")
+ORDER = ("slurm", "workflow", "project", "unit", "gpu")
 
 
 def pytest_collection_modifyitems(items):

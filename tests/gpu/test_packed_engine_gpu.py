@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esmflow.arrays import INCLUDE, MASKED_LOGITS, Outputs
+from esmflow.arrays import ATTENTION, INCLUDE, MASKED_LOGITS, Outputs
 from esmflow.checkpoint.file import write_checkpoint
 from esmflow.checkpoint.models import ModelDimensions
 from esmflow.engine import transformer
@@ -84,7 +84,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def test_fp32_on_the_gpu_is_fp32_on_the_cpu(random_checkpoint):
     sequences = random_sequences(1, 20, 300)
-    outputs = Outputs((0, 1, 2), INCLUDE)
+    outputs = Outputs((0, 1, 2), (*INCLUDE, ATTENTION))
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cuda"), sequences)
     for name, array in found.items():
@@ -111,13 +111,13 @@ def test_masked_copies_on_the_gpu_are_those_on_the_cpu(random_checkpoint, precis
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bit_precision_is_near_fp32(random_checkpoint, precision):
     sequences = random_sequences(2, 20, 300)
-    outputs = Outputs((0, 1, 2), INCLUDE)
+    outputs = Outputs((0, 1, 2), (*INCLUDE, ATTENTION))
     expected = embed(PackedEngine.load(random_checkpoint, outputs, "fp32", "cpu"), sequences)
     found = embed(PackedEngine.load(random_checkpoint, outputs, precision, "cuda"), sequences)
     for name, array in found.items():
         assert array.dtype == np.float32
         # Random weights are surprised by every residue, and what they say is raised to that power.
-        limit = 0.15 if name == "pseudo_perplexity" else 0.02
+        limit = 0.15 if name == "pseudo_perplexity" else 0.05 if name.startswith(ATTENTION) else 0.02
         assert relative_error(array, expected[name]) < limit, name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,14 +93,15 @@ class Import:
     """In a function, or under TYPE_CHECKING."""
 
 
+@cache
 def imports() -> list[Import]:
     found = []
     for path in sorted(LIBRARY.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         at_the_top = {id(node) for node in tree.body}
+        file = path.relative_to(LIBRARY).as_posix()
         for node in ast.walk(tree):
             inside = id(node) not in at_the_top
-            file = path.relative_to(LIBRARY).as_posix()
             if isinstance(node, ast.Import):
                 found += [Import(file, alias.name, inside) for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -120,12 +122,9 @@ def own(name: str) -> str:
     return name.removeprefix("esmflow.") if name.startswith("esmflow.") else ""
 
 
-ALL = imports()
-
-
 def test_every_room_imports_only_what_lies_below_it():
     wrong = []
-    for found in ALL:
+    for found in imports():
         room, target = found.file.split("/")[0].removesuffix(".py"), own(found.module)
         if not target or target.split(".")[0] == room:
             continue
@@ -141,7 +140,7 @@ def test_every_room_is_on_the_plan():
 
 def test_no_modules_import_one_another_in_a_circle():
     graph: dict[str, set[str]] = {}
-    for found in ALL:
+    for found in imports():
         module = found.file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         graph.setdefault(module, set())
         if target := own(found.module):
@@ -163,7 +162,7 @@ def test_no_modules_import_one_another_in_a_circle():
 def test_what_must_not_be_loaded_early_is_imported_inside_functions(room, target):
     early = [
         found.file
-        for found in ALL
+        for found in imports()
         if found.file.startswith((f"{room}/", f"{room}.py"))
         and own(found.module).split(".")[0] == target
         and not found.inside
@@ -173,7 +172,7 @@ def test_what_must_not_be_loaded_early_is_imported_inside_functions(room, target
 
 def test_torch_is_imported_by_the_engine_and_otherwise_inside_functions():
     wrong = []
-    for found in ALL:
+    for found in imports():
         if found.module.split(".")[0] not in ("torch", "esm", "triton"):
             continue
         allowed = found.file.startswith(TORCH_AT_THE_TOP)
@@ -183,7 +182,7 @@ def test_torch_is_imported_by_the_engine_and_otherwise_inside_functions():
 
 
 def test_the_library_knows_nothing_of_snakemake():
-    assert not [found for found in ALL if found.module.split(".")[0] == "snakemake"]
+    assert not [found for found in imports() if found.module.split(".")[0] == "snakemake"]
 
 
 def test_no_folder_holds_more_files_than_a_reader_takes_in():

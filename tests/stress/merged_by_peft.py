@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import saved_by_transformers
 import torch
@@ -36,7 +37,24 @@ CASES = {
     "gaussian start": {"target_modules": LINEAR, "init_lora_weights": "gaussian"},
     "orthogonal start": {"target_modules": LINEAR, "init_lora_weights": "orthogonal"},
 }  # fmt: skip
-CLASSES = ("EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification")
+CLASSES = ("EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmcForMaskedLM")
+# What ESM C's modules are called instead; it has no biases that it could train.
+OF_ESM_C = {
+    "query": ["q_proj"], "key": ["k_proj"], "value": ["v_proj"],
+    "dense": ["o_proj", "gate_proj", "up_proj", "down_proj"],
+    "word_embeddings": ["embed_tokens"], "emb_layer_norm_after": ["esmc.norm"],
+}  # fmt: skip
+
+
+def esm_config() -> Any:
+    """Of a small ESM-2."""
+    import transformers
+
+    return transformers.EsmConfig(
+        vocab_size=33, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
+        position_embedding_type="rotary", token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
+        mask_token_id=32, pad_token_id=1, max_position_embeddings=1026,
+    )  # fmt: skip
 
 
 def largest_difference(name: str, settings: dict, dtype: torch.dtype, folder: Path) -> float:
@@ -48,11 +66,15 @@ def largest_difference(name: str, settings: dict, dtype: torch.dtype, folder: Pa
     from esmflow.checkpoint.convert import convert_checkpoint
 
     torch.manual_seed(0)
-    config = transformers.EsmConfig(
-        vocab_size=33, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
-        position_embedding_type="rotary", token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
-        mask_token_id=32, pad_token_id=1, max_position_embeddings=1026,
-    )  # fmt: skip
+    if name.startswith("Esmc"):
+        config = transformers.EsmcConfig(
+            hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+            head_dim=16,
+        )  # fmt: skip
+        named = {key: settings[key] for key in ("target_modules", "modules_to_save") if key in settings}
+        settings = settings | {key: [new for old in names for new in OF_ESM_C[old]] for key, names in named.items()}
+    else:
+        config = esm_config()
     kind = getattr(transformers, name)
     kind(config).to(dtype).save_pretrained(folder / "base")
     adapted = peft.get_peft_model(kind.from_pretrained(folder / "base", dtype=dtype), peft.LoraConfig(r=4, **settings))
@@ -84,7 +106,7 @@ def compare_all() -> None:
     print(f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
     bad = 0
     for case, settings in CASES.items():
-        for name in CLASSES:
+        for name in CLASSES[:3] if "bias" in case else CLASSES:
             for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.float16, 2e-3)):
                 with tempfile.TemporaryDirectory() as folder:
                     difference = largest_difference(name, settings, dtype, Path(folder))

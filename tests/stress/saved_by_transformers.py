@@ -43,10 +43,14 @@ def esm_c_results(folder: Path, sequences: list[str]) -> dict[str, np.ndarray]:
     """What transformers' `EsmcForMaskedLM` gives for each sequence alone, as an engine names and lays it out."""
     import transformers
 
-    model = transformers.EsmcForMaskedLM.from_pretrained(folder).float().eval()
+    # Others than eager attention have no maps to show.
+    model = transformers.EsmcForMaskedLM.from_pretrained(folder, attn_implementation="eager").float().eval()
     parts: dict[str, list[np.ndarray]] = {}
     for sequence in sequences:
-        result = model(tokens_of(sequence), output_hidden_states=True)
+        result = model(tokens_of(sequence), output_hidden_states=True, output_attentions=True)
+        for layer, maps in enumerate(result.attentions, start=1):
+            rows = maps[0].permute(1, 2, 0).flatten(0, 1).numpy()
+            parts.setdefault(f"attention_layer{layer}", []).append(rows)
         for layer, values in enumerate(result.hidden_states):
             rows = values[0].numpy()
             parts.setdefault(f"mean_layer{layer}", []).append(rows[None, 1:-1].mean(1))
@@ -66,8 +70,9 @@ def compare_esm_c(shape: tuple[int, int, int, int], folder: Path) -> dict[str, f
     from esmflow.engine.packed import PackedEngine
 
     saved = write_esm_c(folder / "saved", random_esm_c(*shape), shape[2])
-    convert_checkpoint(saved, folder / "converted.safetensors", "ESM C")
-    outputs = Outputs(tuple(range(shape[0] + 1)), ("mean", "bos", "per_residue", "logits"))
+    info = convert_checkpoint(saved, folder / "converted.safetensors", "ESM C")
+    _check_classes(saved, folder, info.digest)
+    outputs = Outputs(tuple(range(shape[0] + 1)), ("mean", "bos", "per_residue", "attention", "logits"))
     engine = PackedEngine.load(folder / "converted.safetensors", outputs, "fp32", "cpu")
     found = engine.fetch(engine.launch(engine.prepare(SEQUENCES)))
     errors: dict[str, float] = {}
@@ -75,6 +80,24 @@ def compare_esm_c(shape: tuple[int, int, int, int], folder: Path) -> dict[str, f
         error = float(np.abs(found[name] - expected).max() / np.abs(expected).max())
         errors[Array.named(name).kind] = max(error, errors.get(Array.named(name).kind, 0.0))
     return errors
+
+
+def _check_classes(saved: Path, folder: Path, digest: str) -> None:
+    """What transformers itself saves of ESM C, of every class and in several files, is the same model."""
+    import transformers
+
+    from esmflow.checkpoint.convert import convert_checkpoint
+
+    heads = set()
+    for name in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"):
+        model = getattr(transformers, f"Esmc{name}").from_pretrained(saved)
+        model.save_pretrained(folder / name, max_shard_size="100KB")
+        found = convert_checkpoint(folder / name, folder / f"{name}.safetensors", name)
+        if name == "ForMaskedLM":
+            assert found.digest == digest, "saved again it is another model"
+        else:
+            heads.add(found.digest)
+    assert len(heads) == 1, "its encoders differ"
 
 
 def compare_learned_positions(norm_before: bool, folder: Path) -> float:
@@ -176,7 +199,8 @@ def write_golden() -> None:
     for name, shape in ESM_C_SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             saved = write_esm_c(Path(folder), random_esm_c(*shape), shape[2])
-            arrays |= {f"{name}/{array}": values for array, values in esm_c_results(saved, SEQUENCES).items()}
+            found = esm_c_results(saved, SEQUENCES)
+            arrays |= {f"{name}/{array}": v for array, v in found.items() if not array.startswith("attention")}
     np.savez_compressed(GOLDEN, **arrays)
 
 

@@ -20,12 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
+POLICIES = "tests/workflow/test_failure_policies.py::"
 TESTS = [
     "tests/workflow/test_slots.py",
     "tests/workflow/test_several_workers.py",
     "tests/workflow/test_status.py",
     "tests/workflow/test_resume.py",
-    "tests/workflow/test_failure_policies.py",
+    f"{POLICIES}test_a_shard_that_ends_two_workers_on_the_last_attempt_is_recorded_and_the_others_are_embedded",
+    f"{POLICIES}test_a_shard_that_failed_is_tried_again_with_half_the_tokens_and_more_memory_and_time",
     "tests/workflow/test_profiles.py::test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again",
     "tests/unit/embedding/test_faults.py",
     "tests/unit/workers",

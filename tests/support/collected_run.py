@@ -73,6 +73,13 @@ class CollectedRun:
         return out / "embeddings"
 
 
+def read_h5ad(path: Path, **options: Any) -> Any:
+    """The file as AnnData reads it; its import takes as long as that of all tests of formats."""
+    import anndata
+
+    return anndata.read_h5ad(path, **options)
+
+
 def random_segment(sequences: Sequence[str], outputs: Outputs, width: int = 8, seed: int = 0) -> Segment:
     """A segment as embedding these sequences would give, with random values."""
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def clone(tmp_path_factory, environment, short_proteins) -> Path:
     labels = [f"{header.split()[0]}\t{number % 2}\n" for number, (header, _) in enumerate(short_proteins[:60])]
     (clone / "labels.tsv").write_text("id\tlabel\n" + "".join(labels))
     config = yaml.safe_load((clone / "config/config.yaml").read_text())
-    config |= {"formats": KEYS["formats"]["items"]["enum"], "include": ["mean", "per_residue"], "groups": 2}
+    config |= {"formats": KEYS["formats"]["items"]["enum"], "include": ["mean", "per_residue"], "groups": 1}
     config |= {"slot_lock_folder": str(clone / "slots"), "download": False, "verify": {"sample": 0}, "report": False}
     (clone / "config/config.yaml").write_text(yaml.safe_dump(config))
     ran = run("bash", ".venv/bin/snakemake --cores 2 --resources gpu=2", clone, environment)

@@ -17,8 +17,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from snakemake.cli import parse_args
-from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from workflow_run import PROJECT, WorkflowRun, demo_folder, wait_until
 
 PROFILES = sorted(path.parent for path in (PROJECT / "profiles").glob("*/config.yaml"))
@@ -47,6 +45,10 @@ def snakemake(*arguments: str, folder: Path, timeout: float = 240, **environment
 
 @pytest.mark.parametrize("profile", OTHERS, ids=lambda profile: profile.name)
 def test_snakemake_reads_every_profile_and_its_executor_takes_the_settings(profile):
+    # Here alone: every process of tests reads this file, and Snakemake with its plugins takes its time.
+    from snakemake.cli import parse_args
+    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
     _, read = parse_args(["--profile", str(profile)])
     written = content(profile)
     assert read.executor == written.get("executor")
@@ -87,9 +89,9 @@ def test_every_key_of_a_profile_is_explained_in_its_section(profile):
 
 
 @pytest.fixture
-def own_clone(tmp_path, real_model_folder):
+def own_clone(tmp_path, made_up_model):
     """A folder like a clone, with a workflow of its own that may be changed, and one input file of more than 1 MB."""
-    run = WorkflowRun(tmp_path, real_model_folder, samples="*.faa", groups=3, cpu_slots=3)
+    run = WorkflowRun(tmp_path, made_up_model, samples="*.faa", groups=3, cpu_slots=3)
     sequences = ["MKVLAAGIVGAC" * 20, "MSTNPKPQRKTK" * 20, "MGLSDGEWQLVL" * 20]
     (tmp_path / "many.faa").write_text("".join(f">p{n}\n{sequences[n % 3]}\n" for n in range(5000)))
     assert (tmp_path / "many.faa").stat().st_size > 1_000_000

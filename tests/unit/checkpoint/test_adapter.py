@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from made_up import random_model, stored_tensors, write_fair_esm, write_hugging_face
+from made_up_families import ESM_C_SHAPES, random_esm_c, write_first_esm_c
 from safetensors.torch import load_file, save_file
 from workflow_run import PROJECT
 
@@ -128,6 +129,22 @@ def test_an_adapted_token_embedding_is_still_tied_to_its_decoder(tmp_path, weigh
     expected = weights["embed_tokens.weight"] + 6 / 4 * (b @ a).T
     torch.testing.assert_close(found["embed_tokens.weight"], expected, rtol=1e-6, atol=1e-6)
     assert info.dimensions.has_lm_head
+
+
+def test_an_adapter_of_esm_c_is_merged_whatever_layout_its_base_is_in(tmp_path):
+    layers, hidden, heads, width = ESM_C_SHAPES["head 64"]
+    weights = random_esm_c(layers, hidden, heads, width)
+    base = write_first_esm_c(tmp_path / "base", weights, heads)
+    value, gate = (f"base_model.model.esmc.layers.0.{name}" for name in ("self_attn.v_proj", "mlp.gate_proj"))
+    tensors = update(value, hidden, hidden) | update(gate, hidden, width, seed=1)
+    found, info = merged(tmp_path, write_adapter(tmp_path / "lora", tensors), base)
+    convert_checkpoint(base, tmp_path / "plain.safetensors", "plain")
+    plain = load_file(tmp_path / "plain.safetensors")
+    changed = {"layers.0.self_attn.v_proj.weight": value, "layers.0.gate.weight": gate}
+    for name, tensor in plain.items():
+        expected = tensor + (6 / 4 * product(tensors, changed[name]) if name in changed else 0)
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
+    assert info.dimensions.family_name == "ESM C"
 
 
 def test_weights_stay_in_the_precision_that_the_base_model_has(tmp_path, weights):

@@ -51,6 +51,30 @@ def test_all_three_layouts_of_esm_c_are_one_model(tmp_path, tensors):
     )
 
 
+def test_an_adapter_of_esm_c_is_merged_and_its_decoder_stays_its_own(tmp_path, tensors):
+    base = write_esm_c(tmp_path / "base", tensors, HEADS)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 6, "r": 3}))
+    draw = torch.Generator().manual_seed(0)
+    updates, inside = {}, "base_model.model.esmc.layers.1"
+    for module, rows, columns in (("self_attn.q_proj", HIDDEN, HIDDEN), ("mlp.up_proj", WIDTH, HIDDEN)):
+        updates[f"{inside}.{module}.lora_A.weight"] = torch.randn(3, columns, generator=draw)
+        updates[f"{inside}.{module}.lora_B.weight"] = torch.randn(rows, 3, generator=draw)
+    updates["base_model.model.esmc.embed_tokens.modules_to_save.weight"] = torch.randn(64, HIDDEN, generator=draw)
+    save_file(updates, adapter / "adapter_model.safetensors")
+    info = convert_checkpoint(adapter, tmp_path / "merged.safetensors", "x", base)
+    found = load_file(tmp_path / "merged.safetensors")
+    assert info.base == "base"
+    for ours, theirs in (("self_attn.q_proj", "self_attn.q_proj"), ("fc1", "mlp.up_proj")):
+        a, b = (updates[f"{inside}.{theirs}.lora_{letter}.weight"] for letter in "AB")
+        expected = tensors[f"esmc.layers.1.{theirs}.weight"] + 2 * b @ a
+        assert torch.allclose(found[f"layers.1.{ours}.weight"], expected, atol=1e-5)
+    assert torch.equal(found["layers.0.fc1.weight"], tensors["esmc.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(found["embed_tokens.weight"], updates[list(updates)[-1]])
+    assert torch.equal(found["lm_head.weight"], tensors["lm_head.decoder.weight"])
+
+
 def test_rotary_frequencies_of_esm_c_are_not_rounded(tmp_path, tensors):
     convert_checkpoint(write_esm_c(tmp_path / "a", tensors, HEADS), tmp_path / "a.safetensors", "x")
     found = load_file(tmp_path / "a.safetensors")["layers.0.self_attn.rot_emb.inv_freq"]
@@ -71,13 +95,38 @@ def test_a_base_model_and_a_classifier_of_esm_c_convert_without_their_heads(tmp_
 
 @pytest.mark.parametrize(
     ("key", "value"), [("attention_bias", True), ("mlp_bias", True), ("hidden_act", "gelu"), ("vocab_size", 33),
-                       ("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"})],
+                       ("rope_theta", 5e5), ("rope_type", "linear")],
 )  # fmt: skip
 def test_an_esm_c_with_other_arithmetic_is_refused_by_name(tmp_path, tensors, key, value):
     folder = write_esm_c(tmp_path / "a", tensors, HEADS)
-    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    config = json.loads((folder / "config.json").read_text())
+    where = config["rope_parameters"] if key.startswith("rope") else config
+    where[key] = value
     (folder / "config.json").write_text(json.dumps(config))
     assert f"has {key}: {value!r}, where every ESM C has" in refusal(folder, tmp_path)
+
+
+@pytest.mark.parametrize("heads", [None, 0, 3, "two", 128])
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path, tensors, heads):
+    folder = write_esm_c(tmp_path / "a", tensors, heads)
+    assert f"has {heads!r} attention heads, and its width is 128" in refusal(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("text", "is a str and no tensor"),
+        (torch.ones(3, 3).to_sparse(), "is a sparse tensor"),
+        (torch.tensor(1.0), "q_proj.weight should have shape"),
+        (torch.ones(7, 3), "q_proj.weight should have shape"),
+    ],
+    ids=["text", "sparse", "a number", "of another shape"],
+)
+def test_what_is_no_matrix_in_a_pth_is_refused_by_name(tmp_path, tensors, value, sentence):
+    path = write_esm_c_of_the_package(tmp_path / "a.pth", tensors)
+    loaded = torch.load(path, weights_only=True)
+    torch.save(loaded | {"transformer.blocks.0.attn.layernorm_qkv.1.weight": value}, path)
+    assert sentence in refusal(path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +170,30 @@ def test_another_model_of_fair_esm_s_is_refused(tmp_path, said, sentence):
         loaded = torch.load(source, weights_only=True)
     torch.save({**loaded, "args": argparse.Namespace(**{**vars(loaded["args"]), **said})}, source)
     assert sentence in refusal(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("text", "is a str and no tensor"),
+        (torch.tensor(1.0), "not an ESM-1b model"),
+        (torch.ones(20, 32), "not an ESM-1b model"),
+        (torch.ones(33), "are empty or misshapen"),
+    ],
+    ids=["text", "a number", "20 tokens", "a vector"],
+)
+def test_an_esm1_whose_embedding_is_none_is_refused(tmp_path, value, sentence):
+    source = write_esm1(tmp_path / "a.pt", random_esm1(True))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded = torch.load(source, weights_only=True)
+    loaded["model"]["encoder.sentence_encoder.embed_tokens.weight"] = value
+    torch.save(loaded, source)
+    assert sentence in refusal(source, tmp_path)
+
+
+def test_a_pth_with_names_that_are_no_text_is_refused(tmp_path):
+    torch.save({1: torch.ones(2), "model": 3}, tmp_path / "a.pth")
+    assert "not a checkpoint of fair-esm" in refusal(tmp_path / "a.pth", tmp_path)
 
 
 def test_an_esm1_without_its_positions_is_refused(tmp_path):

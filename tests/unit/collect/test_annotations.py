@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import anndata
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from collected_run import CollectedRun, random_segment
+from collected_run import CollectedRun, random_segment, read_h5ad
 from made_up import write_fasta
 from stage_settings import plan_settings
 
@@ -62,7 +61,7 @@ def test_further_columns_reach_the_manifest_and_anndata(tmp_path):
     tsv = (embeddings.parent / "manifest.tsv").read_text().splitlines()
     assert tsv[0].split("\t") == table.column_names
     assert [line.split("\t")[15] for line in tsv[1:]] == ["gut", "gut", "soil", "soil", "own"]
-    data = anndata.read_h5ad(embeddings / "mean_layer6" / "embeddings.h5ad")
+    data = read_h5ad(embeddings / "mean_layer6" / "embeddings.h5ad")
     assert list(data.obs["tissue"]) == ["gut", "soil", "soil", "own"]
     assert list(data.obs["EC_no"]) == ["", "1.1.1.1", "", ""]
     assert list(data.obs["length"]) == [6, 6, 6, 6]

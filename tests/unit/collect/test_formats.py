@@ -11,14 +11,13 @@ import tracemalloc
 from pathlib import Path
 from urllib.parse import unquote
 
-import anndata
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from collected_run import CollectedRun, MadeUpRecord, random_segment
+from collected_run import CollectedRun, MadeUpRecord, random_segment, read_h5ad
 from made_up import proteins, random_model, write_converted
 
 from esmflow.arrays import INCLUDE, Array, Outputs
@@ -143,7 +142,7 @@ def test_formats_agree_on_what_has_one_row_for_each_record(run, embeddings, arra
     column = pq.read_table(folder / "embeddings.parquet")["embedding"]
     assert np.array_equal(np.array(column.to_pylist(), np.float32), values)
     assert str(column.type) == ("float" if values.ndim == 1 else "fixed_size_list<element: float>[8]")
-    assert np.array_equal(anndata.read_h5ad(folder / "embeddings.h5ad").X, values.reshape(len(values), -1))
+    assert np.array_equal(read_h5ad(folder / "embeddings.h5ad").X, values.reshape(len(values), -1))
     loaded = [torch.load(folder / "pt" / f"{stem}_ESM.pt", weights_only=True) for stem in ("x", "y")]
     assert same([pair for c in loaded for pair in zip(c["proteins"], c["data"])], wanted)
     with h5py.File(folder / "per_protein.h5") as file:
@@ -257,7 +256,7 @@ def test_a_parquet_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
 
 
 def test_an_h5ad_has_unique_names_and_every_id(run, embeddings, tmp_path):
-    data = anndata.read_h5ad(embeddings / f"mean_layer{LAYER}" / "embeddings.h5ad")
+    data = read_h5ad(embeddings / f"mean_layer{LAYER}" / "embeddings.h5ad")
     assert data.obs_names.is_unique
     ids = [record.id for record in run.records]
     assert data.obs["id"].tolist() == ids
@@ -270,7 +269,7 @@ def test_an_h5ad_has_unique_names_and_every_id(run, embeddings, tmp_path):
     assert (data.uns["esmflow"]["layer"], data.uns["esmflow"]["model"]) == (LAYER, "made up")
     # What AnnData read, it can cut and write again.
     data[data.obs["length"] > 4].copy().write_h5ad(tmp_path / "again.h5ad")
-    assert anndata.read_h5ad(tmp_path / "again.h5ad").n_obs == sum(len(r.sequence) > 4 for r in run.records)
+    assert read_h5ad(tmp_path / "again.h5ad").n_obs == sum(len(r.sequence) > 4 for r in run.records)
 
 
 def test_an_h5ad_of_ids_that_differ_has_them_as_names(tmp_path):
@@ -278,7 +277,7 @@ def test_an_h5ad_of_ids_that_differ_has_them_as_names(tmp_path):
     sequences = proteins(4, 5, 9)
     records = [MadeUpRecord("a.fasta", f"p{i}", s) for i, s in enumerate(sequences)]
     made = CollectedRun(tmp_path, records, [random_segment(sequences, outputs)], outputs)
-    data = anndata.read_h5ad(made.collect(["h5ad"]) / "mean_layer6" / "embeddings.h5ad", backed="r")
+    data = read_h5ad(made.collect(["h5ad"]) / "mean_layer6" / "embeddings.h5ad", backed="r")
     assert data.obs_names.tolist() == data.obs["id"].tolist() == ["p0", "p1", "p2", "p3"]
     assert data.X.shape == (4, 8)
     data.file.close()
@@ -292,7 +291,7 @@ def test_every_format_of_several_files_has_the_sample_beside_the_id(run, embeddi
     names = read_json(folder / "samples.json")
     assert [names[number] for number in np.load(folder / "sample_numbers.npy")] == samples
     assert pq.read_table(folder / "embeddings.parquet")["sample"].to_pylist() == samples
-    assert anndata.read_h5ad(folder / "embeddings.h5ad").obs["sample"].tolist() == samples
+    assert read_h5ad(folder / "embeddings.h5ad").obs["sample"].tolist() == samples
     pairs = sorted((record.id, f"sample of {record.file}") for record in run.records)
     with h5py.File(folder / "per_protein.h5") as file:
         assert sorted((d.attrs["original_id"], d.attrs["sample"]) for d in file.values()) == pairs
@@ -378,7 +377,7 @@ def test_an_npy_can_be_mapped(embeddings):
 def test_a_run_without_vectors_gives_files_that_open(tmp_path, name):
     folder = CollectedRun(tmp_path, [], [], Outputs((6,), ("mean",))).collect([name]) / "mean_layer6"
     if name == "h5ad":
-        assert anndata.read_h5ad(folder / "embeddings.h5ad").n_obs == 0
+        assert read_h5ad(folder / "embeddings.h5ad").n_obs == 0
     elif name == "parquet":
         assert len(pq.read_table(folder / "embeddings.parquet")) == 0
     elif name == "npy":

@@ -22,8 +22,6 @@ import report
 import variants
 import verify
 import yaml
-from snakemake.api import SnakemakeApi
-from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 from workflow_run import PROJECT, SNAKEFILE
 
 from esmflow.checkpoint.file import CheckpointInfo
@@ -315,6 +313,10 @@ def folder(tmp_path_factory):
 
 def rules_of(folder: Path, config: dict) -> dict:
     """The workflow's own rules under a configuration, by name."""
+    # Here alone: every process of tests reads this file, and Snakemake takes its time.
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+
     given = ConfigSettings(config=config)
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         limits = ResourceSettings(cores=8, resources={"gpu": 2})

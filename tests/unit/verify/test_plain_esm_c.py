@@ -12,6 +12,7 @@ from made_up_families import ESM_C_SHAPES, random_esm_c, write_esm_c
 from esmflow.arrays import Outputs
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.engine.fair_esm import load_fair_esm, padded_tokens
+from esmflow.engine.packed import PackedEngine
 from esmflow.method import EMBED_WHOLE
 from esmflow.verify.esm_c import PlainEsmC
 from esmflow.verify.recompute import Recomputation
@@ -66,3 +67,17 @@ def test_the_certificate_s_expectation_of_esm_c_is_what_transformers_gives(golde
         rows = np.stack([found[i][f"{kind}_layer{last}"].right for i in range(len(sequences))])
         assert np.abs(rows - golden[f"{kind}_layer{last}"]).max() < TOLERANCE * np.abs(rows).max()
     assert "the mean with eos in it" in found[0][f"mean_layer{last}"].mistakes
+
+
+def test_its_attention_maps_are_those_of_the_engine(golden_and_checkpoint):
+    """Which `make test-tools` holds against those of transformers."""
+    golden, checkpoint = golden_and_checkpoint
+    sequence = golden["sequences"].tolist()[0]
+    layers = load_fair_esm(checkpoint, torch.device("cpu"), module=PlainEsmC).layers
+    outputs = Outputs(tuple(range(1, len(layers) + 1)), ("attention",))
+    engine = PackedEngine.load(checkpoint, outputs, "fp32", "cpu")
+    found = engine.fetch(engine.launch(engine.prepare([sequence])))
+    ((_, expected),) = Recomputation(checkpoint, "cpu").expect([sequence], outputs, EMBED_WHOLE)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.abs(found[name].ravel() - values.right.ravel()).max() < TOLERANCE, name

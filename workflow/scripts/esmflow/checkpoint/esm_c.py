@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from esmflow.checkpoint.families import ESMC
 from esmflow.checkpoint.file import COMPUTED, CheckpointError
-from esmflow.checkpoint.shapes import Stored
+from esmflow.checkpoint.shapes import Stored, check_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,8 @@ _SAID = {
     "mlp_bias": False,
     "hidden_act": "silu",
     "vocab_size": 64,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "rope_theta": 10000.0,
+    "rope_type": "default",
 }
 _HEAD_DIM = 64
 
@@ -82,10 +83,11 @@ def is_esm_c(names: Iterable[str]) -> bool:
 
 def check_esm_c(config: Mapping[str, Any], path: Path) -> None:
     """Raises CheckpointError if a `config.json` describes a model whose arithmetic is not ESM C's."""
+    said = {**config, **(config.get("rope_parameters") or {})}
     for key, value in _SAID.items():
-        if config.get(key, value) not in (value, None):
+        if said.get(key, value) not in (value, None):
             raise CheckpointError(
-                f"{path}: has {key}: {config[key]!r}, where every ESM C has {value!r}: it is a model of another kind, "
+                f"{path}: has {key}: {said[key]!r}, where every ESM C has {value!r}: it is a model of another kind, "
                 "whose embeddings would be wrong"
             )
 
@@ -101,8 +103,10 @@ def esm_c_tensors(stored: Mapping[str, torch.Tensor], config: Mapping[str, Any],
     for key, value in stored.items():
         name = key.removeprefix("esmc.")
         if ours := _our_names(name):
+            check_tensors({key: value}, source)
             # Copies of the parts: files of tensors may not share memory.
-            parts = [part.clone() for part in value.chunk(len(ours))] if len(ours) > 1 else [value]
+            several = len(ours) > 1 and value.ndim
+            parts = [part.clone() for part in value.chunk(len(ours))] if several else [value]
             tensors.update(zip(ours, parts, strict=False))
         elif _NOT_READ.fullmatch(name):
             continue
@@ -112,7 +116,7 @@ def esm_c_tensors(stored: Mapping[str, torch.Tensor], config: Mapping[str, Any],
             beside.append(key)
     left_out(beside, source)
     layers = {int(match.group(1)) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
-    frequencies = _frequencies(_head_dim(tensors, config))
+    frequencies = _frequencies(_head_dim(tensors, config, source))
     computed = {f"layers.{n}.self_attn.rot_emb.inv_freq": frequencies.clone() for n in layers}
     return Stored(tensors | computed, ESMC, frequencies=COMPUTED)
 
@@ -138,13 +142,15 @@ def _our_names(key: str) -> tuple[str, ...]:
     return tuple(name.format(n=layer and layer.group(1), p=parameter) for name in ours)
 
 
-def _head_dim(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> int:
+def _head_dim(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: Path) -> int:
     """As the configuration says, else that of every published ESM C: no tensor tells it."""
-    heads = config.get("num_attention_heads", config.get("n_heads"))
     embedding = tensors.get("embed_tokens.weight")
-    if not isinstance(heads, int) or heads < 1 or embedding is None or embedding.ndim != 2:
+    if not config or embedding is None or embedding.ndim != 2:
         return _HEAD_DIM
-    return embedding.shape[1] // heads
+    heads, width = config.get("num_attention_heads", config.get("n_heads")), embedding.shape[1]
+    if not isinstance(heads, int) or heads < 1 or width % (2 * heads):
+        raise CheckpointError(f"{source}: its config.json has {heads!r} attention heads, and its width is {width}")
+    return width // heads
 
 
 def _frequencies(head_dim: int) -> torch.Tensor:

@@ -39,13 +39,13 @@ class _Attention(nn.Module):
         self.q_norm, self.k_norm = nn.LayerNorm(hidden, bias=False), nn.LayerNorm(hidden, bias=False)
         self.rot_emb = _Rotary(hidden // heads)
 
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """x: `[B, T, D]`; padding: `[B, T]`, whether a token is none."""
+    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: `[B, T, D]`; padding: `[B, T]`, whether a token is none. Gives the result and the maps, `[B, H, T, T]`."""
         values = self.v_proj(x), self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x))
         v, q, k = (value.unflatten(2, (self.heads, -1)).transpose(1, 2) for value in values)
         scores = self.rot_emb(q) @ self.rot_emb(k).transpose(2, 3) / math.sqrt(q.shape[-1])
         shares = scores.masked_fill(padding[:, None, None], -math.inf).softmax(dim=-1)
-        return self.out_proj((shares @ v).transpose(1, 2).flatten(2))
+        return self.out_proj((shares @ v).transpose(1, 2).flatten(2)), shares
 
 
 class _Layer(nn.Module):
@@ -58,10 +58,11 @@ class _Layer(nn.Module):
         self.fc2 = nn.Linear(width, hidden, bias=False)
         self.divisor = math.sqrt(dimensions.layers / 36)
 
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x), padding) / self.divisor
+    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        attended, maps = self.self_attn(self.self_attn_layer_norm(x), padding)
+        x = x + attended / self.divisor
         normed = self.final_layer_norm(x)
-        return x + self.fc2(F.silu(self.gate(normed)) * self.fc1(normed)) / self.divisor
+        return x + self.fc2(F.silu(self.gate(normed)) * self.fc1(normed)) / self.divisor, maps
 
 
 class _Head(nn.Module):
@@ -88,14 +89,21 @@ class PlainEsmC(nn.Module):
         self.lm_head: nn.Module = _Head(dimensions.hidden, rows)
         self.contact_head: nn.Module = nn.Identity()
 
-    def forward(self, tokens: torch.Tensor, repr_layers: Collection[int] = ()) -> dict[str, Any]:
-        """tokens: `[B, T]`. Gives `logits` `[B, T, 33]`, and `representations` `[B, T, D]` by layer."""
+    def forward(
+        self, tokens: torch.Tensor, repr_layers: Collection[int] = (), need_head_weights: bool = False
+    ) -> dict[str, Any]:
+        """tokens: `[B, T]`. Gives `logits` `[B, T, 33]`, and `representations` `[B, T, D]` by layer; `attentions`
+        `[B, L, H, T, T]` if they are asked for."""
         padding = tokens == self.alphabet.padding_idx
-        found = {0: self.embed_tokens(tokens)}
-        for number, layer in enumerate(self.layers, start=1):
-            found = {n: x for n, x in found.items() if n in repr_layers or n == number - 1}
-            found[number] = layer(found[number - 1], padding)
-        last = len(self.layers)
-        found[last] = self.emb_layer_norm_after(found[last])
-        logits = self.lm_head(found[last])[..., : len(self.alphabet)]
-        return {"logits": logits, "representations": {n: x for n, x in found.items() if n in repr_layers}}
+        x, found, kept = self.embed_tokens(tokens), {}, []
+        for number, layer in enumerate(self.layers):
+            if number in repr_layers:
+                found[number] = x
+            x, maps = layer(x, padding)
+            if need_head_weights:
+                kept.append(maps)
+        x = self.emb_layer_norm_after(x)
+        if len(self.layers) in repr_layers:
+            found[len(self.layers)] = x
+        result: dict[str, Any] = {"logits": self.lm_head(x)[..., : len(self.alphabet)], "representations": found}
+        return result | ({"attentions": torch.stack(kept, 1)} if need_head_weights else {})
