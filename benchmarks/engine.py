@@ -1,6 +1,6 @@
 """Measures the packed engine beside its peers, in one process, and prints one table.
 
-python benchmarks/engine.py                    # everything, on a GPU: about 5 minutes
+python benchmarks/engine.py                    # everything, on a GPU: about 8 minutes
 python benchmarks/engine.py --only 8M-proteome startup
 python benchmarks/engine.py --only ESMC-600M-proteome ESMC-6B-proteome
 python benchmarks/engine.py --smoke            # a toy model on any machine, in seconds: checks the benchmark itself

@@ -285,7 +285,8 @@ def main() -> None:
                 raise SystemExit(f"{size}: the input could not be written")
             (folder / "converted").mkdir()
             for layout in layouts(slots, options.layouts):
-                for precision in options.precisions:
+                # A death costs the same in each.
+                for precision in options.precisions[: 1 if layout.kill else None]:
                     # Speed is all that random weights can tell: whatever they give is in order.
                     verify = {"sample": options.verify, "min_cosine": -1, "max_relative_error": 1e9}
                     changes = {"precision": precision, "groups": options.groups, "verify": verify}

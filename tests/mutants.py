@@ -41,6 +41,7 @@ class Mutant:
 
 
 SETTINGS = "unit/scripts/test_settings.py"
+FAMILIES = "unit/engine/test_other_families.py"
 LEASES = "unit/slots/test_leases.py"
 GPUS = "unit/slots/test_gpus.py"
 MANAGER = "unit/workers/test_manager.py"
@@ -117,6 +118,15 @@ MUTANTS = [
     Mutant("epsilon is PyTorch's of another layer", f"{LIBRARY}/checkpoint/families.py", "EPSILON = 1e-5", "EPSILON = 1e-3", PACKED),
     Mutant("the last layer is not normalised", f"{LIBRARY}/engine/transformer.py", "self.operations.straight(x), *self.weights.last_norm, EPSILON, torch.float32\n", "self.operations.straight(x), *layer.ffn_norm, EPSILON, torch.float32\n", PACKED),
     Mutant("a representation is the stream itself", f"{LIBRARY}/engine/transformer.py", "straight(x).to(torch.float32, copy=True)", "straight(x).to(torch.float32)", PACKED),
+    Mutant("what a layer of ESM C adds is not divided", f"{LIBRARY}/engine/weights.py", " / (dimensions.layers / depth) ** 0.5", "", FAMILIES),
+    Mutant("learned positions begin at the padding's", f"{LIBRARY}/engine/weights.py", "[PAD + 1 :]", "[PAD:]", FAMILIES),
+    Mutant("the gate is the other half", f"{LIBRARY}/engine/transformer.py", "F.silu(gate) * up", "F.silu(up) * gate", FAMILIES),
+    Mutant("norms of queries and keys have no weights", f"{LIBRARY}/engine/attention.py", "eps=EPSILON) * weight.view(2, -1)", "eps=EPSILON)", FAMILIES),
+    Mutant("the mask of ESM-1b keeps its embedding", f"{LIBRARY}/checkpoint/convert.py", "tensors[name][_MASK:][:1] = 0", "pass", FAMILIES),
+    Mutant("int8 is for every family", f"{LIBRARY}/checkpoint/models.py", 'method["precision"] == "int8" and not family.eight_bits', "False", FAMILIES),
+    Mutant("more residues than positions reach the model", f"{LIBRARY}/engine/packed.py", "longest is not None and (most", "False and (most", FAMILIES),
+    Mutant("the fingerprint does not name the family", f"{LIBRARY}/method.py", 'arithmetic if name == "ESM-2" else', "arithmetic if True else", FAMILIES),
+    Mutant("any heads that a configuration says", f"{LIBRARY}/checkpoint/esm_c.py", "or width % (2 * heads):", "or False:", "unit/checkpoint/test_esm_c_layouts.py"),
     Mutant("the mean has cls in it", f"{LIBRARY}/engine/packing.py", "= first, first + 1, first + 1 + residues\n", "= first, first, first + 1 + residues\n", f"{PACKED} {PACKING}"),
     Mutant("positions go on through a pack", f"{LIBRARY}/engine/packing.py", "np.arange(total) - np.repeat(starts[:-1], every_length)", "np.arange(total)", f"{PACKED} {PACKING}"),
     Mutant("eos is a residue", f"{LIBRARY}/engine/packing.py", "is_residue[first + 1 + residues] = False", "pass", f"{PACKED} {PACKING}"),

@@ -15,9 +15,10 @@ from esmflow.arrays import Array, Outputs
 from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.checkpoint.file import CheckpointInfo, read_checkpoint_info
 from esmflow.checkpoint.models import OFFICIAL_MODELS, check_method
-from esmflow.engine.fair_esm import fair_esm_module
+from esmflow.engine import fair_esm, load_engine
 from esmflow.engine.packed import PackedEngine
 from esmflow.step import make_fingerprint
+from esmflow.verify.esm_c import PlainEsmC
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden_esm_c.npz"
 # Layers, width, heads, as fair-esm's own modules take them.
@@ -123,6 +124,26 @@ def test_sixteen_bits_stay_near_fp32(checkpoint, precision):
         assert cosine.min() > 0.999, name
 
 
+@pytest.mark.parametrize("norm_before", [True, False], ids=["ESM-1b", "ESM-1v"])
+@pytest.mark.parametrize("small_bytes", [0, 1 << 30], ids=["built without memory", "built at once"])
+def test_the_reference_engine_runs_fair_esm_s_module_on_padded_batches(tmp_path, monkeypatch, norm_before, small_bytes):
+    monkeypatch.setattr(fair_esm, "_SMALL_BYTES", small_bytes)
+    checkpoint = written_esm1(tmp_path, random_esm1(norm_before))
+    outputs = Outputs((0, 1, 2), ("mean", "bos", "per_residue", "contacts", "logits"))
+    sequences = proteins(5, 2, 60, seed=4)
+    expected = embed(PackedEngine.load(checkpoint, outputs, "fp32", "cpu"), sequences)
+    found = embed(load_engine("reference", str(checkpoint), outputs, "fp32", "cpu"), sequences)
+    assert {array: error(found[array], expected[array]) < TOLERANCE for array in found} == dict.fromkeys(expected, True)
+
+
+def test_the_plain_esm_c_is_built_without_memory_when_it_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(fair_esm, "_SMALL_BYTES", 0)
+    model = fair_esm.load_fair_esm(str(written_esm_c(tmp_path, "head 16")), torch.device("cpu"), None, PlainEsmC)
+    assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    result = model(fair_esm.padded_tokens(model, ["MKV", "MKVLA"]), repr_layers=[3])
+    assert result["representations"][3].isfinite().all()
+
+
 def test_more_residues_than_there_are_positions_for_are_a_sentence(tmp_path):
     engine = engine_of(written_esm1(tmp_path, random_esm1(True)), ("mean",))
     assert len(engine.prepare(["M" * 1022]).tokens) == 1024
@@ -135,7 +156,7 @@ def test_the_dimensions_of_published_models_are_those_of_fair_esm_and_of_the_pap
     for name, expected in parameters.items():
         assert abs(OFFICIAL_MODELS[name].parameters / expected - 1) < 0.01
     with torch.device("meta"):
-        module = fair_esm_module(OFFICIAL_MODELS["esm1v_t33_650M_UR90S_3"])
+        module = fair_esm.fair_esm_module(OFFICIAL_MODELS["esm1v_t33_650M_UR90S_3"])
     assert len(module.layers) == 33
     assert module.emb_layer_norm_before is None
     assert module.embed_positions.weight.shape == (1026, 1280)
