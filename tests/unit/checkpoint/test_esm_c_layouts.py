@@ -172,6 +172,30 @@ def test_another_model_of_fair_esm_s_is_refused(tmp_path, said, sentence):
     assert sentence in refusal(source, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("text", "is a str and no tensor"),
+        (torch.tensor(1.0), "not an ESM-1b model"),
+        (torch.ones(20, 32), "not an ESM-1b model"),
+        (torch.ones(33), "are empty or misshapen"),
+    ],
+    ids=["text", "a number", "20 tokens", "a vector"],
+)
+def test_an_esm1_whose_embedding_is_none_is_refused(tmp_path, value, sentence):
+    source = write_esm1(tmp_path / "a.pt", random_esm1(True))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded = torch.load(source, weights_only=True)
+    loaded["model"]["encoder.sentence_encoder.embed_tokens.weight"] = value
+    torch.save(loaded, source)
+    assert sentence in refusal(source, tmp_path)
+
+
+def test_a_pth_with_names_that_are_no_text_is_refused(tmp_path):
+    torch.save({1: torch.ones(2), "model": 3}, tmp_path / "a.pth")
+    assert "not a checkpoint of fair-esm" in refusal(tmp_path / "a.pth", tmp_path)
+
+
 def test_an_esm1_without_its_positions_is_refused(tmp_path):
     source = write_esm1(tmp_path / "a.pt", random_esm1(True))
     with torch.serialization.safe_globals([argparse.Namespace]):

@@ -141,8 +141,8 @@ def _unpickle_tensors(path: Path) -> dict:
 
 def _read_file(path: Path) -> Stored:
     loaded = _unpickle_tensors(path)
-    if is_esm_c(loaded):
-        return esm_c_tensors(loaded, {}, path)
+    if is_esm_c(map(str, loaded)):
+        return esm_c_tensors({str(key): value for key, value in loaded.items()}, {}, path)
     if not isinstance(loaded.get("model"), dict) or not {"cfg", "args"} & loaded.keys():
         raise CheckpointError(
             f"{path}: not a checkpoint of fair-esm (no 'cfg' or 'args' and 'model' inside), nor of ESM C; "
@@ -162,10 +162,12 @@ def _read_file(path: Path) -> Stored:
     tensors = {key: value for key, value in tensors.items() if not key.endswith("version")}
     if "cfg" in loaded:
         return Stored(tensors, ESM2)
+    check_tensors(tensors, path)
     for name in {"embed_tokens.weight", "lm_head.weight"} & tensors.keys():
         # As fair-esm does when it loads one.
         tensors[name] = tensors[name].clone()
-        tensors[name][_MASK] = 0
+        if tensors[name].ndim:
+            tensors[name][_MASK:][:1] = 0
     family = ESM1B if "emb_layer_norm_before.weight" in tensors else ESM1V
     return Stored(tensors, family, _heads(loaded["args"], path), NO_FREQUENCIES)
 

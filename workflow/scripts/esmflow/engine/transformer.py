@@ -1,4 +1,4 @@
-"""The forward pass over a pack, of every family that `checkpoint.models` describes.
+"""The forward pass over a pack, of every family that `checkpoint.families` describes.
 
 What sets a family apart is decided when the encoder is built: by its operations, and by how its weights are arranged.
 """

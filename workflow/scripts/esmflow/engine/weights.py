@@ -164,7 +164,7 @@ def _read_layer(
 ) -> tuple[LayerWeights, torch.Tensor, torch.Tensor]:
     """One layer, its offsets still 0, and what its attention and its feed-forward part add to them, `[D]` each."""
     family, attention, layer = dimensions.family, f"layers.{n}.self_attn", f"layers.{n}"
-    out, fc2 = (_of_branch(read(f"{name}.weight"), dimensions) for name in (f"{attention}.out_proj", f"{layer}.fc2"))
+    out = _of_branch(read(f"{attention}.out_proj.weight"), dimensions)
     fc1 = read(f"{layer}.fc1.weight").to(dtype)
     none = out.new_zeros(dimensions.hidden, dtype=torch.float32)
 
@@ -182,7 +182,7 @@ def _read_layer(
             torch.cat((read(f"{layer}.gate.weight").to(dtype), fc1)) if family.gate else fc1,
             read(f"{layer}.fc1.bias").to(dtype) if family.biases else None,
         ),
-        fc2=fc2.to(dtype).t(),
+        fc2=_of_branch(read(f"{layer}.fc2.weight"), dimensions).to(dtype).t(),
         offset=torch.zeros(()),
         frequencies=read(f"{attention}.rot_emb.inv_freq").float()
         if family.rotary
