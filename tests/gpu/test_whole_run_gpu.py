@@ -51,7 +51,7 @@ def test_every_job_ran_on_a_gpu_of_the_driver_and_none_shared_it(run):
         assert worker["slot"]["uuid"] in uuids
         assert worker["slot"]["visible_devices"] == worker["slot"]["uuid"]
         assert worker["visible_devices"] == worker["seen_uuid"] == worker["slot"]["uuid"]
-        assert group["precisions"] == ["fp16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"]
+        assert group["precisions"] == ["bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"]
         assert 0 < group["peak_memory_bytes"] < torch.cuda.get_device_properties(0).total_memory
         held.append((worker["slot"]["uuid"], worker["leased"], worker["released"]))
     for uuid in uuids:
@@ -65,8 +65,8 @@ def test_vectors_from_the_gpu_agree_with_fp32(run, sequences, real_checkpoint):
         found = file["embeddings"][:]
     cosine = (exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
     assert len(found) == 500
-    assert cosine.min() >= 0.9998
-    assert np.median(cosine) > 0.99999
+    assert cosine.min() >= 0.9995
+    assert np.median(cosine) > 0.99995
 
 
 def test_the_reference_engine_under_autocast_agrees_with_fp32(sequences, real_checkpoint):
