@@ -21,11 +21,13 @@ from stage_settings import cpu_slots, embed_settings
 from workflow_run import wait_until
 
 from esmflow.checkpoint.file import CheckpointError, read_checkpoint_info
+from esmflow.embedding import job as job_module
 from esmflow.embedding.job import EmbedError, embed_group
 from esmflow.files import read_json
 from esmflow.method import ARITHMETIC, Fingerprint
 from esmflow.plan.shards import shard_name, write_shard
 from esmflow.store.segments import SegmentError, Store
+from esmflow.workers.manager import BatchQueueManager
 
 PROJECT = Path(__file__).resolve().parents[3]
 SHARDS = 8
@@ -210,14 +212,33 @@ def writing(job, seconds=5.0):
     return []
 
 
-def test_a_worker_that_hangs_is_ended_and_its_shard_tried_again(job):
+def test_a_worker_that_hangs_is_ended_and_its_shard_tried_again(job, monkeypatch):
+    managers = []
+
+    class Known(BatchQueueManager):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            managers.append(self)
+
+    monkeypatch.setattr(job_module, "BatchQueueManager", Known)
+
     def strike() -> None:
         wait_until(lambda: job.store.names(), what="the first segment")
-        workers_of_this_process()[0].send_signal(signal.SIGSTOP)
+        (stopped,) = workers_of_this_process()
+        stopped.send_signal(signal.SIGSTOP)
+
+        def ended() -> bool:
+            if stopped.is_running():
+                # As after an hour in which it said nothing.
+                managers[0]._workers[0].silent_seconds = 3600.0
+            return not stopped.is_running()
+
+        wait_until(ended, what="the end of the worker that hangs")
 
     with meanwhile(strike):
-        run = job.run(hang_seconds=8)
-    assert any("no progress for 8 seconds" in death["how"] for death in run["workers"][0]["exits"])
+        run = job.run(hang_seconds=600)
+    (death,) = run["workers"][0]["exits"]
+    assert "no progress for 600 seconds" in death["how"]
     assert job.whole_segments() == set(job.names.values())
 
 

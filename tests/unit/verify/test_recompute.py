@@ -114,6 +114,12 @@ def test_residues_that_do_not_differ_have_no_deviation_to_compare(made_up, preci
         assert compare(values.right + 1, values.right, {}, values.negligible).relative_error == UNLIKE
 
 
+def test_entropies_of_a_model_that_is_sure_are_not_compared_beyond_rounding():
+    sure, negligible = np.full(50, 1e-7), 1e-3 * 50**0.5
+    assert compare(np.full(50, 2e-6), sure, {}, negligible) == Agreement(1.0, 0.0, 1.0)
+    assert compare(np.full(50, 0.01), sure, {}, negligible).relative_error == UNLIKE
+
+
 @pytest.mark.parametrize(
     ("kind", "wrong", "name"),
     [

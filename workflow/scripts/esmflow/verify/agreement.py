@@ -60,14 +60,15 @@ def compare(
 ) -> Agreement:
     """Holds an embedding against the right one and against what each mistake would give; arrays of one shape each.
 
-    Two whose norms are both at most `negligible` are alike: what is left of them is rounding.
+    Where the right one's norm is at most `negligible`, as rounding's is, one that is no farther from it is alike.
     """
     expected, vector = _flat(right), _flat(found)
     if vector.shape != expected.shape or not np.isfinite(vector).all():
         return Agreement(0.0, UNLIKE, 0.0)
     norm = float(np.linalg.norm(expected))
     if norm <= negligible:
-        return Agreement(1.0, 0.0, 1.0) if np.linalg.norm(vector) <= negligible else Agreement(0.0, UNLIKE, 0.0)
+        near = np.linalg.norm(vector - expected) <= negligible
+        return Agreement(1.0, 0.0, 1.0) if near else Agreement(0.0, UNLIKE, 0.0)
     product = float(vector @ expected)
     distance = float(np.linalg.norm(vector - expected))
     length = float(np.linalg.norm(vector))

@@ -149,7 +149,8 @@ class Recomputation:
                 expected[array.name] = Expected(values[array.kind], {}, _negligible(array.kind, by_residue))
         entropy, own = scores / times[:, 0]
         of_model = {"entropy": entropy, "pseudo_perplexity": _perplexity(own)}
-        return expected | {kind: Expected(of_model[kind], {}) for kind in of_model if kind in outputs.include}
+        asked = [kind for kind in of_model if kind in outputs.include]
+        return expected | {kind: Expected(of_model[kind], {}, _negligible(kind, entropy)) for kind in asked}
 
     def _own_tokens(self, residues: str) -> np.ndarray:
         """The tokens of a sequence without cls and eos, `[n]`."""
@@ -238,8 +239,13 @@ _POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _negligible(kind: str, rows: np.ndarray) -> float:
-    """Where the residues' vectors are all alike, as at layer 0 of one kind of residue, nothing but rounding is left."""
-    return 1e-5 * float(np.linalg.norm(rows)) / len(rows) ** 0.5 if kind == "std" else 0.0
+    """A norm that is no more than rounding: of deviations where residues are alike, of entropies where all are sure.
+
+    rows: those of the residues, vectors for `std` and entropies for `entropy`.
+    """
+    if kind == "std":
+        return 1e-5 * float(np.linalg.norm(rows)) / len(rows) ** 0.5
+    return 1e-3 * len(rows) ** 0.5 if kind == "entropy" else 0.0
 
 
 def _expected_of_logits(logits: np.ndarray, own: np.ndarray, outputs: Outputs) -> dict[str, Expected]:
@@ -255,7 +261,7 @@ def _expected_of_logits(logits: np.ndarray, own: np.ndarray, outputs: Outputs) -
     }
     kinds = {
         "logits": Expected(logits[1:-1], _shifted(logits)),
-        "entropy": Expected(_entropy(log_p[1:-1]), entropy),
+        "entropy": Expected(_entropy(log_p[1:-1]), entropy, _negligible("entropy", own)),
         "pseudo_perplexity": Expected(perplexity(log_p[1:-1]), {n: perplexity(rows) for n, rows in shifted.items()}),
     }
     return {kind: values for kind, values in kinds.items() if kind in outputs.include}
