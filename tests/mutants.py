@@ -56,6 +56,8 @@ GATHER = "unit/store/test_gather.py"
 LOOKUP = "unit/store/test_lookup.py"
 DIGESTS = "unit/store/test_digests.py"
 METHOD = "unit/test_method.py"
+ADAPTER = "unit/checkpoint/test_adapter.py"
+MAPS = "unit/engine/test_attention_maps.py"
 FILES = "unit/test_files.py"
 PLANNING = "unit/plan/test_planning.py"
 COLLECTING = "unit/collect/test_collecting.py"
@@ -193,6 +195,15 @@ MUTANTS = [
     Mutant("a failed certificate ends well", f"{LIBRARY}/report/finishing.py", "if certificate and certificate.passed is False:", "if False:", CERTIFICATE + " -k advice"),
     Mutant("nothing embedded ends well", f"{LIBRARY}/report/finishing.py", "if with_content and not summary.embedded:", "if False:", "unit/report/test_finishing.py"),
     Mutant("an earlier certificate stays beside a run without", f"{LIBRARY}/report/finishing.py", '(results / "certificate.json").unlink()', "pass", "unit/report/test_finishing.py"),
+    Mutant("an adapter counts for half of its rank", f"{LIBRARY}/checkpoint/adapter.py", 'config.get("use_rslora") else rank)', 'config.get("use_rslora") else 2 * rank)', ADAPTER),
+    Mutant("an adapter's factors change places", f"{LIBRARY}/checkpoint/adapter.py", 'product.T if kind == "embedding" else product', "product.T", ADAPTER),
+    Mutant("an adapter of another kind is merged", f"{LIBRARY}/checkpoint/adapter.py", "if variants := [name for name in _VARIANTS if config.get(name)]:", "if variants := []:", ADAPTER),
+    Mutant("an adapter of the classifier alone passes for one", f"{LIBRARY}/checkpoint/adapter.py", "if not changed:", "if False:", ADAPTER),
+    Mutant("maps are those of the layer above", f"{LIBRARY}/engine/attention.py", "self._layer += 1", "self._layer += 1 if self._layer else 0", MAPS),
+    Mutant("a map's heads are its tokens", f"{LIBRARY}/collect/writers/base.py", "part.T.reshape(-1, n + 2, n + 2)", "part.reshape(-1, n + 2, n + 2)", MAPS),
+    Mutant("the rows of cls and eos are not counted", f"{LIBRARY}/plan/cost.py", "self.pairs + 4 * self.residues + 4 * self.sequences", "self.pairs", MAPS),
+    Mutant("long sequences get maps", f"{LIBRARY}/config/configuration.py", 'if config["long_sequences"] == "whole" or longest > most:', "if False:", MAPS),
+    Mutant("what a killed step left stays", f"{LIBRARY}/files.py", "if found and found[1] in written and", "if False and found[1] in written and", FILES),
 ]  # fmt: skip
 
 

@@ -186,12 +186,14 @@ def test_other_kinds_of_adapters_are_refused_with_what_to_do(tmp_path, base, con
             {f"{QUERY}.lora_A.weight": torch.ones(RANK, HIDDEN)},
             "the update of esm.encoder.layer.1.attention.self.query is",
         ),
+        (update(QUERY) | {f"{QUERY}.lora_B.weight": torch.ones(RANK)}, "the update of esm.encoder.layer.1"),
+        (update(QUERY) | {f"{QUERY}.lora_B.weight": torch.full((HIDDEN, RANK), torch.nan)}, "that are no numbers"),
         (
             {f"{LAYER}attention.self.query.lora_magnitude_vector": torch.ones(HIDDEN)},
             "which the base model does not have",
         ),
     ],
-    ids=["shape", "layer", "head only", "half", "magnitude"],
+    ids=["shape", "layer", "head only", "half", "flat", "not finite", "magnitude"],
 )
 def test_an_adapter_that_does_not_fit_is_refused_by_the_name_of_what_does_not(tmp_path, base, tensors, sentence):
     assert sentence in refusal(tmp_path, write_adapter(tmp_path / "lora", tensors), base)
@@ -206,6 +208,9 @@ def test_damaged_and_missing_files_are_sentences(tmp_path, base):
         tmp_path, folder, base
     )
     assert "holds an adapter and no model, and cannot be the base" in refusal(tmp_path, folder, folder)
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(ConfigurationError, match="not the settings of an adapter"):
+        validated({"model": str(folder), "base_model": "8M"}, SCHEMA)
 
 
 def test_the_base_is_what_the_configuration_says_else_what_the_adapter_does(tmp_path, base, monkeypatch):

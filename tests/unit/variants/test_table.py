@@ -116,6 +116,7 @@ def test_tables_of_every_kind_are_read(tmp_path, name, text):
     [
         ("id\tmutant\n", "needs the tab-separated columns id and variant; its first line has: id, mutant"),
         ("", "its first line has: nothing"),
+        ("i\0d\0\tv\0", r"its first line has: i\x00d\x00, v\x00"),
         ("id\tvariant\tvariant\n", "has the column variant twice"),
         (None, "cannot be read (No such file or directory)"),
     ],

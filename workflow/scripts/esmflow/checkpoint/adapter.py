@@ -111,7 +111,8 @@ def _inside(name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> str
 
 
 def _scale(module: str, parts: Mapping[str, torch.Tensor], config: Mapping[str, Any], folder: Path) -> float:
-    ranks = {kind: parts[kind].shape[letter] for kind, letter in _RANK_AXES.items() if kind in parts}
+    found = {kind: axis for kind, axis in _RANK_AXES.items() if kind in parts and parts[kind].ndim == 2}
+    ranks = {kind: parts[kind].shape[axis] for kind, axis in found.items()}
     if len(ranks) != 2 or len(set(ranks.values())) != 1:
         raise CheckpointError(f"{folder}: the update of {module} is not whole; fetch the adapter again")
     (rank,) = set(ranks.values())
@@ -137,4 +138,6 @@ def _check_shape(shape: tuple[int, ...], name: str, tensors: Mapping[str, torch.
 
 def _add(update: torch.Tensor, name: str, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     _check_shape(tuple(update.shape), name, tensors, folder)
+    if not update.isfinite().all():
+        raise CheckpointError(f"{folder}: its update of {name} has values that are no numbers; train it anew")
     tensors[name] = (tensors[name].float() + update).to(tensors[name].dtype)

@@ -171,9 +171,10 @@ def base_of(model: str, given: str | None = None) -> str | None:
             raise ValueError(f"base_model: {given} is given, but {model} is no adapter; leave base_model out")
         return None
     try:
-        named = given or read_json(description).get("base_model_name_or_path")
+        said = read_json(description).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{description}: not the settings of an adapter ({error}); fetch it again") from error
+    named = given or said
     if not isinstance(named, str) or not named:
         raise ValueError(f"{description}: does not say which model was adapted; name it as base_model")
     base = official_name(named)
@@ -182,8 +183,8 @@ def base_of(model: str, given: str | None = None) -> str | None:
     for path in (Path(base).expanduser(), folder / base):
         if path.exists():
             return str(path)
-    said = f"base_model: {named}" if given else f"{description}: base_model_name_or_path {named}"
-    raise ValueError(f"{said} is neither an official name nor on this machine; name its path as base_model")
+    where = f"base_model: {named}" if given else f"{description}: base_model_name_or_path {named}"
+    raise ValueError(f"{where} is neither an official name nor on this machine; name its path as base_model")
 
 
 def files_of_checkpoint(model: str) -> list[str]:

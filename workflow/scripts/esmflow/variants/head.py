@@ -7,6 +7,7 @@ import os
 from esmflow.errors import EsmflowError
 from esmflow.inputs.columns import DELIMITERS, TAB, read_rows, repeated_column
 from esmflow.inputs.streams import DAMAGE, suffix, text_chunks
+from esmflow.text import shown
 
 ID, VARIANT, SAMPLE = "id", "variant", "sample"
 
@@ -33,7 +34,7 @@ def head_of(path: str | os.PathLike[str]) -> list[str]:
     if not {ID, VARIANT} <= set(names):
         raise VariantTableError(
             f"variants: {path} needs the tab-separated columns id and variant; its first line has: "
-            f"{', '.join(names) or 'nothing'}"
+            f"{shown(', '.join(names)) or 'nothing'}"
         )
     if repeated := repeated_column(names):
         raise VariantTableError(f"variants: {path} has the column {repeated} twice; rename or remove one")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from esmflow.inputs.columns import read_rows
 from esmflow.inputs.ids import accession
@@ -85,26 +84,22 @@ class RecordSearch:
 
     def __init__(self, table: VariantTable) -> None:
         self._table = table
-        self._wanted = set(table.columns[ID])
+        self._wanted = set(table.columns[ID]) - {""}
         self._by_id: dict[str, list[_Found]] = {}
         self._by_accession: dict[str, list[_Found]] = {}
 
     def take(self, sample: str, block: RecordBlock) -> None:
         """Looks for the ids among some records."""
-        exact = pc.is_in(block.ids, pa.array(sorted(self._wanted), pa.string())).to_numpy(zero_copy_only=False)
-        piped = pc.match_substring(block.ids, "|").to_numpy(zero_copy_only=False)
-        if not (exact | piped).any():
-            return
-        ends = np.cumsum(np.where(block.valid(), block.lengths, 0))
-        for i in np.flatnonzero(exact | piped).tolist():
-            identifier = block.ids[i].as_py()
-            short = accession(identifier) if piped[i] else ""
-            if not exact[i] and short not in self._wanted:
+        ends: np.ndarray | None = None
+        for i, identifier in enumerate(block.ids.to_pylist()):
+            short = accession(identifier) if "|" in identifier else ""
+            if identifier not in self._wanted and short not in self._wanted:
                 continue
-            begin = int(ends[i - 1]) if i else 0
+            if ends is None:
+                ends = np.cumsum(np.where(block.valid(), block.lengths, 0))
+            sequence = block.residues[int(ends[i - 1]) if i else 0 : int(ends[i])].decode("ascii")
             reason = block.reasons.get(i)
             why_not = f"{reason.value} ({block.details.get(i, '')})" if reason else ""
-            sequence = block.residues[begin : int(ends[i])].decode("ascii")
             found = _Found(sample, block.file, block.first_position + i, identifier, sequence, why_not)
             self._by_id.setdefault(identifier, []).append(found)
             if short:
