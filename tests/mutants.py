@@ -104,6 +104,7 @@ MUTANTS = [
     Mutant("the last file of the fullest list is lost", f"{LIBRARY}/workers/queue.py", "self._in_hand[worker].append(file)\n        return file", "return file", QUEUE),
     Mutant("two failures in a row abort", f"{LIBRARY}/workers/manager.py", "if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and", "if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW - 1 and", f"{MANAGER} -k in_a_row"),
     Mutant("a success does not end the row of failures", f"{LIBRARY}/workers/manager.py", "self._failed_in_a_row.clear()", "pass", f"{MANAGER} -k in_a_row"),
+    Mutant("silence is not counted", f"{LIBRARY}/workers/manager.py", "worker.silent_seconds += waited", "pass", f"{MANAGER} -k silent --timeout 60"),
     Mutant("a waiting worker counts as hanging", f"{LIBRARY}/workers/manager.py", "self._hang_seconds and not worker.asking and", "self._hang_seconds and", f"{MANAGER} -k waits_for_a_file"),
     Mutant("lost progress counts", f"{LIBRARY}/workers/manager.py", "self._on_progress(-worker.progress_in_hand)", "pass", f"{MANAGER} -k dead_worker"),
     Mutant("workers do not inherit the lease", f"{LIBRARY}/workers/worker.py", "send_handle(ours, descriptor, process.pid)", "pass", f"{MANAGER} -k lock --timeout 30"),

@@ -190,7 +190,14 @@ def test_whole_node_jobs_of_the_command_work_on_every_gpu_that_slurm_gave_them(s
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "config.yaml").write_text(yaml.safe_dump(profile))
     # So slow that the work is worth two jobs, as `groups: auto` has it.
-    settings = ["device=cpu", "threads=1", "shard_residues=1000", "verify.sample=0", "device_tflops=0.0002"]
+    settings = [
+        "device=cpu",
+        "threads=1",
+        "shard_residues=1000",
+        "verify.sample=0",
+        "report=false",
+        "device_tflops=0.0002",
+    ]
     settings.append(f"slot_lock_folder={tmp_path}/slots")
     command = [sys.executable, "-c", "from esmflow.cli.main import main; main()", "embed", "some.faa", "-o", "out"]
     command += ["--profile", "site", "--model", str(real_model_folder), *(f"--set={setting}" for setting in settings)]

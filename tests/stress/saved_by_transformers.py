@@ -10,6 +10,7 @@ own (a minute, 400 MB, from PyPI) and kept.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,16 +89,18 @@ def _check_classes(saved: Path, folder: Path, digest: str) -> None:
 
     from esmflow.checkpoint.convert import convert_checkpoint
 
-    heads = set()
+    encoders = set()
     for name in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"):
         model = getattr(transformers, f"Esmc{name}").from_pretrained(saved)
-        model.save_pretrained(folder / name, max_shard_size="100KB")
-        found = convert_checkpoint(folder / name, folder / f"{name}.safetensors", name)
-        if name == "ForMaskedLM":
-            assert found.digest == digest, "saved again it is another model"
-        else:
-            heads.add(found.digest)
-    assert len(heads) == 1, "its encoders differ"
+        for dtype in (torch.float32, torch.bfloat16):
+            model.to(dtype).save_pretrained(folder / name, max_shard_size="100KB")
+            found = convert_checkpoint(folder / name, folder / f"{name}.safetensors", name)
+            if name != "ForMaskedLM":
+                encoders.add(found.digest)
+            elif dtype == torch.float32:
+                assert found.digest == digest, "saved again it is another model"
+            shutil.rmtree(folder / name)
+    assert len(encoders) == 2, "its encoders differ"
 
 
 def compare_learned_positions(norm_before: bool, folder: Path) -> float:

@@ -25,7 +25,7 @@ def run(tmp_path_factory, real_with_head):
     tensors = load_file(real_with_head)
     tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
     model = write_fair_esm(folder / "esm2_8M_with_head.pt", tensors)
-    run = WorkflowRun(folder / "run", model, variants="variants.tsv", report=True, groups=2, precision="fp32")
+    run = WorkflowRun(folder / "run", model, variants="variants.tsv", groups=2, precision="fp32")
     (run.folder / "in.fasta").write_text(f">{PROTEIN.id} {PROTEIN.description}\n{PROTEIN.sequence}\n")
     run.write_samples({"demo": "in.fasta"})
     return run
@@ -49,10 +49,10 @@ def test_a_bundled_protein_is_scored_and_another_run_computes_only_new_places(ru
         expected = as_fair_esm_scores(model, sequence, row["variant"], None)
         assert [row["wild_type_marginal"], row["masked_marginal"]] == pytest.approx(expected, abs=1e-5)
     assert f"variants   {len(rows)}: {len(variants)} scored, 1 without a score (1 × unknown_id)" in said
-    assert f"{len(rows)}: {len(variants)} scored" in (run.results / "report.html").read_text()
     places = {part[1:-1] for variant in variants for part in variant.split(":")}
     # The protein for its embedding, and again for its logits.
     assert sum(group["sequences"] for group in run.groups()) == len(places) + 2
+    assert sum(group["residues"] for group in run.groups()) == len(sequence) * (len(places) + 2)
     assert sum(len(group["segments_written"]) for group in run.groups()) == 1
     assert "masked copies" in (run.folder / "logs" / "plan.log").read_text()
 
@@ -63,7 +63,3 @@ def test_a_bundled_protein_is_scored_and_another_run_computes_only_new_places(ru
     assert [row["masked_marginal"] for row in again[: len(variants)]] == [row["masked_marginal"] for row in rows[:-1]]
     assert sum(group["sequences"] for group in run.groups()) == 1
     assert json.loads((run.results / "variants.json").read_text())["scored"] == len(variants) + 1
-
-    run.configure(variants=None, report=False)
-    run.succeed()
-    assert not list(run.results.glob("variants.*"))

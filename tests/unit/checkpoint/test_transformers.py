@@ -11,3 +11,5 @@ def test_every_layout_gives_what_transformers_gives(which):
     result = saved_by_transformers.run(which)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("frequencies") == len(saved_by_transformers.CLASSES) * len(saved_by_transformers.LAYOUTS)
+    assert result.stdout.count("learned positions") == 2
+    assert which == "oldest" or result.stdout.count("ESM C, head") == 3

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from esmflow.collect.summary import Summary
+from esmflow.collect.summary import Summary, VariantSummary
 from esmflow.embedding.run_record import RunRecord
 from esmflow.report.finishing import FinishError, FinishSettings, finish
 from esmflow.report.summary import Places
@@ -88,3 +88,15 @@ def test_a_certificate_and_a_report_of_an_earlier_run_do_not_stay_beside_one_wit
     assert [path.exists() for path in earlier] == [False, True, True]
     assert "verified   no (verify.sample: 0)" in end(GOOD)
     assert not any(path.exists() for path in (*earlier, tmp_path / "report"))
+
+
+def test_variants_are_a_line_of_the_summary_and_those_of_an_earlier_run_do_not_stay_beside_none(end, tmp_path):
+    earlier = [tmp_path / f"variants.{suffix}" for suffix in ("json", "parquet", "tsv")]
+    for path in earlier:
+        path.touch()
+    VariantSummary(5, 3, {"unknown_id": 2}).write(earlier[0])
+    said = end(GOOD, variants=str(earlier[0]))
+    assert "variants   5: 3 scored, 2 without a score (2 × unknown_id); variants.tsv" in said
+    assert all(path.exists() for path in earlier)
+    assert "variants" not in end(GOOD)
+    assert not any(path.exists() for path in earlier)

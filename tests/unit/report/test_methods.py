@@ -15,6 +15,7 @@ from esmflow.method import Fingerprint
 from esmflow.report.manifest_counts import ManifestCounts
 from esmflow.report.methods import methods_paragraph
 from esmflow.report.run_files import RunFiles
+from esmflow.report.sections import what_ran
 from esmflow.store.segments import Store
 from esmflow.verify.certificate import Certificate, OutputAgreement
 
@@ -30,7 +31,7 @@ CERTIFICATE = Certificate(passed=True, outputs={"mean_layer12": OutputAgreement(
 
 @pytest.fixture
 def paragraph(tmp_path):
-    def made(summary=SUMMARY, certificate=CERTIFICATE, counts=COUNTS, variants=None):
+    def made(summary=SUMMARY, certificate=CERTIFICATE, counts=COUNTS, variants=None, make=methods_paragraph):
         workers = [WorkerRecord(LeasedSlot(str(n), f"GPU-{n}", "NVIDIA H100", "cuda"), 0.0, 1.0) for n in range(2)]
         files = RunFiles(
             results="", manifest="", embeddings="", checkpoint="", fingerprint=FINGERPRINT, summary=summary,
@@ -39,7 +40,7 @@ def paragraph(tmp_path):
             stored_segments=(), certificate=certificate, variants=variants, command="snakemake", configuration={},
             finished=0.0,
         )  # fmt: skip
-        return methods_paragraph(files, counts)
+        return make(files, counts)
 
     return made
 
@@ -63,4 +64,6 @@ def test_what_was_not_done_is_not_said(paragraph):
     assert text.endswith("Of 1,200 records 1,200 were embedded.")
     assert "Meier" not in text
     assert "3 variants had wild-type and masked marginals (Meier" in paragraph(variants=VariantSummary(4, 3))
+    facts = dict(paragraph(variants=VariantSummary(4, 3, {"unknown_id": 1}), make=what_ran).facts)
+    assert facts["Variants"] == "4: 3 scored, 1 without a score (1 × unknown_id)"
     assert "cosine" not in paragraph(certificate=replace(CERTIFICATE, passed=False))

@@ -240,9 +240,9 @@ def test_a_worker_that_falls_silent_is_killed_and_its_file_tried_again(tmp_path)
     (worker,) = manager._workers
 
     def tick():
-        if (tmp_path / "hung").exists() and not worker.exits:
-            # As after an hour in which it said nothing.
-            worker.silent_seconds = 3600.0
+        if (tmp_path / "hung").exists() and not worker.exits and worker.silent_seconds > 2:
+            # The rest of an hour in which it says nothing.
+            worker.silent_seconds += 3600.0
 
     marker = str(tmp_path / "hung")
     processed, failed = manager.process_files([FILES], hang_seconds=600, on_tick=tick, marker=marker)
