@@ -187,9 +187,9 @@ MUTANTS = [
     Mutant("truncated records are marked windowed", f"{LIBRARY}/collect/joining.py", '"truncated": cut & (not long.windows)', '"truncated": cut & long.windows', COLLECTING),
     # Certificate and end
     Mutant("a certificate over nothing passes", f"{LIBRARY}/verify/verdict.py", "passed = None if not (problems or common or outputs) else", "passed =", CERTIFICATE + " -k nothing"),
-    Mutant("cosine has no limit", f"{LIBRARY}/verify/agreement.py", "agreement.cosine >= self.min_cosine and", "", f"{CERTIFICATE} {RECOMPUTE} -k 'limits or caught'"),
-    Mutant("relative error has no limit", f"{LIBRARY}/verify/agreement.py", " and agreement.relative_error <= self.max_relative_error", "", f"{CERTIFICATE} {RECOMPUTE} -k 'limits or caught'"),
-    Mutant("the median has no limit", f"{LIBRARY}/verify/agreement.py", "if mistake is None and error > allowed:", "if False:", f"{CERTIFICATE} {RECOMPUTE} -k 'limits or caught'"),
+    Mutant("cosine has no limit", f"{LIBRARY}/verify/agreement.py", "agreement.cosine >= self.min_cosine and", "", f"{CERTIFICATE} {RECOMPUTE} -k 'limit or caught'"),
+    Mutant("relative error has no limit", f"{LIBRARY}/verify/agreement.py", " and agreement.relative_error <= self.max_relative_error", "", f"{CERTIFICATE} {RECOMPUTE} -k 'limit or caught'"),
+    Mutant("the median has no limit", f"{LIBRARY}/verify/agreement.py", "if mistake is None and error > allowed:", "if False:", f"{CERTIFICATE} {RECOMPUTE} -k 'limit or caught'"),
     Mutant("vectors of another length pass", f"{LIBRARY}/verify/agreement.py", "if abs(scale - 1) > limits.scale:", "if False:", RECOMPUTE + " -k length"),
     Mutant("what was verified stays verified for other numbers", f"{LIBRARY}/verify/remembered.py", "if numbers.get(line.digest) == line.numbers:", "if True:", CERTIFICATE + " -k 'changed or remember'"),
     Mutant("a failed certificate ends well", f"{LIBRARY}/report/finishing.py", "if certificate and certificate.passed is False:", "if False:", CERTIFICATE + " -k advice"),

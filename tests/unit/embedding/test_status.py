@@ -185,7 +185,10 @@ def test_a_job_tells_of_the_attempts_it_has_and_of_the_run_that_would_try_it_aga
             pass
         assert read_json(path)["run"] == os.getpid()
         # The Snakemake around a cluster job's script decides nothing.
-        sleeper = subprocess.Popen([sys.executable, "-c", "input()", "--mode", "remote"], stdin=subprocess.PIPE)
+        waiting = [sys.executable, "-c", "print('here', flush=True); input()", "--mode", "remote"]
+        sleeper = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Until it runs, its command line is empty.
+        assert sleeper.stdout.readline() == b"here\n"
         monkeypatch.setenv("ESMFLOW_RUN", os.environ["ESMFLOW_RUN"].replace(str(os.getpid()), str(sleeper.pid)))
         with Heartbeat(path, "0", "log"):
             pass
