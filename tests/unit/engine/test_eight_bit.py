@@ -119,9 +119,9 @@ def test_a_norm_of_a_turned_stream_is_the_norm_turned(width):
     torch.manual_seed(3)
     x, norm, mean = torch.randn(9, width) + 2, Norm(*torch.randn(3, width).unbind()), torch.randn(width)
     block = eight_bit.block_of(width)
-    turned_norm = eight_bit._before_product(norm, mean, block)
-    values, scales = eight_bit._quantise_norm(eight_bit.turned(x, block), turned_norm, EPSILON, block)
-    found = eight_bit.turned(values * scales[:, None], block)
+    turned_norm = eight_bit._before_product(norm, mean)
+    values, scales = eight_bit._quantise_norm(eight_bit.turned(x), turned_norm, EPSILON, block)
+    found = eight_bit.turned(values * scales[:, None])
     expected = F.layer_norm(x + norm.offset, (width,), eps=EPSILON) - mean
     assert (found - expected).abs().max() < 0.06
     assert ((found - expected).norm() / expected.norm()) < 0.01

@@ -58,28 +58,26 @@ class Rounding(NamedTuple):
 class EightBitOperations(Operations):
     """Attention as it was, products of 8 bits.
 
-    block: the coordinates of the stream that were turned together. signs: a Hadamard matrix by the width of what it
-    turns, attention's output and GELU's.
+    signs: a Hadamard matrix by the width of what it turns, attention's output and GELU's.
     """
 
     rounding: Rounding
-    block: int
     signs: dict[int, torch.Tensor]
 
     def straight(self, x: torch.Tensor) -> torch.Tensor:
-        return turned(x.float(), self.block)
+        return turned(x.float())
 
     def mix(
         self, x: torch.Tensor, layer: LayerWeights, rotation: Rotation, pack: Pack, attend: Attention
     ) -> torch.Tensor:
-        rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, self.block)
+        rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, block_of(x.shape[1]))
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
         qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
         return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
 
     def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
-        rows = self.rounding.quantise_norm(x, norm, EPSILON, self.block)
+        rows = self.rounding.quantise_norm(x, norm, EPSILON, block_of(x.shape[1]))
         return self.rounding.multiply(rows, fc1, x.dtype, True)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
@@ -90,7 +88,7 @@ def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperation
     """Products of 8 bits between the other operations: the kernels where they run and agree with PyTorch's."""
     device, dtype, width = weights.embedding.device, weights.embedding.dtype, weights.embedding.shape[1]
     signs = {w: hadamard(block_of(w)).to(device, dtype) for w in (width, 4 * width)}
-    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, block=block_of(width), signs=signs)
+    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, signs=signs)
     if not flash_available(device, dtype):
         return plain
 
@@ -149,8 +147,9 @@ def block_of(width: int) -> int:
     return min(width & -width, _BLOCK)
 
 
-def turned(x: torch.Tensor, block: int) -> torch.Tensor:
+def turned(x: torch.Tensor) -> torch.Tensor:
     """`[…, K]`, blocks of the last axis turned by an orthogonal matrix that is its own inverse."""
+    block = block_of(x.shape[-1])
     signs = hadamard(block).to(x.device, x.dtype)
     return (x.unflatten(-1, (-1, block)) @ signs).flatten(-2) / block**0.5
 
@@ -209,11 +208,10 @@ def rounded(model: Encoder) -> Encoder:
 @torch.inference_mode()
 def _rounded_weights(weights: Weights, operations: Operations) -> Weights:
     means = iter(_typical_means(weights, operations))
-    block = block_of(weights.embedding.shape[1])
     return replace(
         weights,
-        embedding=turned(weights.embedding.float(), block).to(weights.embedding.dtype),
-        layers=tuple(_rounded_layer(layer, next(means), next(means), block) for layer in weights.layers),
+        embedding=turned(weights.embedding.float()).to(weights.embedding.dtype),
+        layers=tuple(_rounded_layer(layer, next(means), next(means)) for layer in weights.layers),
     )
 
 
@@ -246,8 +244,8 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
     return means
 
 
-def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: torch.Tensor, block: int) -> LayerWeights:
-    """before_qkv, before_fc1: see `_typical_means`. block: of the stream."""
+def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: torch.Tensor) -> LayerWeights:
+    """before_qkv, before_fc1: see `_typical_means`."""
     heads = len(before_qkv) // (2 * len(layer.frequencies))
     none = torch.zeros_like(before_qkv)
     qkv, qkv_bias = _after_norm(layer.qkv, torch.cat((layer.qk, none)), layer.attention_norm, before_qkv)
@@ -259,19 +257,19 @@ def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: to
 
     return replace(
         layer,
-        attention_norm=_before_product(layer.attention_norm, before_qkv, block),
+        attention_norm=_before_product(layer.attention_norm, before_qkv),
         qkv=_rounded(in_pairs(qkv), in_pairs(qkv_bias)),
         qk=torch.zeros_like(layer.qk),
-        out=_rounded(turned(layer.out.float(), block).t(), none),
-        ffn_norm=_before_product(layer.ffn_norm, before_fc1, block),
+        out=_rounded(turned(layer.out.float()).t(), none),
+        ffn_norm=_before_product(layer.ffn_norm, before_fc1),
         fc1=_rounded(fc1, fc1_bias),
-        fc2=_rounded(turned(layer.fc2.float(), block).t(), none),
+        fc2=_rounded(turned(layer.fc2.float()).t(), none),
     )
 
 
-def _before_product(norm: Norm, mean: torch.Tensor, block: int) -> Norm:
+def _before_product(norm: Norm, mean: torch.Tensor) -> Norm:
     """A norm in turned coordinates, its weight in the matrix that follows, its result less the mean."""
-    return Norm(torch.ones_like(norm.weight), -turned(mean, block), turned(norm.offset, block))
+    return Norm(torch.ones_like(norm.weight), -turned(mean), turned(norm.offset))
 
 
 def _after_norm(

@@ -34,7 +34,7 @@ def draw(specifications: Sequence[dict[str, Any]]) -> list[str | DrawingError]:
     vl-convert brings a JavaScript engine, which ends its whole process where it is not given as much address space as
     it asks for: under some login nodes' limits. So it has processes of its own: few, as half a second of each is start.
     """
-    processes = min(_PROCESSES, max(2, len(os.sched_getaffinity(0))))
+    processes = min(_PROCESSES, max(2, os.cpu_count() or 2))
     shares = [specifications[first::processes] for first in range(processes)]
     drawn: list[str | DrawingError] = [DrawingError("not drawn")] * len(specifications)
     with ThreadPoolExecutor(processes) as pool:
