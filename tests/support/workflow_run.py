@@ -116,6 +116,10 @@ class Hold:
         self._go_on = folder / "go-on"
         self.environment = {"ESMFLOW_HELD": f"{segments} {self._go_on}"}
 
+    def held(self) -> set[int]:
+        """The process ids of all workers that have been held, of those that died since, too."""
+        return {int(path.suffix[1:]) for path in self._go_on.parent.glob(f"{self._go_on.name}.*")}
+
     def release(self) -> None:
         self._go_on.touch()
 

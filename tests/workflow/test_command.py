@@ -111,7 +111,7 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(tmp_path, options):
     hold = Hold(tmp_path, segments=1)
     process = start(tmp_path, *words, environment=hold.environment)
     try:
-        wait_until(lambda: list(tmp_path.glob("out/results/store/*/*.safetensors")), 120, "a segment")
+        wait_until(hold.held, 120, "a worker with a shard in hand")
         process.send_signal(signal.SIGINT)
         shown, _ = process.communicate(timeout=60)
     finally:

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 
-import psutil
 import pytest
 import torch
 from made_up import fetch, random_model, stored_tensors, write_fair_esm
@@ -85,22 +84,16 @@ def segment_failures(path):
 
 @pytest.fixture
 def kill_two_workers():
-    """Runs whose first shard ends two workers, each when it has loaded its model; then everything is released."""
+    """Runs whose first shard ends two workers, each when it has it in hand; then everything is released."""
 
     def start(run):
         hold = Hold(run.folder, segments=0)
         process = run.start(cores=1, gpus=1, environment=hold.environment)
-        log = run.folder / "logs" / "embed"
-        for number in (1, 2):
-            wait_until(
-                lambda number=number: (
-                    sum(path.read_text().count("model loaded") for path in log.glob("group-*.log")) == number
-                ),
-                what="a worker at work",
-            )
-            children = psutil.Process(process.pid).children(recursive=True)
-            (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-            kill(worker.pid)
+        killed: set[int] = set()
+        for _ in range(2):
+            (worker,) = wait_until(lambda: hold.held() - killed, what="a worker with a shard in hand")
+            kill(worker)
+            killed.add(worker)
         hold.release()
         assert process.wait(240) == 0
         return (run.folder / "snakemake.out").read_text()

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from workflow_run import PROJECT, WorkflowRun, demo_folder, wait_until
+from workflow_run import PROJECT, Hold, WorkflowRun, demo_folder, wait_until
 
 PROFILES = sorted(path.parent for path in (PROJECT / "profiles").glob("*/config.yaml"))
 OTHERS = [profile for profile in PROFILES if profile.name != "default"]
@@ -122,17 +122,20 @@ def test_with_the_generic_profile_a_killed_job_is_noticed_and_tried_again(quick_
     batch.mkdir()
     (run.folder / "profiles").symlink_to(PROJECT / "profiles")
     command = f"sh {LOCAL_BATCH} {batch}"
+    hold = Hold(run.folder)
     asked = "'{resources.gpu} {threads} {resources.mem_mb} {resources.runtime}'"
     process = run.start(
         "--profile", "profiles/cluster-generic", "--latency-wait", "5", "--seconds-between-status-checks", "1",
         "--cluster-generic-submit-cmd", f"{command} submit {asked}",
         "--cluster-generic-status-cmd", f"{command} status",
         "--cluster-generic-cancel-cmd", f"{command} cancel",
+        environment=hold.environment,
     )  # fmt: skip
     try:
-        wait_until(lambda: len(run.segments()) >= 2, 120, "two segments")
+        wait_until(hold.held, 120, "a worker with a shard in hand")
         (first,) = batch.glob("job.*")
         subprocess.run(["sh", LOCAL_BATCH, batch, "cancel", first.name], check=True)
+        hold.release()
         assert process.wait(240) == 0, (run.folder / "snakemake.out").read_text()
     finally:
         if process.poll() is None:

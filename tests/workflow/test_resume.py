@@ -14,7 +14,7 @@ def test_after_kills_at_random_moments_the_next_run_ends_with_the_same_outputs_a
     tmp_path, made_up_model
 ):
     trials = kill_at_random(tmp_path / "run", 3, seed=2, proteins=60, targets=TARGETS, model=made_up_model, groups=1)
-    assert sum(trial.hit for trial in trials) >= 2
+    assert all(trial.hit for trial in trials)
     assert sum(trial.computed_again for trial in trials) == 0
 
 

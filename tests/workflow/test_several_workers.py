@@ -11,12 +11,6 @@ import pytest
 from workflow_run import Hold, kill, wait_until
 
 
-def scripts_of(process) -> list[psutil.Process]:
-    """The embed jobs of a run, by its Snakemake process."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if any("embed.py" in word for word in child.cmdline())]
-
-
 @pytest.fixture
 def started(quick_run):
     """Starts runs, and leaves none behind."""
@@ -33,23 +27,16 @@ def started(quick_run):
             process.wait()
 
 
-def models_loaded(run) -> int:
-    log = run.folder / "logs" / "embed" / "group-0.log"
-    return log.read_text().count("model loaded") if log.exists() else 0
-
-
 def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(quick_run, started):
     # More than the run is given: Snakemake clamps the job to two.
     run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=4)
     hold = Hold(run.folder)
     process = started(run, cores=2, gpus=2, environment=hold.environment)
-    wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
-    (script,) = scripts_of(process)
-    workers = [child.pid for child in script.children() if "spawn_main" in " ".join(child.cmdline())]
-    assert len(workers) == 2
-    kill(workers[0])
+    wait_until(lambda: len(hold.held()) == 2, what="two workers with a shard in hand")
+    killed = min(hold.held())
+    kill(killed)
     # The other one could finish everything before the new process has its model.
-    wait_until(lambda: models_loaded(run) == 3, what="the new process")
+    wait_until(lambda: len(hold.held()) == 3, what="the new process with a shard in hand")
     hold.release()
     assert process.wait(240) == 0
     (group,) = run.groups()
@@ -57,7 +44,7 @@ def test_workers_of_one_job_share_its_shards_and_survive_the_death_of_one(quick_
     assert [worker["device"] for worker in group["workers"]] == [0, 1]
     assert {worker["slot"]["token"] for worker in group["workers"]} == {"CPU-0", "CPU-1"}
     (death,) = chain.from_iterable(worker["exits"] for worker in group["workers"])
-    assert (death["process"], death["signal"]) == (workers[0], "SIGKILL")
+    assert (death["process"], death["signal"]) == (killed, "SIGKILL")
     assert all(worker["processed"] > 0 and worker["status"] == "completed" for worker in group["workers"])
     assert sum(worker["processed"] for worker in group["workers"]) == len(group["shards"])
     assert {shard["device"] for shard in group["shards"]} == {0, 1}
@@ -77,7 +64,7 @@ def test_sigterm_commits_the_shard_in_hand_and_ends_with_143_and_the_next_run_go
     run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=2, gpus_per_job=2)
     hold = Hold(run.folder)
     process = started(run, cores=2, gpus=2, environment=hold.environment)
-    wait_until(lambda: len(run.segments()) >= 2 and models_loaded(run) == 2, what="two segments and two workers")
+    wait_until(lambda: len(hold.held()) == 2, what="two workers with a shard in hand")
     before = {path.stem for path in run.segments()}
     # As a scheduler does it: every process of the job.
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

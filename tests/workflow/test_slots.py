@@ -49,12 +49,6 @@ def processes(run, script: str) -> list[psutil.Process]:
     return found
 
 
-def worker_of(run) -> int:
-    """The worker that is embedding, once it has committed a segment."""
-    wait_until(run.segments, what="the first segment")
-    return processes(run, "spawn_main")[0].pid
-
-
 def test_two_runs_at_once_never_share_a_slot_and_both_finish(quick_run, tmp_path):
     runs = [
         quick_run(16, folder=name, groups=2, cpu_slots=2, slot_lock_folder=str(tmp_path / "slots"))
@@ -76,16 +70,15 @@ def run_in_the_middle(quick_run):
     run = quick_run(120, groups=1, shard_residues=1500, cpu_slots=1)
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
-    wait_until(lambda: len(run.segments()) >= 2, what="two segments")
-    yield run, process, hold.release
+    (worker,) = wait_until(hold.held, what="a worker with a shard in hand")
+    yield run, process, worker, hold.release
     if process.poll() is None:
         process.kill()
         process.wait()
 
 
 def test_a_second_run_is_refused_and_the_shard_of_a_killed_worker_is_tried_again_in_the_same_job(run_in_the_middle):
-    run, process, release = run_in_the_middle
-    worker = worker_of(run)
+    run, process, worker, release = run_in_the_middle
     refused = run.run()
     assert refused.returncode != 0
     assert "cannot be locked" in refused.stdout
@@ -103,8 +96,7 @@ def test_a_second_run_is_refused_and_the_shard_of_a_killed_worker_is_tried_again
 
 
 def test_after_a_supervisor_is_killed_its_slot_is_free_and_the_run_finishes(run_in_the_middle):
-    run, process, release = run_in_the_middle
-    worker = worker_of(run)
+    run, process, worker, release = run_in_the_middle
     (supervisor,) = [p.pid for p in processes(run, "embed.py") if p.pid == psutil.Process(worker).ppid()]
     kill(supervisor)
     wait_until(lambda: not psutil.pid_exists(worker), what="the worker's death")
@@ -117,7 +109,7 @@ def test_after_a_supervisor_is_killed_its_slot_is_free_and_the_run_finishes(run_
 
 
 def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_only_what_is_missing(run_in_the_middle):
-    run, process, _ = run_in_the_middle
+    run, process, _, _ = run_in_the_middle
     kill(process.pid)
     process.wait()
     wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), what="the free slot")
@@ -135,7 +127,7 @@ def test_after_snakemake_is_killed_the_slot_is_free_and_the_next_run_computes_on
 
 
 def test_ctrl_c_ends_every_process_with_a_sentence(run_in_the_middle):
-    run, process, _ = run_in_the_middle
+    run, process, _, _ = run_in_the_middle
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(240) != 0
     wait_until(lambda: not processes(run, "spawn_main") and not held_slots(run), what="the free slot")

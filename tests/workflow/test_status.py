@@ -24,7 +24,7 @@ def test_the_status_follows_a_run_through_work_death_and_the_end(quick_run):
     hold = Hold(run.folder)
     process = run.start(environment=hold.environment)
     try:
-        wait_until(lambda: len(run.segments()) >= 2, what="two segments")
+        wait_until(hold.held, what="a worker with a shard in hand")
 
         def at_work():
             groups = read_status(run.results)

@@ -66,12 +66,7 @@ def test_every_path_may_have_spaces_and_any_alphabet_and_neither_checkout_nor_st
     # The input is edited after planning: as large as before, and with an older time.
     hold = Hold(run.folder, segments=0)
     process = run.start(environment=hold.environment)
-    log = run.folder / "logs" / "embed" / "group-0.log"
-
-    def at_work() -> bool:
-        return process.poll() is not None or (log.exists() and "model loaded" in log.read_text())
-
-    wait_until(at_work, what="a worker at work")
+    wait_until(lambda: process.poll() is not None or hold.held(), what="a worker with a shard in hand")
     stamp = run.fasta.stat().st_mtime_ns - 10**12
     run.fasta.write_text(run.fasta.read_text().replace("GLLLAQW", "GLLLAQY"))
     os.utime(run.fasta, ns=(stamp, stamp))

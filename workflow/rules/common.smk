@@ -31,16 +31,17 @@ from esmflow.errors import EsmflowError
 from esmflow.inputs.sheet import read_samples
 from esmflow.method import computing_method
 from esmflow.plan.freshness import embeddings_number, input_stamps, plan_number
-from esmflow.workers.lifetime import jobs_import_from, note_run
-
-note_run()
-jobs_import_from(SCRIPTS)
+from esmflow.workers.lifetime import check_system, jobs_import_from, note_run
 
 try:
+    check_system()
     config = validated(config, Path(workflow.source_path("../schemas/config.schema.yaml")))
     INPUTS = read_samples(config["samples"], named_after_inputs(config["formats"]))
 except EsmflowError as error:
     raise SystemExit(f"esmflow: {error}")
+
+note_run()
+jobs_import_from(SCRIPTS)
 
 RESULTS = workflow.pathvars.apply("<results>")
 LOGS = workflow.pathvars.apply("<logs>")

@@ -8,7 +8,7 @@ it starts nor when it ends.
 A Snakemake that has jobs elsewhere asks after them every second; Slurm's plugin waits ten seconds longer each time.
 
 `ESMFLOW_HELD` is `{number} {path}`: with so many segments in its store, a worker waits before it commits another one,
-until there is a file at the path. See `workflow_run.Hold`.
+until there is a file at the path. A file `{path}.{process id}` says that it waits. See `workflow_run.Hold`.
 """
 
 import atexit
@@ -49,6 +49,7 @@ def _hold(segments):
 
     def write_when_released(self, *arguments, **keywords):
         while len(self.names()) >= int(number) and not os.path.exists(path):
+            open(f"{path}.{os.getpid()}", "w").close()
             time.sleep(0.02)
         return write(self, *arguments, **keywords)
 

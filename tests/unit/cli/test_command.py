@@ -53,6 +53,13 @@ def test_help_is_there_at_once():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_where_runs_cannot_be_the_command_says_what_they_need(here, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert run("embed", "a.fasta", "-o", "out", monkeypatch=monkeypatch) == 1
+    assert "esmflow: runs need Linux, and this is darwin: on Windows use WSL 2" in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

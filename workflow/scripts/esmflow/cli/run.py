@@ -27,7 +27,7 @@ from esmflow.logs import last_lines
 from esmflow.report.summary import Places, summary_lines
 from esmflow.slots.gpus import SlotError, candidate_slots
 from esmflow.verify.certificate import Certificate
-from esmflow.workers.lifetime import die_with_parent
+from esmflow.workers.lifetime import check_system, die_with_parent
 
 _RULE = re.compile(r"(?:local)?rule (\w+):")
 _FAILED_LOG = re.compile(r"\s+log: (\S.*?) \(check log file")
@@ -59,6 +59,7 @@ def embed_inputs(
     dry_run: bool,
 ) -> int:
     """Writes the folder of a run and runs it. Returns the exit status."""
+    check_system()
     files = find_inputs(inputs)
     typed, checked = configuration(options, settings)
     gpus = _slots(compute, typed, checked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from esmflow.errors import EsmflowError
 
 TERMINATED_EXIT_STATUS = 128 + signal.SIGTERM
 """What a scheduler expects of a job that it asked to end: 143."""
@@ -23,6 +26,10 @@ _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
 # Inherited by jobs: the process id of the run that they belong to, and the namespace in which it means something.
 _RUN = "ESMFLOW_RUN"
+
+
+class WrongSystemError(EsmflowError):
+    """This system cannot run jobs. The message says why, and what to do."""
 
 
 class Terminated(BaseException):
@@ -68,6 +75,15 @@ def die_with_parent(parent: int) -> None:
     # The parent may have died before the request was made; then nothing would ever come.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def check_system() -> None:
+    """Raises WrongSystemError where jobs cannot be run: that no process outlives its parent is for Linux to see to."""
+    if sys.platform != "linux":
+        raise WrongSystemError(
+            f"runs need Linux, and this is {sys.platform}: on Windows use WSL 2, elsewhere a Linux machine; "
+            "results can be read anywhere"
+        )
 
 
 def note_run() -> None:
