@@ -194,11 +194,11 @@ def _launch(
     tiles = _tiles(values.device, width)
     rows, wide, depth = tiles["ROWS"], tiles["COLUMNS"], tiles["DEPTH"]
     # A gate leaves half of a tile's columns.
-    left_wide = wide * out.shape[1] // columns
+    stored = wide * out.shape[1] // columns
     _multiply[(triton.cdiv(tokens, rows) * triton.cdiv(columns, wide),)](
         TensorDescriptor.from_tensor(values, [rows, depth]),
         TensorDescriptor.from_tensor(matrix.weight, [wide, depth]),
-        TensorDescriptor.from_tensor(out, [rows, left_wide]),
+        TensorDescriptor.from_tensor(out, [rows, stored]),
         *(scales, matrix.scale, matrix.bias, *turn, tokens, columns),
         WIDTH=width,
         ACTIVATION=activation,
