@@ -81,6 +81,25 @@ def test_16_bit_precision_is_near_fp32_and_the_kernels_serve(family, precision, 
             assert ((values * expected[name]).sum(1) / norms).min() > 0.999, name
 
 
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_products_of_8_bits_are_near_fp32_and_the_kernels_serve(model, tmp_path, caplog):
+    """Two layers of the widths of the published models."""
+    heads, of_model = OFFICIAL_MODELS[model].heads, OFFICIAL_MODELS[model]
+    tensors = random_esm_c(2, of_model.hidden, heads, of_model.feed_forward)
+    convert_checkpoint(write_esm_c(tmp_path / "source", tensors, heads), tmp_path / "converted.safetensors", "x")
+    sequences = proteins(40, 20, 300, seed=3)
+    outputs = Outputs((0, 1, 2), ("mean", "bos", "per_residue"))
+    exact, fast = (PackedEngine.load(tmp_path / "converted.safetensors", outputs, p, "cuda") for p in ("fp32", "int8"))
+    assert "fast kernels do not work" not in caplog.text
+    assert fast.model.operations.rounding.multiply.__module__ == "esmflow.engine.kernels.eight_bits"
+    found, expected = (engine.fetch(engine.launch(engine.prepare(sequences))) for engine in (fast, exact))
+    for name, values in found.items():
+        assert relative_error(values, expected[name]) < (1e-3 if name.endswith("layer0") else 0.04), name
+        if name.startswith("mean"):
+            norms = np.linalg.norm(values, axis=1) * np.linalg.norm(expected[name], axis=1)
+            assert ((values * expected[name]).sum(1) / norms).min() > 0.999, name
+
+
 @pytest.mark.parametrize("back_end", [triton_attention, varlen_attention])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model", PUBLISHED)

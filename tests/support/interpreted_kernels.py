@@ -19,10 +19,10 @@ import torch
 from esmflow.checkpoint.families import EPSILON
 from esmflow.engine import eight_bit
 from esmflow.engine.attention import Rotation, normed_and_rotated, rotated, sdpa_attention
-from esmflow.engine.kernels import eight_bits, sixteen_bits
+from esmflow.engine.kernels import eight_bits, plain_eight_bits, sixteen_bits
 from esmflow.engine.packing import pack_sequences
 from esmflow.engine.transformer import normalise
-from esmflow.engine.weights import Norm
+from esmflow.engine.weights import EightBitMatrix, Norm
 
 WIDTHS = (64, 96, 320)
 # Head size and lengths, tokens of cls and eos included. Up to 192 tokens keys are taken 32 at a time, beyond that 64.
@@ -117,10 +117,12 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
         case = f"of {tokens} x {width}"
         memory = torch.randn(tokens + BEYOND, columns)
         x, norm = torch.randn(tokens, width), Norm(*torch.randn(3, width).unbind())
-        signs = eight_bit.hadamard(min(width & -width, 64))
-        rows = eight_bit.quantise_rows(x, signs)
+        signs = plain_eight_bits.hadamard(min(width & -width, 64))
+        rows = plain_eight_bits.quantise_rows(x, signs)
         for what, pair in {
-            "rounded norm": (f(x, norm, EPSILON, len(signs)) for f in (module.quantise_norm, eight_bit._quantise_norm)),
+            "rounded norm": (
+                f(x, norm, EPSILON, len(signs)) for f in (module.quantise_norm, plain_eight_bits.quantise_norm)
+            ),
             "rounded rows": (module.quantise_rows(x, signs), rows),
         }.items():
             (values, scales), (right, right_scales) = pair
@@ -129,10 +131,15 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
             wrong = float(off.max() > 1 or (off > 0).float().mean() > 0.001)
             found[f"{what} {case}"] = wrong + float((scales / right_scales - 1).abs().max())
         matrix = eight_bit._rounded(torch.randn(columns, width), torch.randn(columns))
-        for gelu in (False, True):
-            pair = (f(rows, matrix, torch.float32, gelu) for f in (module.multiply, eight_bit._multiply))
-            found[f"product{' with gelu' * gelu} {case}"] = largest_difference(*pair)
-        expected = eight_bit._add_product(memory[:tokens].clone(), rows, matrix)
+        for activation in ("none", "gelu"):
+            found[f"product with {activation} {case}"] = error_of_product(module, rows, matrix, activation)
+        # Of which SiLU is anything from nothing to all, and an error in fp32 stays small.
+        gated = matrix._replace(scale=matrix.scale * width**-0.5)
+        found[f"product with gate {case}"] = error_of_product(module, rows, gated, "gate")
+        tiles, module._tiles = module._tiles, lambda *_: module._DEEP_ON_HOPPER
+        found[f"product with gate {case}, large tiles"] = error_of_product(module, rows, gated, "gate")
+        module._tiles = tiles
+        expected = plain_eight_bits.add_product(memory[:tokens].clone(), rows, matrix)
         behind = memory[tokens:].clone()
         found[f"sum {case}"] = largest_difference(module.add_product(memory[:tokens], rows, matrix), expected)
         if not torch.equal(memory[tokens:], behind):
@@ -142,16 +149,22 @@ def errors_of_eight_bits(module, shapes, packs) -> dict[str, float]:
     return found
 
 
+def error_of_product(module, rows, matrix: EightBitMatrix, activation: str) -> float:
+    return largest_difference(
+        *(f(rows, matrix, torch.float32, activation) for f in (module.multiply, plain_eight_bits.multiply))
+    )
+
+
 def error_of_rotating_product(module, size: int, lengths: tuple[int, ...], heads: int = 2) -> float:
     """Queries and keys turned as they come out of the product, against product, rotation and attention one by one."""
     pack = pack_sequences(["M" * (n - 2) for n in lengths])
     width = heads * size
-    signs = eight_bit.hadamard(min(width & -width, 64))
-    rows = eight_bit.quantise_rows(torch.randn(len(pack.tokens), width), signs)
+    signs = plain_eight_bits.hadamard(min(width & -width, 64))
+    rows = plain_eight_bits.quantise_rows(torch.randn(len(pack.tokens), width), signs)
     matrix = eight_bit._rounded(torch.randn(3 * width, width) * width**-0.5, torch.randn(3 * width))
     rotation = Rotation.of(10000.0 ** -(torch.arange(0, size, 2) / size), pack.longest)
     found = module.attend(rows, matrix, rotation, pack, torch.float32)
-    qkv = eight_bit.unpaired(eight_bit._multiply(rows, matrix, torch.float32, False), size // 2)
+    qkv = eight_bit.unpaired(plain_eight_bits.multiply(rows, matrix, torch.float32, "none"), size // 2)
     return largest_difference(found, sdpa_attention(qkv, torch.zeros(2 * width), rotation, pack))
 
 

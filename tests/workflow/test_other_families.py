@@ -113,6 +113,18 @@ def test_the_certificate_and_the_report_of_esm_c_say_what_was_used(esm_c):
     assert "Lin Z" not in page
 
 
+def test_a_run_of_esm_c_in_8_bits_passes_its_certificate(tmp_path):
+    shape = ESM_C_SHAPES["head 64"]
+    model = write_esm_c(tmp_path / "tiny_esm_c", random_esm_c(*shape), shape[2])
+    run = made_run(tmp_path / "run", model, include=["mean", "bos"], precision="int8")
+    run.succeed()
+    assert {row["precision"] for row in manifest(run).values() if row["status"] == "embedded"} == {"int8"}
+    found = certificate(run)
+    assert found["passed"]
+    assert found["computed_again"] == 7
+    assert found["limits"].keys() == {"int8"}
+
+
 @pytest.mark.parametrize("family", ["ESM-1b", "ESM-1v"])
 def test_a_run_of_esm_1b_and_1v_gives_fair_esm_s_numbers_and_a_row_for_what_is_too_long(tmp_path, family):
     module = random_esm1(family == "ESM-1b")

@@ -198,7 +198,7 @@ def test_a_table_of_variants_is_looked_at_before_anything_runs(tmp_path):
     [
         ("ESMC-600M", {"include": ["contacts"]}, "include: contacts are asked for, and no contact head was published"),
         ("esm1b_t33_650M_UR50S", {"max_residues": 1024}, "max_residues: 1024 is more than this model, ESM-1b, has"),
-        ("biohub/ESMC-6B-hf", {"precision": "int8"}, "precision: int8 is made for and measured with ESM-2 only"),
+        ("facebook/esm1b_t33_650M_UR50S", {"precision": "int8"}, "precision: int8 is made for ESM-2 and ESM C only"),
         ("esmc_300m", {"engine": "reference"}, "engine: reference is fair-esm's own model, which has no ESM C"),
         ("ESMC-300M", {"layers": [31]}, "layers: 31 does not exist in this model: it has 30 layers"),
         ("esm1v_t33_650M_UR90S_5", {"layers": [34]}, "it has 33 layers"),

@@ -8,6 +8,7 @@ from made_up import random_model, write_converted
 
 from esmflow.arrays import Outputs
 from esmflow.engine import eight_bit
+from esmflow.engine.kernels import plain_eight_bits as plain
 from esmflow.engine.packed import PackedEngine
 from esmflow.engine.transformer import EPSILON
 from esmflow.engine.weights import EightBitMatrix, Norm
@@ -26,7 +27,7 @@ def cosines(found, expected):
 
 @pytest.mark.parametrize("size", [1, 2, 16, 64])
 def test_a_hadamard_matrix_is_orthogonal(size):
-    signs = eight_bit.hadamard(size)
+    signs = plain.hadamard(size)
     assert torch.equal(signs @ signs.T, size * torch.eye(size))
     assert signs.abs().min() == 1
 
@@ -35,8 +36,8 @@ def test_a_hadamard_matrix_is_orthogonal(size):
 def test_rows_are_rounded_to_half_a_step_and_the_largest_fills_the_range(width):
     torch.manual_seed(0)
     x = torch.randn(7, width) * torch.logspace(-3, 3, 7)[:, None]
-    signs = eight_bit.hadamard(min(width & -width, 64))
-    values, scales = eight_bit.quantise_rows(x, signs)
+    signs = plain.hadamard(min(width & -width, 64))
+    values, scales = plain.quantise_rows(x, signs)
     assert values.dtype == torch.int8
     assert (values.abs().amax(1) == 127).all()
     steps = scales * len(signs) ** 0.5
@@ -45,7 +46,7 @@ def test_rows_are_rounded_to_half_a_step_and_the_largest_fills_the_range(width):
 
 
 def test_a_row_of_zeros_gives_zeros():
-    values, scales = eight_bit.quantise_rows(torch.zeros(2, 64), eight_bit.hadamard(64))
+    values, scales = plain.quantise_rows(torch.zeros(2, 64), plain.hadamard(64))
     assert not values.any()
     assert torch.isfinite(scales).all()
 
@@ -55,8 +56,8 @@ def test_what_stands_out_in_one_coordinate_costs_the_others_little():
     x, weight = torch.randn(50, 128), torch.randn(32, 128)
     x[:, 5] *= 60
     errors = []
-    for signs in (eight_bit.hadamard(1), eight_bit.hadamard(64)):
-        (a, sa), (b, sb) = (eight_bit.quantise_rows(m, signs) for m in (x, weight))
+    for signs in (plain.hadamard(1), plain.hadamard(64)):
+        (a, sa), (b, sb) = (plain.quantise_rows(m, signs) for m in (x, weight))
         product = (a.float() @ b.float().T) * sa[:, None] * sb
         errors.append(float((product - x @ weight.T).norm()))
     assert errors[1] < errors[0] / 2
@@ -109,19 +110,19 @@ def test_what_all_tokens_share_is_exact():
     weight, bias, mean = torch.randn(20, 64), torch.randn(20), 3 * torch.randn(64)
     norm = Norm(*torch.randn(3, 64).unbind())
     rounded = eight_bit._rounded(*eight_bit._after_norm(weight, bias, norm, mean))
-    nothing_else = eight_bit.quantise_rows(torch.zeros(1, 64), eight_bit.hadamard(64))
+    nothing_else = plain.quantise_rows(torch.zeros(1, 64), plain.hadamard(64))
     expected = weight @ (norm.weight * mean + norm.bias) + bias
-    assert torch.allclose(eight_bit._product(nothing_else, rounded)[0], expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(plain.product(nothing_else, rounded)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [96, 320, 480])
 def test_a_norm_of_a_turned_stream_is_the_norm_turned(width):
     torch.manual_seed(3)
     x, norm, mean = torch.randn(9, width) + 2, Norm(*torch.randn(3, width).unbind()), torch.randn(width)
-    block = eight_bit.block_of(width)
+    block = plain.block_of(width)
     turned_norm = eight_bit._before_product(norm, mean)
-    values, scales = eight_bit._quantise_norm(eight_bit.turned(x), turned_norm, EPSILON, block)
-    found = eight_bit.turned(values * scales[:, None])
+    values, scales = plain.quantise_norm(plain.turned(x), turned_norm, EPSILON, block)
+    found = plain.turned(values * scales[:, None])
     expected = F.layer_norm(x + norm.offset, (width,), eps=EPSILON) - mean
     assert (found - expected).abs().max() < 0.06
     assert ((found - expected).norm() / expected.norm()) < 0.01

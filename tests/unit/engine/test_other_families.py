@@ -124,6 +124,22 @@ def test_sixteen_bits_stay_near_fp32(checkpoint, precision):
         assert cosine.min() > 0.999, name
 
 
+@pytest.mark.parametrize("name", ESM_C_SHAPES)
+def test_products_of_8_bits_stay_near_fp32_in_esm_c(tmp_path, name):
+    checkpoint = written_esm_c(tmp_path, name)
+    sequences, include = proteins(30, 20, 80, seed=3), ("mean", "bos", "per_residue", "logits", "attention")
+    exact = embed(engine_of(checkpoint, include), sequences)
+    found = embed(engine_of(checkpoint, include, "int8"), sequences)
+    assert found.keys() == exact.keys()
+    for array, values in found.items():
+        distance = np.linalg.norm(values - exact[array]) / np.linalg.norm(exact[array])
+        # Embeddings are turned and turned back, not rounded; the rest is.
+        assert distance < 1e-6 if array.endswith("layer0") else 1e-3 < distance < 0.035, (array, distance)
+        if array.startswith("mean"):
+            norms = np.linalg.norm(values, axis=1) * np.linalg.norm(exact[array], axis=1)
+            assert ((values * exact[array]).sum(1) / norms).min() > 0.9995, array
+
+
 @pytest.mark.parametrize("norm_before", [True, False], ids=["ESM-1b", "ESM-1v"])
 @pytest.mark.parametrize("small_bytes", [0, 1 << 30], ids=["built without memory", "built at once"])
 def test_the_reference_engine_runs_fair_esm_s_module_on_padded_batches(tmp_path, monkeypatch, norm_before, small_bytes):
@@ -174,8 +190,8 @@ METHOD = {
     [
         ("ESMC-600M", {"include": ["mean", "contacts"]}, "no contact head was published for ESM C; leave contacts out"),
         ("ESMC-600M", {"engine": "reference"}, "fair-esm's own model, which has no ESM C; take engine: packed"),
-        ("ESMC-6B", {"precision": "int8"}, "int8 is made for and measured with ESM-2 only, and this model is ESM C"),
-        ("esm1b_t33_650M_UR50S", {"precision": "int8"}, "and this model is ESM-1b"),
+        ("esm1b_t33_650M_UR50S", {"precision": "int8"}, "made for ESM-2 and ESM C only, and this model is ESM-1b"),
+        ("esm1v_t33_650M_UR90S_2", {"precision": "int8"}, "and this model is ESM-1v"),
         ("esm1b_t33_650M_UR50S", {"max_residues": 1024}, "max_residues: 1024 is more than this model, ESM-1b, has"),
         ("esm1v_t33_650M_UR90S_1", {"include": ["contacts"]}, "no contact head was published for ESM-1v"),
         ("esm1v_t33_650M_UR90S_1", {"long_sequences": "window", "max_residues": 2000}, "give 1022 or less"),
@@ -191,6 +207,11 @@ def test_every_published_model_can_do_what_is_the_default(model):
     check_method(METHOD, OFFICIAL_MODELS[model])
     # And whole sequences, of which the longer ones are rows with a reason where there are no positions for them.
     check_method({**METHOD, "long_sequences": "whole", "max_residues": None}, OFFICIAL_MODELS[model])
+
+
+@pytest.mark.parametrize("model", [name for name in OFFICIAL_MODELS if name.startswith(("esm2", "ESMC"))])
+def test_esm2_and_esm_c_can_be_had_in_8_bits(model):
+    check_method({**METHOD, "precision": "int8"}, OFFICIAL_MODELS[model])
 
 
 def test_the_fingerprint_names_the_family_and_stays_as_it_was_for_esm2(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up import proteins
 from made_up_families import ESM_C_SHAPES, random_esm_c, write_esm_c
 
 from esmflow.arrays import Outputs
@@ -14,6 +15,7 @@ from esmflow.checkpoint.convert import convert_checkpoint
 from esmflow.engine.fair_esm import load_fair_esm, padded_tokens
 from esmflow.engine.packed import PackedEngine
 from esmflow.method import EMBED_WHOLE
+from esmflow.verify.agreement import LIMITS, common_fault, compare
 from esmflow.verify.esm_c import PlainEsmC
 from esmflow.verify.recompute import Recomputation
 
@@ -67,6 +69,28 @@ def test_the_certificate_s_expectation_of_esm_c_is_what_transformers_gives(golde
         rows = np.stack([found[i][f"{kind}_layer{last}"].right for i in range(len(sequences))])
         assert np.abs(rows - golden[f"{kind}_layer{last}"]).max() < TOLERANCE * np.abs(rows).max()
     assert "the mean with eos in it" in found[0][f"mean_layer{last}"].mistakes
+
+
+def test_esm_c_in_8_bits_passes_and_mistakes_in_it_do_not(golden_and_checkpoint):
+    _, checkpoint = golden_and_checkpoint
+    recomputation = Recomputation(checkpoint, "cpu")
+    sequences, last = proteins(16, 20, 90, seed=5), recomputation.dimensions.layers
+    outputs, limits = Outputs((last - 1, last), ("mean", "bos", "entropy", "pseudo_perplexity")), LIMITS["int8"]
+    expected = dict(recomputation.expect(sequences, outputs, EMBED_WHOLE))
+    engine = PackedEngine.load(checkpoint, outputs, "int8", "cpu")
+    found = engine.fetch(engine.launch(engine.prepare(sequences)))
+    found["entropy"] = np.split(found["entropy"], np.cumsum([len(sequence) for sequence in sequences])[:-1])
+
+    def verdict(name: str, vectors: np.ndarray) -> tuple[int, str | None]:
+        right = [expected[number][name] for number in range(len(sequences))]
+        agreements = [compare(v, r.right, r.mistakes, r.negligible) for v, r in zip(vectors, right, strict=True)]
+        failing = sum(not limits.allow(agreement) for agreement in agreements)
+        return failing, common_fault(agreements, limits)
+
+    assert {name: verdict(name, vectors) for name, vectors in found.items()} == dict.fromkeys(found, (0, None))
+    last_mean, mean_before = found[f"mean_layer{last}"], found[f"mean_layer{last - 1}"]
+    assert verdict(f"mean_layer{last}", mean_before)[0] == len(sequences)
+    assert "times as long as they should be" in verdict(f"mean_layer{last}", 1.02 * last_mean)[1]
 
 
 def test_its_attention_maps_are_those_of_the_engine(golden_and_checkpoint):

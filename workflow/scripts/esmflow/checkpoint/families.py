@@ -26,8 +26,8 @@ class Family:
     product times another (SwiGLU), instead of GELU of one. branch_depth: the number of layers at which what a layer
     adds to the residual stream is added as it is; with L it is divided by sqrt(L / branch_depth). None: always as it
     is. tied_head: whether the decoder of the language model head is the token embedding. contacts: whether a contact
-    head was published. in_fair_esm: whether fair-esm has its module. eight_bits: whether products of 8 bits were
-    measured with it.
+    head was published. in_fair_esm: whether fair-esm has its module. eight_bits: whether products of 8 bits
+    are made for it; with ESM C they were measured on random weights only.
     """
 
     name: str
@@ -86,5 +86,6 @@ ESMC = Family(
     tied_head=False,
     contacts=False,
     in_fair_esm=False,
+    eight_bits=True,
 )
 FAMILIES = {family.name: family for family in (ESM2, ESM1B, ESM1V, ESMC)}

@@ -100,8 +100,9 @@ def check_method(method: Mapping[str, Any], dimensions: ModelDimensions) -> None
     if method["engine"] == "reference" and not family.in_fair_esm:
         raise ValueError(f"engine: reference is fair-esm's own model, which has no {family.name}; take engine: packed")
     if method["precision"] == "int8" and not family.eight_bits:
+        made_for = " and ".join(other.name for other in FAMILIES.values() if other.eight_bits)
         raise ValueError(
-            f"precision: int8 is made for and measured with ESM-2 only, and this model is {family.name}; "
+            f"precision: int8 is made for {made_for} only, and this model is {family.name}; "
             "take auto, bf16, fp16 or fp32"
         )
     if longest is not None and method["long_sequences"] != "whole" and (method["max_residues"] or 0) > longest:

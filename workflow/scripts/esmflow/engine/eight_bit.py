@@ -3,7 +3,8 @@
 A row `x` becomes integers and one scale, `max |x H| / 127`, and so does every row of a weight matrix `W`. H is a
 Hadamard matrix in blocks of up to 64 coordinates. It is orthogonal, so `(x H) (W H)ᵀ = x Wᵀ`, but it spreads what
 stands out in a few coordinates over a whole block, and rounding loses less (Ashkboos et al., 2024, arXiv 2404.00456).
-Sums are exact, in 32-bit integers. Attention, norms, GELU and the residual stream stay in 16 bits, or 32 on a CPU.
+Sums are exact, in 32-bit integers. Attention, norms, GELU or gate and the residual stream stay in 16 bits, or 32 on a
+CPU.
 
 Before the norms nothing is left to turn: all that writes to the residual stream was turned at load, and a norm does
 not notice. Its weight, which would, is part of the matrix that follows; what it takes away, the mean of a token's
@@ -23,46 +24,57 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from esmflow.checkpoint.families import EPSILON
+from esmflow.checkpoint.families import EPSILON, Family
 from esmflow.engine.attention import Attention, Rotation, flash_available
+from esmflow.engine.kernels.plain_eight_bits import (
+    Rows,
+    add_product,
+    block_of,
+    hadamard,
+    multiply,
+    quantise_norm,
+    quantise_rows,
+    turned,
+)
 from esmflow.engine.packing import Pack, pack_sequences
 from esmflow.engine.transformer import Encoder, Operations, check, kernels_or_plain
-from esmflow.engine.weights import EightBitMatrix, LayerWeights, Matrix, Norm, Weights
+from esmflow.engine.weights import Activation, EightBitMatrix, LayerWeights, Matrix, Norm, Weights
 
-_BLOCK = 64
 _PERCENT = dict(zip("LAGVESIRDTKPNFQYHMCW", (10, 8, 7, 7, 7, 7, 6, 6, 5, 5, 6, 5, 4, 4, 4, 3, 2, 2, 1, 1), strict=True))
 """Residues of 100 in proteins, rounded."""
-
-Rows = tuple[torch.Tensor, torch.Tensor]
-"""int8 `[T, K]` and each row's scale, fp32 `[T]`."""
 
 
 class Rounding(NamedTuple):
     """What the products are made of, as kernels or in PyTorch.
 
-    quantise_norm: `(x, norm, epsilon, block)`. quantise_rows: `(x, signs)`. multiply: `(rows, matrix, dtype, gelu)`.
-    add_product: `(x, rows, matrix)`, in place. attend: `(rows, matrix, rotation, pack, dtype)`, attention from the rows
-    that its product takes; None where that is a product and an attention by itself.
+    quantise_norm: `(x, norm, epsilon, block)`. quantise_rows: `(x, signs)`. multiply: `(rows, matrix, dtype,
+    activation)`. add_product: `(x, rows, matrix)`, in place. attend: `(rows, matrix, rotation, pack, dtype)`, attention
+    from the rows that its product takes; None where that is a product and an attention by itself.
     """
 
     quantise_norm: Callable[[torch.Tensor, Norm, float, int], Rows]
     quantise_rows: Callable[[torch.Tensor, torch.Tensor], Rows]
-    multiply: Callable[[Rows, EightBitMatrix, torch.dtype, bool], torch.Tensor]
+    multiply: Callable[[Rows, EightBitMatrix, torch.dtype, Activation], torch.Tensor]
     add_product: Callable[[torch.Tensor, Rows, EightBitMatrix], torch.Tensor]
     attend: Callable[[Rows, EightBitMatrix, Rotation, Pack, torch.dtype], torch.Tensor] | None = None
+
+
+_PLAIN = Rounding(quantise_norm, quantise_rows, multiply, add_product)
 
 
 @dataclass(frozen=True)
 class EightBitOperations(Operations):
     """Attention as it was, products of 8 bits.
 
-    signs: a Hadamard matrix by the width of what it turns, attention's output and GELU's.
+    signs: a Hadamard matrix by the width of what it turns, attention's output and the activation's. by_heads: `(qkv,
+    half)`, the product of all three as attention wants it, `[T, 3, H, hd]`.
     """
 
     rounding: Rounding
     signs: dict[int, torch.Tensor]
+    activation: Activation
+    by_heads: Callable[[torch.Tensor, int], torch.Tensor]
 
     def straight(self, x: torch.Tensor) -> torch.Tensor:
         return turned(x.float())
@@ -73,22 +85,28 @@ class EightBitOperations(Operations):
         rows = self.rounding.quantise_norm(x, layer.attention_norm, EPSILON, block_of(x.shape[1]))
         if self.rounding.attend and attend is self.attend:
             return self.rounding.attend(rows, layer.qkv, rotation, pack, x.dtype)
-        qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, False)
-        return attend(unpaired(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
+        qkv = self.rounding.multiply(rows, layer.qkv, x.dtype, "none")
+        return attend(self.by_heads(qkv, rotation.cos.shape[1]), layer.qk, rotation, pack)
 
     def feed(self, x: torch.Tensor, norm: Norm, fc1: Matrix) -> torch.Tensor:
         rows = self.rounding.quantise_norm(x, norm, EPSILON, block_of(x.shape[1]))
-        return self.rounding.multiply(rows, fc1, x.dtype, True)
+        return self.rounding.multiply(rows, fc1, x.dtype, self.activation)
 
     def add(self, x: torch.Tensor, hidden: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         return self.rounding.add_product(x, self.rounding.quantise_rows(hidden, self.signs[hidden.shape[1]]), matrix)
 
 
-def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperations:
+def _operations(sixteen_bits: Operations, weights: Weights, family: Family) -> EightBitOperations:
     """Products of 8 bits between the other operations: the kernels where they run and agree with PyTorch's."""
-    device, dtype, width = weights.embedding.device, weights.embedding.dtype, weights.embedding.shape[1]
-    signs = {w: hadamard(block_of(w)).to(device, dtype) for w in (width, 4 * width)}
-    plain = EightBitOperations(**_values(sixteen_bits), rounding=_PLAIN, signs=signs)
+    device, dtype, layer = weights.embedding.device, weights.embedding.dtype, weights.layers[0]
+    widths = (matrix.weight.shape[1] for matrix in (layer.out, layer.fc2))
+    plain = EightBitOperations(
+        **_values(sixteen_bits),
+        rounding=_PLAIN,
+        signs={width: hadamard(block_of(width)).to(device, dtype) for width in widths},
+        activation="gate" if family.gate else "gelu",
+        by_heads=in_order if family.query_key_norms else unpaired,
+    )
     if not flash_available(device, dtype):
         return plain
 
@@ -96,7 +114,7 @@ def _operations(sixteen_bits: Operations, weights: Weights) -> EightBitOperation
         from esmflow.engine.kernels import eight_bits
 
         kernels = Rounding(*(getattr(eight_bits, name) for name in Rounding._fields))
-        if not eight_bits.turns(len(weights.layers[0].frequencies)):
+        if family.query_key_norms or not eight_bits.turns(len(layer.frequencies)):
             kernels = kernels._replace(attend=None)
         fast = replace(plain, rounding=kernels)
         _check_kernels(fast, plain, weights)
@@ -118,74 +136,25 @@ def _check_kernels(fast: EightBitOperations, plain: EightBitOperations, weights:
     rotation = Rotation.of(layer.frequencies, pack.longest)
     hidden = plain.feed(x, layer.ffn_norm, layer.fc1)
     check("8-bit attention", *(f.mix(x, layer, rotation, pack, f.attend) for f in (fast, plain)))
-    check("8-bit product with GELU", fast.feed(x, layer.ffn_norm, layer.fc1), hidden)
+    check("8-bit product with activation", fast.feed(x, layer.ffn_norm, layer.fc1), hidden)
     check("8-bit sum", *(f.add(x.clone(), hidden, layer.fc2) for f in (fast, plain)))
 
 
-def paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries and keys, `[2 D, …]`, of one head each in halves that are turned together, as neighbours."""
-    return rows.unflatten(0, (2 * heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+def paired(rows: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Rows `[N, …]` of which each block has two halves: what has the same place in both, as neighbours."""
+    return rows.unflatten(0, (blocks, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def in_order(qkv: torch.Tensor, half: int) -> torch.Tensor:
+    """`[T, 3 D]` of a product with a matrix as it was, as attention wants it, `[T, 3, H, hd]`."""
+    return qkv.unflatten(1, (3, -1, 2 * half))
 
 
 def unpaired(qkv: torch.Tensor, half: int) -> torch.Tensor:
-    """`[T, 3 D]` of a product with a paired matrix as attention wants it, `[T, 3, H, hd]`."""
-    heads = qkv.unflatten(1, (3, -1, 2 * half))
+    """As `in_order`, of a matrix in which the halves of queries' and keys' heads are `paired`."""
+    heads = in_order(qkv, half)
     turned = heads[:, :2].unflatten(3, (half, 2)).transpose(3, 4).flatten(3)
     return torch.cat((turned, heads[:, 2:]), 1)
-
-
-def hadamard(size: int) -> torch.Tensor:
-    """Sylvester's Hadamard matrix, `[size, size]` of 1 and -1; size: a power of two."""
-    signs = torch.ones(1, 1)
-    while len(signs) < size:
-        signs = torch.cat((torch.cat((signs, signs), 1), torch.cat((signs, -signs), 1)))
-    return signs
-
-
-def block_of(width: int) -> int:
-    """How many coordinates are turned together: the largest power of two, up to 64, that divides a width."""
-    return min(width & -width, _BLOCK)
-
-
-def turned(x: torch.Tensor) -> torch.Tensor:
-    """`[…, K]`, blocks of the last axis turned by an orthogonal matrix that is its own inverse."""
-    block = block_of(x.shape[-1])
-    signs = hadamard(block).to(x.device, x.dtype)
-    return (x.unflatten(-1, (-1, block)) @ signs).flatten(-2) / block**0.5
-
-
-def quantise_rows(x: torch.Tensor, signs: torch.Tensor) -> Rows:
-    """`x` `[T, K]` turned in blocks: int8 `[T, K]` and each row's scale, fp32 `[T]`. See the module."""
-    whole = (x.float().unflatten(1, (-1, len(signs))) @ signs.float()).flatten(1)
-    peak = whole.abs().amax(1).clamp_min(1e-20)
-    return (whole * (127 / peak)[:, None]).round().to(torch.int8), peak / (127 * len(signs) ** 0.5)
-
-
-def _quantise_norm(x: torch.Tensor, norm: Norm, epsilon: float, block: int) -> Rows:
-    centred = (x.float() + norm.offset).unflatten(1, (-1, block))
-    centred[..., 0] -= centred[..., 0].mean(1, keepdim=True)
-    normed = F.rms_norm(centred.flatten(1), x.shape[-1:], eps=epsilon) + norm.bias
-    return quantise_rows(normed, torch.ones(1, 1, device=x.device))
-
-
-def _product(rows: Rows, matrix: EightBitMatrix) -> torch.Tensor:
-    values, scales = rows
-    # On a GPU, PyTorch's product of integers takes no fewer than 17 rows.
-    enough = F.pad(values, (0, 0, 0, max(0, 17 - len(values))))
-    sums = torch._int_mm(enough, matrix.weight.t())[: len(values)]
-    return sums.float() * scales[:, None] * matrix.scale + matrix.bias
-
-
-def _multiply(rows: Rows, matrix: EightBitMatrix, dtype: torch.dtype, gelu: bool) -> torch.Tensor:
-    product = _product(rows, matrix)
-    return (F.gelu(product, approximate="tanh") if gelu else product).to(dtype)
-
-
-def _add_product(x: torch.Tensor, rows: Rows, matrix: EightBitMatrix) -> torch.Tensor:
-    return x.copy_(x.float() + _product(rows, matrix))
-
-
-_PLAIN = Rounding(_quantise_norm, quantise_rows, _multiply, _add_product)
 
 
 def beside(device: torch.device) -> torch.dtype:
@@ -193,25 +162,25 @@ def beside(device: torch.device) -> torch.dtype:
     return torch.float16 if flash_available(device, torch.float16) else torch.float32
 
 
-def rounded(model: Encoder) -> Encoder:
+def rounded(model: Encoder, family: Family) -> Encoder:
     """The same model with every layer's matrices in 8 bits; they need room beside those of `model` until it is gone."""
 
     def round_anew() -> Weights:
-        weights = _rounded_weights(model.weights, model.operations)
+        weights = _rounded_weights(model.weights, model.operations, family)
         model.unload()
         return weights
 
     weights = round_anew()
-    return Encoder(weights, _operations(model.operations, weights), round_anew)
+    return Encoder(weights, _operations(model.operations, weights, family), round_anew)
 
 
 @torch.inference_mode()
-def _rounded_weights(weights: Weights, operations: Operations) -> Weights:
+def _rounded_weights(weights: Weights, operations: Operations, family: Family) -> Weights:
     means = iter(_typical_means(weights, operations))
     return replace(
         weights,
         embedding=turned(weights.embedding.float()).to(weights.embedding.dtype),
-        layers=tuple(_rounded_layer(layer, next(means), next(means)) for layer in weights.layers),
+        layers=tuple(_rounded_layer(layer, next(means), next(means), family) for layer in weights.layers),
     )
 
 
@@ -244,25 +213,32 @@ def _typical_means(weights: Weights, operations: Operations) -> list[torch.Tenso
     return means
 
 
-def _rounded_layer(layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: torch.Tensor) -> LayerWeights:
+def _rounded_layer(
+    layer: LayerWeights, before_qkv: torch.Tensor, before_fc1: torch.Tensor, family: Family
+) -> LayerWeights:
     """before_qkv, before_fc1: see `_typical_means`."""
-    heads = len(before_qkv) // (2 * len(layer.frequencies))
-    none = torch.zeros_like(before_qkv)
-    qkv, qkv_bias = _after_norm(layer.qkv, torch.cat((layer.qk, none)), layer.attention_norm, before_qkv)
-    fc1, fc1_bias = _after_norm(layer.fc1.weight, layer.fc1.bias, layer.ffn_norm, before_fc1)
+    none, of_qk = torch.zeros_like(before_qkv), torch.zeros_like(layer.qk)
+    # Biases are part of the matrix; norms of queries and keys, and with them the rotation, come after its product.
+    biases, qk = (of_qk, layer.qk) if family.query_key_norms else (layer.qk, of_qk)
+    qkv = _rounded(*_after_norm(layer.qkv, torch.cat((biases, none)), layer.attention_norm, before_qkv))
+    fc1 = _rounded(*_after_norm(layer.fc1.weight, layer.fc1.bias, layer.ffn_norm, before_fc1))
 
     def in_pairs(rows: torch.Tensor) -> torch.Tensor:
-        queries_and_keys, values = rows.split((len(layer.qk), len(none)))
-        return torch.cat((paired(queries_and_keys, heads), values))
+        queries_and_keys, values = rows.split((len(of_qk), len(none)))
+        return torch.cat((paired(queries_and_keys, len(of_qk) // (2 * len(layer.frequencies))), values))
 
+    if not family.query_key_norms:
+        qkv = EightBitMatrix(*map(in_pairs, qkv))
+    if family.gate:
+        fc1 = EightBitMatrix(*(paired(rows, 1) for rows in fc1))
     return replace(
         layer,
         attention_norm=_before_product(layer.attention_norm, before_qkv),
-        qkv=_rounded(in_pairs(qkv), in_pairs(qkv_bias)),
-        qk=torch.zeros_like(layer.qk),
+        qkv=qkv,
+        qk=qk,
         out=_rounded(turned(layer.out.float()).t(), none),
         ffn_norm=_before_product(layer.ffn_norm, before_fc1),
-        fc1=_rounded(fc1, fc1_bias),
+        fc1=fc1,
         fc2=_rounded(turned(layer.fc2.float()).t(), none),
     )
 
@@ -273,11 +249,12 @@ def _before_product(norm: Norm, mean: torch.Tensor) -> Norm:
 
 
 def _after_norm(
-    weight: torch.Tensor, bias: torch.Tensor, norm: Norm, mean: torch.Tensor
+    weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm, mean: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix `[N, K]` and its bias with what `_before_product` leaves to them."""
+    """A matrix `[N, K]` and its bias, if it has one, with what `_before_product` leaves to them."""
     exact = weight.float()
-    return exact * norm.weight, bias.float() + exact @ (norm.weight * mean + norm.bias)
+    left = exact @ (norm.weight * mean + norm.bias)
+    return exact * norm.weight, left if bias is None else bias.float() + left
 
 
 def _rounded(weight: torch.Tensor, bias: torch.Tensor) -> EightBitMatrix:

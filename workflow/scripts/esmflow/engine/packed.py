@@ -89,7 +89,7 @@ class PackedEngine:
                 operations = plain_operations(target, dtype, dimensions.family)
             model = Encoder(weights.result(), operations, read)
         if resolved == "int8":
-            model = eight_bit.rounded(model)
+            model = eight_bit.rounded(model, dimensions.family)
         return cls(model, outputs, resolved, target, checkpoint)
 
     def default_token_budget(self) -> int:

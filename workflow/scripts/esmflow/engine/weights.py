@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -47,6 +47,10 @@ class EightBitMatrix(NamedTuple):
     scale: torch.Tensor
     bias: torch.Tensor
 
+
+Activation = Literal["none", "gelu", "gate"]
+"""What follows a product of 8 bits: nothing; GELU's tanh form; or, of every two neighbouring columns, SiLU of the first
+times the second, which leaves half as many."""
 
 Matrix = Any
 """A tensor (fc1: a `Linear`), or an `EightBitMatrix`: what the operations chosen with the weights can multiply."""

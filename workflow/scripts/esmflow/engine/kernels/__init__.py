@@ -1,1 +1,1 @@
-"""Triton kernels. Importing one of them needs Triton, which PyTorch brings along where it supports GPUs."""
+"""Kernels, which need Triton, as PyTorch brings it along where it supports GPUs; `plain_…`: the same in PyTorch."""

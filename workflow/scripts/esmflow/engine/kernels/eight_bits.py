@@ -1,6 +1,6 @@
 """Kernels for matrix products of 8 bits: rotation and rounding of what goes in, and the product with what follows it.
 
-See `esmflow.engine.eight_bit` for the arithmetic and for the same in PyTorch.
+See `esmflow.engine.eight_bit` for the arithmetic, `plain_eight_bits` for the same in PyTorch.
 """
 
 # Triton kernels take pointers and compile-time constants, for which Python has no types.
@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from esmflow.engine.kernels.sixteen_bits import attend as attend_to_values
 from esmflow.engine.packing import Pack
-from esmflow.engine.weights import EightBitMatrix, Norm
+from esmflow.engine.weights import Activation, EightBitMatrix, Norm
 
 _TILES_ON_HOPPER = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 128, "num_warps": 4, "num_stages": 3}
 _DEEP_ON_HOPPER = {"ROWS": 128, "COLUMNS": 256, "DEPTH": 128, "num_warps": 8, "num_stages": 4}
@@ -136,7 +136,7 @@ def _for_all_heads(angles, PAIRS: tl.constexpr):
 def _multiply(
     left, right, out, left_scales, right_scales, bias, cos, sin, positions, tokens, columns,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GELU: tl.constexpr, ADD: tl.constexpr, HALF: tl.constexpr, COMPILED: tl.constexpr,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr, HALF: tl.constexpr, COMPILED: tl.constexpr,
 ):  # fmt: skip
     # Neighbouring programs share rows and columns, which are still in the cache then.
     program = tl.program_id(0)
@@ -152,8 +152,12 @@ def _multiply(
     result = total.to(tl.float32) * tl.load(left_scales + rows, mask=rows < tokens, other=0.0)[:, None]
     result *= tl.load(right_scales + places, mask=places < columns, other=0.0)[None, :]
     result += tl.load(bias + places, mask=places < columns, other=0.0)[None, :]
-    if GELU:
+    if ACTIVATION == "gelu":
         result *= 0.5 + 0.5 * _tanh(result * (0.7978845608 + 0.0356774081 * result * result), COMPILED)
+    if ACTIVATION == "gate":
+        gate, up = tl.split(tl.reshape(result, [ROWS, COLUMNS // 2, 2]))
+        result = gate * (0.5 + 0.5 * _tanh(0.5 * gate, COMPILED)) * up
+        column = column // 2
     if HALF > 0:  # noqa: SIM102 - known when it is compiled
         # Of queries and keys, the first two thirds of all columns, neighbours are turned together. A tile has whole
         # heads, whose angles are the same.
@@ -180,7 +184,7 @@ def _launch(
     left: tuple[torch.Tensor, torch.Tensor],
     matrix: EightBitMatrix,
     out: torch.Tensor,
-    gelu: bool = False,
+    activation: Activation = "none",
     add: bool = False,
     turn: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None),
 ) -> torch.Tensor:
@@ -189,13 +193,15 @@ def _launch(
     (tokens, width), columns = values.shape, len(matrix.weight)
     tiles = _tiles(values.device, width)
     rows, wide, depth = tiles["ROWS"], tiles["COLUMNS"], tiles["DEPTH"]
+    # A gate leaves half of a tile's columns.
+    stored = wide * out.shape[1] // columns
     _multiply[(triton.cdiv(tokens, rows) * triton.cdiv(columns, wide),)](
         TensorDescriptor.from_tensor(values, [rows, depth]),
         TensorDescriptor.from_tensor(matrix.weight, [wide, depth]),
-        TensorDescriptor.from_tensor(out, [rows, wide]),
+        TensorDescriptor.from_tensor(out, [rows, stored]),
         *(scales, matrix.scale, matrix.bias, *turn, tokens, columns),
         WIDTH=width,
-        GELU=gelu,
+        ACTIVATION=activation,
         ADD=add,
         HALF=0 if turn[0] is None else turn[0].shape[1],
         COMPILED=out.is_cuda,
@@ -205,11 +211,12 @@ def _launch(
 
 
 def multiply(
-    left: tuple[torch.Tensor, torch.Tensor], matrix: EightBitMatrix, dtype: torch.dtype, gelu: bool
+    left: tuple[torch.Tensor, torch.Tensor], matrix: EightBitMatrix, dtype: torch.dtype, activation: Activation
 ) -> torch.Tensor:
-    """The product of quantised rows and a matrix, with its bias, and GELU's tanh form if asked for: `[T, N]`."""
-    out = torch.empty(len(left[0]), len(matrix.weight), dtype=dtype, device=matrix.weight.device)
-    return _launch(left, matrix, out, gelu)
+    """The product of quantised rows and a matrix, with its bias, and what follows: `[T, N]`, of a gate `[T, N / 2]`."""
+    columns = len(matrix.weight) // (2 if activation == "gate" else 1)
+    out = torch.empty(len(left[0]), columns, dtype=dtype, device=matrix.weight.device)
+    return _launch(left, matrix, out, activation)
 
 
 def add_product(x: torch.Tensor, left: tuple[torch.Tensor, torch.Tensor], matrix: EightBitMatrix) -> torch.Tensor:
