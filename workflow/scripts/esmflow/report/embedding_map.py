@@ -53,8 +53,9 @@ def embedding_map(store: Store, sample: Sequence[SampledRecord], array: Array) -
     """Projects the vectors of at least three records on their first two principal components."""
     vectors = sampled_vectors(store, sample, array)
     vectors -= vectors.mean(axis=0)
-    # scikit-learn would take longer to import than this takes.
-    variances, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
+    # scikit-learn would take longer to import than this takes. The product is of one array, in its own precision: of a
+    # symmetric matrix half is computed.
+    variances, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
     directions = directions[:, :-3:-1]
     # Of the two directions of an axis always the same one.
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), (0, 1)])

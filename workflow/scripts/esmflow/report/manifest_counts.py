@@ -12,6 +12,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 LONGEST = 100_000
+MOST_POINTS = 6_000
+"""Of all maps together: more are drawn for seconds, and lie on top of each other."""
 _FAILED_COLUMNS = ("file", "record", "id", "detail")
 _SAMPLED_COLUMNS = ("file", "id", "length", "segment", "row", "sample")
 _COLUMNS = {
@@ -95,12 +97,12 @@ def count_manifest(
     *,
     embedded: int,
     first: int = 5,
-    sample: int = 20_000,
+    sample: int = MOST_POINTS,
 ) -> ManifestCounts:
     """Reads a manifest once, block by block; takes 8 bytes of memory for each embedded record.
 
     written_segments: the names of those that this run computed. embedded: how many records are, from the summary.
-    first: how many records to keep of each reason. sample: embedded records to draw at random, always the same ones;
+    first: how many records to keep of each reason. sample: embedded records to draw at random, always the same;
     all of them if there are no more.
     """
     counts = ManifestCounts()

@@ -17,7 +17,7 @@ from esmflow.report.figures.embeddings import certificate_figure, colourings, ma
 from esmflow.report.figures.records import disk_figure, flow_figure, lengths_figure, reasons_figure
 from esmflow.report.figures.slots import speed_figure, timeline_figure
 from esmflow.report.figures.style import GIB, Figure
-from esmflow.report.manifest_counts import LONGEST, ManifestCounts
+from esmflow.report.manifest_counts import LONGEST, MOST_POINTS, ManifestCounts
 from esmflow.report.methods import methods_paragraph, references
 from esmflow.report.run_files import RunFiles, devices
 from esmflow.report.timeline import MOST_SLOTS, drawable, kind_seconds, slot_name, slot_pieces
@@ -25,8 +25,6 @@ from esmflow.text import bytes_in_words, clock, duration, in_words, percent, plu
 
 # A page with a row for each of a thousand files helps nobody; the manifest has them all.
 MOST_ROWS = 100
-# Of all maps together, so that the page stays small.
-MOST_POINTS = 20_000
 RUN_JSON = "the groups' run.json"
 
 
