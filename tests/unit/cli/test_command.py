@@ -77,6 +77,13 @@ def test_where_runs_cannot_be_the_command_says_what_they_need(here, monkeypatch,
         (["embed", "a.fasta", "-o", "out", "--format", "numpy"], "did you mean npy?"),
         (["embed", "a.fasta", "-o", "out", "--gpus", "9999"], "--gpus 9999: this machine has"),
         (["check", "missing.fasta"], "missing.fasta: there is no such file or folder"),
+        (["check", "-"], "-: there is no such file or folder: write what comes from standard input to a file first"),
+        (
+            ["check", "https://x.org/p.fa"],
+            "https://x.org/p.fa: there is no such file or folder: it is an address; download",
+        ),
+        (["check", "https://x.org/p?format=fasta"], "matches no file: it is an address; download it to a file first"),
+        (["check", "pipe"], "pipe is no file but a pipe, socket or device: write it to a file first"),
         (["status", "missing"], "missing: no such folder"),
         (["report", "missing"], "missing: holds no finished run"),
         (["init", "more"], "more is there already and not empty"),
@@ -85,6 +92,7 @@ def test_where_runs_cannot_be_the_command_says_what_they_need(here, monkeypatch,
 )
 def test_what_cannot_be_done_is_one_sentence(here, monkeypatch, capsys, arguments, message):
     (here / "nothing").mkdir()
+    os.mkfifo(here / "pipe")
     assert run(*arguments, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr().err
     assert said.startswith("esmflow: ")

@@ -316,6 +316,17 @@ def test_what_exists_and_is_no_file_is_said_to_be_what_it_is(sheet):
         )
 
 
+def test_what_is_no_file_is_not_waited_for_as_a_sheet(sheet):
+    os.mkfifo("pipe.tsv")
+    assert sheet_refusal("pipe.tsv") == (
+        "samples: pipe.tsv cannot be read (it is no file but a pipe, socket or device: write it to a file first); "
+        "give a TSV file with the columns sample and fasta, or a glob"
+    )
+    assert "does not exist: it is an address; download" in sheet_refusal(
+        sheet("sample\tfasta\nx\thttps://x.org/p.fa\n")
+    )
+
+
 def test_nul_in_a_sheet_is_a_sentence(sheet):
     assert sheet_refusal(sheet("sample\tfasta\nx\ta\0b.fasta\n")).startswith(
         "samples.tsv, line 2: fasta: 'a\\x00b.fasta' has a NUL"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import pytest
 from made_up import write_fasta
@@ -128,6 +129,12 @@ def test_a_table_without_its_columns_is_refused_before_anything_runs(tmp_path, t
     with pytest.raises(VariantTableError) as caught:
         head_of(path)
     assert sentence in str(caught.value)
+
+
+def test_a_pipe_is_no_table_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "v.tsv")
+    with pytest.raises(VariantTableError, match="is no file but a pipe, socket or device: write it to a file first"):
+        head_of(tmp_path / "v.tsv")
 
 
 def test_places_are_counted_once_for_all_variants_of_a_sequence(tmp_path):

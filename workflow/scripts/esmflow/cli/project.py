@@ -13,7 +13,16 @@ import yaml
 from esmflow.config.configuration import validated
 from esmflow.errors import EsmflowError
 from esmflow.files import PROJECT, atomic_path
-from esmflow.inputs.sheet import InputError, InputFile, expand, fasta_stem, is_glob, read_samples
+from esmflow.inputs.sheet import (
+    InputError,
+    InputFile,
+    elsewhere,
+    expand,
+    fasta_stem,
+    is_glob,
+    read_samples,
+    why_no_file,
+)
 from esmflow.inputs.streams import first_bytes
 
 SNAKEFILE = PROJECT / "workflow" / "Snakefile"
@@ -45,13 +54,15 @@ def find_inputs(places: Sequence[str]) -> list[InputFile]:
 
 def _files_of(place: str) -> list[InputFile]:
     if not os.path.lexists(place) and not is_glob(place):
-        raise CommandError(f"{place}: there is no such file or folder")
+        raise CommandError(f"{place}: there is no such file or folder{elsewhere(place)}")
     try:
         if os.path.isfile(place) and _is_sheet(place):
             return read_samples(place)
         files = expand(place)
     except InputError as error:
         raise CommandError(str(error)) from error
+    if wrong := [f"{path} {why}" for path in files if (why := why_no_file(path))]:
+        raise CommandError(wrong[0])
     if unreadable := [path for path in files if not os.access(path, os.R_OK)]:
         raise CommandError(f"{unreadable[0]}: cannot be read; ask its owner, or check where a link points to")
     return [InputFile(fasta_stem(path), path) for path in files]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from esmflow.errors import EsmflowError
 from esmflow.files import safe_name, shortened
 from esmflow.inputs.columns import TAB, TableError, check_columns, is_table_of_proteins, read_rows, repeated_column
-from esmflow.inputs.streams import first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
+from esmflow.inputs.streams import NO_FILE, first_bytes, is_fasta, is_table, suffix, text_chunks, without_compression
 
 if TYPE_CHECKING:
     from esmflow.inputs.kinds import Kind
@@ -56,7 +56,7 @@ def read_samples(samples: str, named_after_inputs: Sequence[str] = ()) -> list[I
         files = _read_sheet(os.path.expanduser(samples))
     paths = [os.path.normpath(file.path) for file in files]
     _refuse_repeats(paths, "{samples}: the file {name} is listed twice; remove one", samples)
-    wrong = [f"{file.path} {why}" for file in files if (why := _why_no_file(file.path))]
+    wrong = [f"{file.path} {why}" for file in files if (why := why_no_file(file.path))]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(f"{samples}: fasta: {wrong[0]}{more}; correct the path")
@@ -121,18 +121,18 @@ def _kind_of_no_sheet(path: str, head: bytes) -> Kind | None:
     return kind_of(path, head)
 
 
-def _why_no_file(path: str) -> str:
+def why_no_file(path: str) -> str:
     """What is in the way of reading a path as a file, in words; nothing if it is one."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         if error.errno == errno.ENOENT and os.path.islink(path):
             return f"is a symbolic link to {os.readlink(path)}, which does not exist"
-        words = {errno.ENOENT: "does not exist", errno.ELOOP: "is a loop of symbolic links"}
+        words = {errno.ENOENT: f"does not exist{elsewhere(path)}", errno.ELOOP: "is a loop of symbolic links"}
         return words.get(error.errno or 0, f"cannot be read ({error.strerror})")
     if stat.S_ISREG(mode):
         return ""
-    return "is a folder" if stat.S_ISDIR(mode) else "is no file but a pipe, socket or device: write it to a file first"
+    return "is a folder" if stat.S_ISDIR(mode) else NO_FILE
 
 
 def _read_sheet(path: str) -> list[InputFile]:
@@ -222,9 +222,17 @@ def expand(place: str) -> list[str]:
         files = [path for path in matched if not os.path.isdir(path)]
         files = files or [file for folder in matched for file in _fasta_files(folder)]
         if not files:
-            raise InputError(f"{place} matches no file" + (" and no folder with FASTA files" if matched else ""))
+            folders = " and no folder with FASTA files" if matched else ""
+            raise InputError(f"{place} matches no file{folders}{elsewhere(place)}")
         return files
     return [place]
+
+
+def elsewhere(place: str) -> str:
+    """What to do about what is not on this machine's disk; nothing for a path."""
+    if place == "-":
+        return ": write what comes from standard input to a file first"
+    return ": it is an address; download it to a file first" if "://" in place else ""
 
 
 def is_glob(place: str) -> bool:

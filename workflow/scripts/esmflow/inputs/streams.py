@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,8 @@ _HEAD_BYTES = 4096
 # Arrow's decompressor drops what it has when it meets damage within one call, so little is asked of it at a time.
 _ARROW_CHUNK_BYTES = 8192
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+NO_FILE = "is no file but a pipe, socket or device: write it to a file first"
 
 
 def without_compression(path: str | os.PathLike[str]) -> str:
@@ -105,10 +109,18 @@ class _Parts(io.RawIOBase):
         return len(found)
 
 
+def _open(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file. Raises OSError for what can be read but once, and waits for ever where nobody writes to it."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.ESPIPE, f"it {NO_FILE}", os.fspath(path))
+    return open(path, "rb")
+
+
 @contextmanager
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     """Opens a file for reading, decompressed. Raises OSError if it is not there or may not be read."""
-    with open(path, "rb") as raw:
+    with _open(path) as raw:
         compression = _compression(path, raw.peek(_MAGIC_BYTES))
         stream: io.BufferedIOBase = raw
         if compression == ".gz":
@@ -170,7 +182,7 @@ def _read(stream: io.BufferedIOBase, size: int, is_first: bool) -> bytes:
 def first_bytes(path: str | os.PathLike[str]) -> bytes:
     """What a file begins with, decompressed as far as that can be done. Raises OSError if it may not be read."""
     head = b""
-    open(path, "rb").close()
+    _open(path).close()
     try:
         with open_bytes(path) as stream:
             while len(head) < _HEAD_BYTES and (more := stream.read1(_HEAD_BYTES)):
