@@ -59,7 +59,7 @@ class WorkflowRun:
 
     def command(self, *arguments: str, cores: int = 2, gpus: int = 2) -> list[str]:
         return [
-            sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--workflow-profile", str(PROFILE),
+            sys.executable, "-Pm", "snakemake", "--snakefile", str(SNAKEFILE), "--workflow-profile", str(PROFILE),
             "--cores", str(cores), "--resources", f"gpu={gpus}", *arguments,
         ]  # fmt: skip
 
@@ -144,6 +144,12 @@ def wait_until(condition, seconds: float = 240.0, what: str = "the condition"):
             return found
         time.sleep(0.05)
     raise AssertionError(f"{what} did not come true within {seconds} seconds")
+
+
+def call_modules_as_python_does(folder: Path) -> None:
+    """Puts modules into a folder that end whoever imports them, named like some that every process imports."""
+    for name in ("select", "socket", "queue", "numpy"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('this is not the {name} that was meant')\n")
 
 
 def kill(process_id: int, number: int = signal.SIGKILL) -> None:

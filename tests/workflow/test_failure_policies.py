@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_noticed_before_a_slot_is_taken(quick_run):
 def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(quick_run):
     run = quick_run(12, groups=1, shard_residues=300, batch_tokens=1, threads=1, failures={"retries": 0})
     # A store in which no file can be created: every shard fails when it is committed, wherever it runs.
-    run.configure(store="store")
+    run.configure(store="store", report=True)
     run.succeed("--until", "plan")
     fingerprint = json.loads((run.results / "plan" / "plan.json").read_text())["fingerprint"]
     for path in planned_segments(run, run.folder / "store" / fingerprint):
@@ -160,6 +160,7 @@ def test_what_fails_shard_after_shard_aborts_the_job_without_losing_a_record(qui
     ended = run.run()
     assert ended.returncode == 1
     assert "nothing was embedded: none of 12 records; results/failures.tsv says why of each" in ended.stdout
+    assert "could not be shown" not in (run.results / "report.html").read_text()
     summary = run.summary()
     assert sum(summary["reasons"].values()) == summary["failed"] == summary["records"] == 12
     failed = [shard["reason"] for shard in run.groups()[0]["shards_failed"]]

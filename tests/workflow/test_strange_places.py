@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import pyarrow.parquet as pq
 import pytest
-from workflow_run import PROJECT, Hold, WorkflowRun, wait_until
+from workflow_run import PROJECT, Hold, WorkflowRun, call_modules_as_python_does, wait_until
 
 FORMATS = ["h5", "skbio", "pt", "esm"]
 
@@ -47,6 +47,7 @@ class Elsewhere(WorkflowRun):
 def run(tmp_path, real_model_folder):
     checkout, started_in = tmp_path / "只读 (checkout)", tmp_path / "別の folder"
     started_in.mkdir()
+    call_modules_as_python_does(started_in)
     model = tmp_path / "モデル 8M"
     model.symlink_to(real_model_folder)
     places = {"store": "共有 store", "slot_lock_folder": str(tmp_path / "スロット & slots")}
@@ -57,6 +58,7 @@ def run(tmp_path, real_model_folder):
         run = Elsewhere(tmp_path / "작업 folder's", checkout, started_in, model, groups=1, formats=FORMATS, **places)
         run.fasta = run.folder / "入力 files" / "蛋白 a.b.faa"
         run.fasta.parent.mkdir()
+        call_modules_as_python_does(run.folder)
         run.fasta.write_text(">蛋白/1 first one\nMKVLAAGIVGLLLAQW\n>p2\nMKVLAAGIVGLLW\n")
         run.write_samples({"試料 1": "入力 files/蛋白 a.b.faa"})
         yield run
@@ -91,7 +93,7 @@ def test_every_path_may_have_spaces_and_any_alphabet_and_neither_checkout_nor_st
     assert '"passed": true' in (run.results / "certificate.json").read_text()
     assert "試料 1" in (run.results / "report.html").read_text()
     assert (run.results / "embeddings" / "mean_layer6" / "pt" / "蛋白 a.b_ESM.pt").exists()
-    assert not list(run.started_in.iterdir())
+    assert all(path.suffix == ".py" for path in run.started_in.iterdir())
 
     store = run.folder / "共有 store"
     with read_only(store):

@@ -84,6 +84,8 @@ def test_a_sample_is_drawn_from_all_blocks_and_is_always_the_same(manifest):
     assert set(sample) < set(everything)
 
 
-def test_an_empty_manifest_is_counted_too(tmp_path):
-    counts = count_manifest(write_manifest(tmp_path / "manifest.parquet", []), set(), embedded=0)
-    assert (counts.total, counts.computed, counts.sample) == (0, 0, [])
+@pytest.mark.parametrize("status", [None, "failed", "rejected"])
+def test_a_manifest_without_embeddings_is_counted_too(tmp_path, status):
+    rows = [row(n, status=status, reason="worker_crashed") for n in range(9)] if status else []
+    counts = count_manifest(write_manifest(tmp_path / "manifest.parquet", rows), set(), embedded=0)
+    assert (counts.total, counts.computed, counts.sample) == (len(rows), 0, [])

@@ -120,6 +120,7 @@ def test_a_command_is_shown_as_it_was_typed(monkeypatch, tmp_path):
     typed = ".venv/bin/snakemake --cores 8 --config 'samples=my files/*.faa'"
     assert command_of([f"{at}/python3", f"{at}/snakemake", *options]) == typed
     assert command_of([f"{at}/python3", "-m", "snakemake", "-n"]) == ".venv/bin/python3 -m snakemake -n"
+    assert command_of([f"{at}/python3", "-Pm", "snakemake", "-n"]) == ".venv/bin/python3 -Pm snakemake -n"
     assert command_of(["/opt/python3", "/opt/snakemake"]) == "/opt/snakemake"
     assert command_of([]) == "snakemake"
     program = tmp_path / "snakemake"

@@ -48,6 +48,8 @@ def logged_step(log_file: str, writes: Iterable[str], attempt: int | None = None
     verdict.unlink(missing_ok=True)
     remove_left_overs(writes)
     _leave_pandas_out()
+    # Processes that the step starts look for no modules in the folder of the run, where a user's `select.py` may lie.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # A killed run must not leave jobs behind: they would hold GPUs, and write where the next run writes.
     end_with_run(lambda: os._exit(1))
     raise_when_terminated()

@@ -97,7 +97,8 @@ def _slots(compute: Compute, typed: dict[str, Any], checked: Mapping[str, Any]) 
 
 
 def _command(folder: Path, gpus: int | None, compute: Compute, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
+    # -P: what lies where the command is typed may be called as a module of Python's is.
+    words = [sys.executable, "-Pm", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     # Ours and not one that happens to lie where the command is typed.
     words += ["--workflow-profile", str(PROJECT / "profiles" / "default")]
     if compute.profile:

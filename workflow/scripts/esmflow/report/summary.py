@@ -147,7 +147,7 @@ def command_of(words: Sequence[str]) -> str:
     if "snakemake" not in names:
         return "snakemake"
     at = names.index("snakemake")
-    if at and words[at - 1] == "-m":
+    if at and words[at - 1] in ("-m", "-Pm"):
         return shlex.join([_as_typed(words[0]), *words[1:]])
     return shlex.join([_as_typed(words[at]), *words[at + 1 :]])
 
