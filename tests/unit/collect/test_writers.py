@@ -12,7 +12,7 @@ import torch
 from collected_run import CollectedRun, MadeUpRecord, random_segment
 from made_up import proteins
 
-from esmflow.arrays import Array, Outputs
+from esmflow.arrays import PER_LAYER, Array, Outputs
 from esmflow.collect.formats import FORMATS
 from esmflow.collect.tables import MANIFEST_SCHEMA
 from esmflow.collect.writers.base import Batch, Description
@@ -191,6 +191,19 @@ def test_a_per_residue_h5_says_where_each_record_is(tmp_path):
         assert offsets[0] == 0
         assert np.array_equal(file["embeddings"][offsets[4] : offsets[5]], vectors[sum(lengths[:4]) : sum(lengths[:5])])
         assert np.array_equal(file["embeddings"][:], vectors)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        (name, f"{kind}_layer6" if kind in (*PER_LAYER, "attention") else kind)
+        for name, each in FORMATS.items()
+        for kind in each.kinds
+    ],
+)
+def test_every_format_can_be_of_nothing(tmp_path, name, array):
+    write(tmp_path, name, array, {"a.fasta": []})
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("array", ["mean_layer6", "per_residue_layer6"])

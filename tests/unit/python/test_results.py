@@ -11,6 +11,7 @@ from made_up import proteins
 import esmflow
 from esmflow.arrays import INCLUDE, Array, Outputs
 from esmflow.collect.formats import FORMATS
+from esmflow.inputs.residues import sequence_digest
 
 OUTPUTS = Outputs((1, 2), INCLUDE)
 SEQUENCES = proteins(9, 3, 12)
@@ -64,6 +65,19 @@ def test_every_format_gives_every_vector_in_the_order_of_the_manifest(collected,
             assert found.shape[0] == residues
             assert array != "contacts" or found.shape == (residues, residues)
             np.testing.assert_array_equal(found.reshape(values[1].shape), values[1])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_results_without_embeddings_can_be_opened_in_every_format(tmp_path, name):
+    run = CollectedRun(tmp_path, RECORDS[:2], [], OUTPUTS)
+    failed = [f"{sequence_digest(record.sequence).hex()}\tnon_finite\t\n" for record in RECORDS[:2]]
+    (tmp_path / "failures.tsv").write_text("digest\treason\tdetail\n" + "".join(failed))
+    run.collect([name], name="out/results")
+    results = esmflow.open(tmp_path / "out")
+    assert results.ids == []
+    for array in results.arrays:
+        if FORMATS[name].holds(Array.named(array)):
+            assert results.matrix(array).size == 0
 
 
 def test_a_number_for_each_protein_is_no_vector(collected):

@@ -84,6 +84,8 @@ class _Each(Reader):
 
     def matrix(self) -> np.ndarray:
         values = [self._read(number) for number in range(len(self._written.ids))]
+        if not values:
+            return np.empty((0, 0), np.float32)
         if self._written.array.is_pooled:
             return np.stack(values)
         flat = self._written.array.kind in ("contacts", ATTENTION)
@@ -117,7 +119,7 @@ def _parquet(written: Written) -> Reader:
 
 def _h5ad(written: Written) -> Reader:
     values = _open_h5(written.own / "embeddings.h5ad")["X"]
-    return _Rows(values if written.array.is_vector else values[:, 0], None)
+    return _Rows(values if written.array.is_vector else values[:].ravel(), None)
 
 
 def _skbio(written: Written) -> Reader:

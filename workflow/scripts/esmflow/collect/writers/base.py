@@ -84,7 +84,7 @@ class Batch:
         values = self.arrays[array]
         if array.is_pooled:
             return [np.asarray(each) for each in values]
-        parts = np.split(values, array.offsets(self.lengths)[1:-1])
+        parts = np.split(values, array.offsets(self.lengths)[1:])[:-1]
         if array.kind == "contacts":
             return [part.reshape(n, n) for part, n in zip(parts, self.lengths)]
         if array.kind == ATTENTION:
