@@ -144,7 +144,7 @@ def test_a_run_ends_with_a_certificate_of_every_output(finished):
 
 def test_the_job_leases_a_slot_and_releases_it(finished):
     log = (finished.folder / "logs" / "verify.log").read_text()
-    assert log.index("leased slot CPU-0") < log.index("fair-esm's model loaded on CPU")
+    assert log.index("leased slot CPU-0") < log.index("model loaded on CPU")
 
 
 @pytest.mark.parametrize("formats", [("h5",), ("pt",), ()])

@@ -104,6 +104,9 @@ def test_the_certificate_and_the_report_of_esm_c_say_what_was_used(esm_c):
     assert found["passed"]
     assert found["verified_with"] == "a plain implementation of ESM C in fp32, written apart from the engine"
     assert found["computed_again"] == 7
+    said = "verified   7 sequences computed again with a plain implementation of ESM C in fp32: lowest"
+    assert said in (esm_c.results / "summary.txt").read_text()
+    assert "fair-esm" not in (esm_c.folder / "logs" / "verify.log").read_text()
     assert {array for sequence in found["sequences"] for array in sequence["outputs"]} == {
         "mean_layer3", "bos_layer3", "entropy"
     }  # fmt: skip

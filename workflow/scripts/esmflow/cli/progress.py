@@ -20,7 +20,7 @@ _STEPS = {
     "plan": "reading the input",
     "embed": "embedding",
     "collect": "writing the results",
-    "verify": "verifying a sample against fair-esm",
+    "verify": "computing a sample again, to verify it",
     "report": "drawing the report",
 }
 

@@ -112,7 +112,10 @@ class Certificate(JsonFile):
         verdict = "" if self.passed else f"{self.verdict.upper()}: "
         if not self.outputs:
             return f"{verdict}no embedding was computed again"
-        counts = [f"{self.computed_again} sequences computed again with fair-esm in fp32"]
+        # Older certificates do not say it.
+        by_fair_esm = self.verified_with.startswith("fair-esm") or not self.verified_with
+        right = "fair-esm in fp32" if by_fair_esm else self.verified_with.partition(",")[0]
+        counts = [f"{self.computed_again} sequences computed again with {right}"]
         if self.verified_before:
             counts += [f"{self.verified_before} verified by an earlier run"]
         cosine = min(output.cosine_min for output in self.outputs.values())
@@ -121,7 +124,7 @@ class Certificate(JsonFile):
         return f"{verdict}{', '.join(counts)}: lowest cosine {cosine:.6f}, largest relative error {error:.1e}{unseen}"
 
     def verified_sequences(self) -> int:
-        """How many sequences were held against fair-esm's, by this run or before it."""
+        """How many sequences were held against what was computed again, by this run or before it."""
         return sum(bool(sequence.outputs) for sequence in self.sequences)
 
     def problem_lines(self) -> list[str]:

@@ -118,7 +118,7 @@ def _sentence(sequence: VerifiedSequence, limits: Limits) -> str:
     agreement = sequence.outputs[worst]
     sentence += (
         f"{worst} has cosine {agreement.cosine:.6f} (at least {limits.min_cosine}) and relative error "
-        f"{agreement.relative_error:.2e} (at most {limits.max_relative_error}) to fair-esm in fp32"
+        f"{agreement.relative_error:.2e} (at most {limits.max_relative_error}) to what is right in fp32"
     )
     if sequence.resembles:
         sentence += f"; it is the vector of {sequence.resembles}"

@@ -73,7 +73,8 @@ def recompute(task: VerifyTask, device: str, device_name: str) -> Verified:
     started = time.time()
     model = Recomputation(task.checkpoint, device)
     loaded = time.time()
-    log.info("fair-esm's model loaded on %s in %.1f seconds, in fp32", device_name, loaded - started)
+    reference = model.dimensions.family.reference
+    log.info("model loaded on %s in %.1f seconds: %s", device_name, loaded - started, reference)
     outputs = task.fingerprint.outputs
     # Maps are large: those of one sequence at a time.
     maps = [array for array in outputs.arrays() if array.kind == ATTENTION]
