@@ -146,7 +146,7 @@ def wait_until(condition, seconds: float = 240.0, what: str = "the condition"):
     raise AssertionError(f"{what} did not come true within {seconds} seconds")
 
 
-def call_modules_as_python_does(folder: Path) -> None:
+def shadow_modules(folder: Path) -> None:
     """Puts modules into a folder that end whoever imports them, named like some that every process imports."""
     for name in ("select", "socket", "queue", "numpy"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('this is not the {name} that was meant')\n")

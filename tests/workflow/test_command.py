@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from workflow_run import PROJECT, Hold, call_modules_as_python_does, wait_until
+from workflow_run import PROJECT, Hold, shadow_modules, wait_until
 
 import esmflow
 from esmflow.files import read_json
@@ -48,7 +48,7 @@ def options(real_model_folder) -> list[str]:
 def finished(tmp_path_factory, options) -> tuple[Path, list[str], str]:
     """A folder in which a run has ended, the command of the run, and what it showed."""
     folder = tmp_path_factory.mktemp("first session")
-    call_modules_as_python_does(folder)
+    shadow_modules(folder)
     words = ["embed", str(DEMO / "reviewed.fasta"), str(DEMO / "difficult.fasta"), "-o", "out", *options]
     return folder, words, command(folder, *words)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import pyarrow.parquet as pq
 import pytest
-from workflow_run import PROJECT, Hold, WorkflowRun, call_modules_as_python_does, wait_until
+from workflow_run import PROJECT, Hold, WorkflowRun, shadow_modules, wait_until
 
 FORMATS = ["h5", "skbio", "pt", "esm"]
 
@@ -47,7 +47,7 @@ class Elsewhere(WorkflowRun):
 def run(tmp_path, real_model_folder):
     checkout, started_in = tmp_path / "只读 (checkout)", tmp_path / "別の folder"
     started_in.mkdir()
-    call_modules_as_python_does(started_in)
+    shadow_modules(started_in)
     model = tmp_path / "モデル 8M"
     model.symlink_to(real_model_folder)
     places = {"store": "共有 store", "slot_lock_folder": str(tmp_path / "スロット & slots")}
@@ -58,7 +58,7 @@ def run(tmp_path, real_model_folder):
         run = Elsewhere(tmp_path / "작업 folder's", checkout, started_in, model, groups=1, formats=FORMATS, **places)
         run.fasta = run.folder / "入力 files" / "蛋白 a.b.faa"
         run.fasta.parent.mkdir()
-        call_modules_as_python_does(run.folder)
+        shadow_modules(run.folder)
         run.fasta.write_text(">蛋白/1 first one\nMKVLAAGIVGLLLAQW\n>p2\nMKVLAAGIVGLLW\n")
         run.write_samples({"試料 1": "入力 files/蛋白 a.b.faa"})
         yield run

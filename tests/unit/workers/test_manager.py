@@ -20,7 +20,8 @@ from workflow_run import wait_until
 
 from esmflow.failures import Reason
 from esmflow.workers import manager as manager_module
-from esmflow.workers.manager import BatchQueueManager, WorkerError, run_one
+from esmflow.workers.manager import BatchQueueManager
+from esmflow.workers.one_call import WorkerError, run_one
 from esmflow.workers.worker import WorkerStatus
 
 FILES = [f"file-{n}" for n in range(6)]
@@ -340,7 +341,7 @@ def test_after_a_stop_what_does_not_end_in_time_is_killed(tmp_path):
 
 SUPERVISOR = """
 import sys, worker_functions
-from esmflow.workers.manager import BatchQueueManager, WorkerError, run_one
+from esmflow.workers.manager import BatchQueueManager
 marker, lock = sys.argv[1:]
 import os, fcntl
 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)

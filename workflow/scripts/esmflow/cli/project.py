@@ -61,10 +61,11 @@ def _files_of(place: str) -> list[InputFile]:
         files = expand(place)
     except InputError as error:
         raise CommandError(str(error)) from error
-    if wrong := [f"{path} {why}" for path in files if (why := why_no_file(path))]:
-        raise CommandError(wrong[0])
-    if unreadable := [path for path in files if not os.access(path, os.R_OK)]:
-        raise CommandError(f"{unreadable[0]}: cannot be read; ask its owner, or check where a link points to")
+    for path in files:
+        if why := why_no_file(path):
+            raise CommandError(f"{path} {why}")
+        if not os.access(path, os.R_OK):
+            raise CommandError(f"{path}: cannot be read; ask its owner")
     return [InputFile(fasta_stem(path), path) for path in files]
 
 

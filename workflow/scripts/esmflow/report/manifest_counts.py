@@ -122,8 +122,9 @@ def count_manifest(
         for name in here["segment"].unique():
             segments.setdefault(name, len(segments))
         # One number for each place in the store, equal for records that share a vector.
-        numbers = here["segment"].replace_strict(segments, return_dtype=pl.Int64).to_numpy().astype(np.int64)
-        keys.append((numbers << _ROW_BITS) | here["row"].to_numpy())
+        numbers = here["segment"].replace_strict(segments, return_dtype=pl.Int64)
+        # Polars keeps no type of a column that it replaced in by an empty mapping.
+        keys.append((numbers.cast(pl.Int64).to_numpy() << _ROW_BITS) | here["row"].to_numpy())
         mine = drawn[np.searchsorted(drawn, passed) : np.searchsorted(drawn, passed + len(here))] - passed
         counts.sample += [SampledRecord(*row) for row in here[mine].select(_SAMPLED_COLUMNS).iter_rows()]
         passed += len(here)

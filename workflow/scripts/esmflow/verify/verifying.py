@@ -26,7 +26,7 @@ from esmflow.verify.read_back import READERS, Embeddings, Sampled
 from esmflow.verify.remembered import add_verified, read_verified
 from esmflow.verify.verdict import judge
 from esmflow.verify.worker import Verified, VerifyTask, verify_sequences
-from esmflow.workers.manager import WorkerError, run_one
+from esmflow.workers.one_call import WorkerError, run_one
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esmflow.errors import EsmflowError
 from esmflow.failures import Reason
-from esmflow.workers.process import FileSubset, Task, WorkerFunction
+from esmflow.workers.process import Task, WorkerFunction
 from esmflow.workers.queue import FailedFile, FileQueue
 from esmflow.workers.worker import Worker, WorkerStatus
 
@@ -28,10 +27,6 @@ log = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 3
 _TICK_SECONDS = 1.0
 _LEAVING_SECONDS = 30.0
-
-
-class WorkerError(EsmflowError):
-    """The worker of `run_one` ended without a result. The message says how."""
 
 
 class BatchQueueManager:
@@ -289,42 +284,6 @@ class BatchQueueManager:
         if worker.progress_in_hand:
             self._on_progress(-worker.progress_in_hand)
         worker.progress_in_hand = 0
-
-
-def run_one(
-    function: Callable[..., Any],
-    *,
-    inherited: Sequence[int] = (),
-    log_file: str | None = None,
-    on_tick: Callable[[], None] = lambda: None,
-    **arguments: Any,
-) -> Any:
-    """Runs `function(**arguments)` in a spawned process and returns what it returns.
-
-    It is watched as any worker is, and tried once more if it ends without a result. Raises WorkerError, saying how it
-    ended, if that does not help. The other parameters are as for `BatchQueueManager.process_files`.
-    """
-    manager = BatchQueueManager(1, _call_function)
-    name = function.__name__
-    _, failed = manager.process_files(
-        [[name]],
-        inherited=[inherited],
-        log_file=log_file,
-        on_tick=on_tick,
-        function=function,
-        arguments=arguments,
-    )
-    if failed:
-        raise WorkerError(failed[0].detail)
-    return manager.results[name]
-
-
-def _call_function(
-    file_subset: FileSubset, device_id: int, *, function: Callable[..., Any], arguments: dict[str, Any]
-) -> tuple[list[str], list[FailedFile]]:
-    for name in file_subset:
-        file_subset.done(name, function(**arguments))
-    return [], []
 
 
 def _check_signature(worker_function: WorkerFunction) -> None:
