@@ -59,3 +59,16 @@ def test_the_profile_compares_sums_in_16_bits_and_in_fp32_on_any_machine():
         (precision, allowed) for precision in ("fp16", "bf16") for allowed in ("allowed", "not") * 2
     ]
     assert all(float(row[3]) > 0.999 and float(row[4].rstrip(" |")) > 0.999 for row in rows)
+
+
+def test_precisions_are_compared_with_the_first_of_them_on_any_machine(tmp_path):
+    command = [sys.executable, str(BENCHMARK.with_name("precisions.py")), "smoke", "--proteins", "10"]
+    written = tmp_path / "figures.json"
+    command += ["--precisions", "fp32", "int8", "--json", str(written)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "| int8 |" in run.stdout
+    exact, rounded = json.loads(written.read_text())["figures"]["smoke"].values()
+    assert "pooled min" not in exact
+    assert 0.99 < rounded["residue min"] < rounded["residue 1%"] < 1
+    assert 0.999 < rounded["pooled min"] < rounded["pooled mean"] < 1
+    assert min(rounded["load, s"], rounded["aa/s"], exact["aa/s"]) > 0

@@ -1,4 +1,4 @@
-"""How a run is cut: as many jobs as can run at once, none of less than a minute, and as before when done."""
+"""How a run is cut: as many jobs as can run at once, none of less than half a minute, and as before when done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def decided(folder, given=LAPTOP, device="cpu", residues=1000, **config):
 @pytest.mark.parametrize(
     ("seconds", "at_once", "groups"),
     [
-        *((0, 4, 1), (59, 4, 1), (119, 4, 1), (120, 4, 2), (239, 4, 3), (240, 4, 4), (4 * 3600, 4, 4)),
+        *((0, 4, 1), (29, 4, 1), (59, 4, 1), (60, 4, 2), (119, 4, 3), (120, 4, 4), (4 * 3600, 4, 4)),
         *((4 * 3600 + 1, 4, 8), (10 * 3600, 1, 10), (1e12, 3, 10_000), (1e6, 1_000_000, 10_000)),
     ],
 )
@@ -46,6 +46,12 @@ def test_a_few_sequences_are_one_job_whatever_is_given(tmp_path):
     assert decided(tmp_path, Given(None, 100, None, 1e6), "cuda").number == 1
     # A number in the configuration is that number.
     assert decided(tmp_path, groups=4) == Groups(4)
+
+
+def test_a_human_proteome_keeps_two_gpus_busy(tmp_path):
+    two = Given(cores=8, jobs=None, gpus=2, memory_mb=64_000)
+    config = {"model": "esm2_t33_650M_UR50D", "max_residues": 1022}
+    assert decided(tmp_path, two, "cuda", 11_400_000, **config).number == 2
 
 
 def test_a_table_of_variants_is_work_by_its_size(tmp_path):
@@ -65,7 +71,7 @@ def test_a_table_of_variants_is_work_by_its_size(tmp_path):
         (Given(16, None, 4, 16_000), "cuda", {"gpus_per_job": 2}, 2),
         (Given(4, None, 8, 16_000), "cuda", {"threads": 2}, 2),
         # On a cluster cores are the scheduler's; gpu limits the whole run.
-        (Given(None, 100, None, 16_000), "cuda", {}, 10),
+        (Given(None, 100, None, 16_000), "cuda", {}, 20),
         (Given(1, 100, 3, 16_000), "cuda", {}, 3),
     ],
 )

@@ -46,25 +46,25 @@ def convert_checkpoint(source: Path, target: Path, name: str, base: Path | None 
     weights = _weight_files(model)
     adapters = [adapter_file(source)] if base else []
     with ThreadPoolExecutor(1) as beside:
-        # Hashing takes seconds, as does importing torch, and keeps no other thread from working.
+        # Hashing takes seconds, as do importing torch and writing, and keeps no other thread from working.
         source_digest = beside.submit(_digest_of_files, [*weights, *adapters])
         stored = _read_hugging_face(model, weights) if model.is_dir() else _read_file(model)
-    check_tensors(stored.tensors, model)
-    for file in adapters:
-        adapter = _tensors_in(file)
-        check_tensors(adapter, source)
-        merge_adapter(stored, adapter, source)
-    dimensions = read_dimensions(stored, source)
-    info = write_checkpoint(
-        target,
-        stored.tensors,
-        name=name,
-        dimensions=dimensions,
-        source=source.name,
-        source_sha256=source_digest.result(),
-        base=base.stem if base else "",
-        frequencies=stored.frequencies,
-    )
+        check_tensors(stored.tensors, model)
+        for file in adapters:
+            adapter = _tensors_in(file)
+            check_tensors(adapter, source)
+            merge_adapter(stored, adapter, source)
+        dimensions = read_dimensions(stored, source)
+        info = write_checkpoint(
+            target,
+            stored.tensors,
+            name=name,
+            dimensions=dimensions,
+            source=source.name,
+            source_sha256=source_digest,
+            base=base.stem if base else "",
+            frequencies=stored.frequencies,
+        )
     family = dimensions.family.name
     shape = dimensions.layers, dimensions.hidden, dimensions.heads
     converted = f"{source}, merged into {base}" if base else source

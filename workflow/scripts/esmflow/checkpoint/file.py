@@ -12,8 +12,8 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from esmflow.checkpoint.models import FORMAT, ModelDimensions
@@ -60,15 +60,27 @@ def write_checkpoint(
     name: str,
     dimensions: ModelDimensions,
     source: str = "",
-    source_sha256: str = "",
+    source_sha256: Future[str] | None = None,
     frequencies: str = AS_STORED,
     base: str = "",
 ) -> CheckpointInfo:
-    """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically."""
-    digest = _content_digest({k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()})
-    info = CheckpointInfo(name, digest, source, source_sha256, dimensions, frequencies, base)
-    with atomic_path(target) as temporary:
-        _write_safetensors(temporary, tensors, info)
+    """Writes tensors, by fair-esm's names, as a converted checkpoint; atomically.
+
+    source_sha256: the digest of `source`, which may still be under way.
+    """
+    content = {k: (_dtype_name(t), tuple(t.shape), raw_bytes(t)) for k, t in tensors.items()}
+    sha256 = "0" * 64 if source_sha256 else ""
+    info = CheckpointInfo(name, "0" * 32, source, sha256, dimensions, frequencies, base)
+    with ThreadPoolExecutor(1) as beside, atomic_path(target) as temporary:
+        # Digests take as long as the writing: until they are there, zeros keep their place in the header.
+        digest = beside.submit(_content_digest, content)
+        with open(temporary, "wb") as handle:
+            handle.write(_safetensors_header(tensors, info))
+            for key in sorted(tensors):
+                handle.write(raw_bytes(tensors[key]))
+            info = replace(info, digest=digest.result(), source_sha256=source_sha256.result() if source_sha256 else "")
+            handle.seek(0)
+            handle.write(_safetensors_header(tensors, info))
     return info
 
 
@@ -166,10 +178,10 @@ def _content_digest(tensors: dict[str, tuple[str, tuple[int, ...], memoryview]])
         return hashlib.blake2b(b"".join(pool.map(digest, sorted(tensors))), digest_size=16).hexdigest()
 
 
-def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], info: CheckpointInfo) -> None:
-    """Writes the safetensors format one tensor at a time: the library's own writer holds every tensor in memory twice.
+def _safetensors_header(tensors: Mapping[str, torch.Tensor], info: CheckpointInfo) -> bytes:
+    """What the safetensors format begins with: 8 bytes of length (little endian), and what is where as JSON.
 
-    Format: 8 bytes header length (little endian), a JSON header, then the tensors' bytes.
+    The tensors' bytes follow, in order of name. The library's own writer holds every tensor in memory twice.
     """
     said = asdict(info)
     # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
@@ -189,8 +201,4 @@ def _write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as handle:
-        handle.write(len(encoded).to_bytes(8, "little"))
-        handle.write(encoded)
-        for key in sorted(tensors):
-            handle.write(raw_bytes(tensors[key]))
+    return len(encoded).to_bytes(8, "little") + encoded
