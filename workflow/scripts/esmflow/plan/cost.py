@@ -72,8 +72,7 @@ def shard_limit(outputs: Outputs, dimensions: ModelDimensions, length: int) -> i
     return max(1, _MAPS_BYTES * length // (4 * dimensions.heads * rows)) if rows else sys.maxsize
 
 
-# Less than this is not worth the start of another job, which takes 4 to 10 seconds; more than an hour of one is much to
-# lose with it.
+# Less is not worth the start of another job, which takes 4 to 10 seconds; more than an hour of one is much to lose.
 SHORTEST_JOB_SECONDS, LONGEST_JOB_SECONDS = 30, 3600
 MOST_GROUPS = 10_000
 
@@ -81,8 +80,8 @@ MOST_GROUPS = 10_000
 def useful_groups(seconds: float, at_once: int) -> int:
     """How many shard groups to cut work of so many seconds into, of which `at_once` can run side by side.
 
-    No group is of less than half a minute unless it is the only one. Where each of `at_once` would be of more than an hour,
-    every one of them is cut into several.
+    No group is of less than half a minute unless it is the only one. Where each of `at_once` would be of more than an
+    hour, every one of them is cut into several.
     """
     if seconds < at_once * SHORTEST_JOB_SECONDS:
         groups = max(1, int(seconds / SHORTEST_JOB_SECONDS))
