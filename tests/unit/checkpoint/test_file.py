@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from made_up import random_model, stored_tensors, write_converted, write_fair_esm, write_hugging_face
+from made_up_families import random_esm1, write_esm1
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -143,6 +144,12 @@ def test_without_the_regression_file_there_is_no_contact_head_and_a_warning(tmp_
     assert not info.dimensions.has_contact_head
     assert not [name for name in found if name.startswith("contact_head")]
     assert "alone-contact-regression.pt is not beside the checkpoint" in caplog.text
+
+
+def test_a_family_without_a_contact_head_is_not_told_that_it_lacks_one(tmp_path, convert, caplog):
+    info, _ = convert(write_esm1(tmp_path / "a.pt", random_esm1(norm_before=False), contact_regression=False))
+    assert info.dimensions.family.name == "ESM-1v"
+    assert not caplog.records
 
 
 def test_a_folder_without_heads_has_none(tmp_path, convert, tensors):

@@ -149,6 +149,8 @@ def _read_file(path: Path) -> Stored:
             "give an esm2_….pt, esm1b_….pt or esm1v_….pt file, or a Hugging Face folder"
         )
     tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
+    norm_before = "emb_layer_norm_before.weight" in tensors
+    family = ESM2 if "cfg" in loaded else ESM1B if norm_before else ESM1V
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.exists():
         head = _unpickle_tensors(regression).get("model")
@@ -157,18 +159,17 @@ def _read_file(path: Path) -> Stored:
                 f"{regression}: not fair-esm's contact regression (no 'model' inside); fetch it again"
             )
         tensors.update(head)
-    else:
+    elif family.contacts:
         log.warning("%s is not beside the checkpoint: contacts cannot be computed", regression.name)
     tensors = {key: value for key, value in tensors.items() if not key.endswith("version")}
-    if "cfg" in loaded:
-        return Stored(tensors, ESM2)
+    if family is ESM2:
+        return Stored(tensors, family)
     check_tensors(tensors, path)
     for name in {"embed_tokens.weight", "lm_head.weight"} & tensors.keys():
         # As fair-esm does when it loads one.
         tensors[name] = tensors[name].clone()
         if tensors[name].ndim:
             tensors[name][_MASK:][:1] = 0
-    family = ESM1B if "emb_layer_norm_before.weight" in tensors else ESM1V
     return Stored(tensors, family, _heads(loaded["args"], path), NO_FREQUENCIES)
 
 
