@@ -39,7 +39,7 @@ REMEDY = {
     Reason.INVALID_RESIDUE: "correct the sequence, or for J and stops inside set invalid_residues: replace_with_x",
     Reason.GAP_CHARACTERS: "give the sequences without gaps, or set gaps: remove",
     Reason.NUCLEOTIDE_SEQUENCE: "translate it to protein, or set nucleotide_sequences: keep if it is one",
-    Reason.TOO_LONG: "set long_sequences to truncate or window, or (not with ESM-1b and ESM-1v) raise max_residues",
+    Reason.TOO_LONG: "set long_sequences to truncate or window, or raise max_residues if the model has more positions",
     Reason.RECORD_TOO_LARGE: "no protein is so large: check whether the file is a genome, or damaged",
     Reason.TEXT_BEFORE_HEADER: "remove the text above the file's first '>'",
     Reason.OTHER_FORMAT: "convert the file to FASTA, as its detail says",

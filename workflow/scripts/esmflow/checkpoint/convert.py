@@ -149,8 +149,7 @@ def _read_file(path: Path) -> Stored:
             "give an esm2_….pt, esm1b_….pt or esm1v_….pt file, or a Hugging Face folder"
         )
     tensors = {_FAIR_ESM_PREFIX.sub("", key): value for key, value in loaded["model"].items()}
-    norm_before = "emb_layer_norm_before.weight" in tensors
-    family = ESM2 if "cfg" in loaded else ESM1B if norm_before else ESM1V
+    family = ESM2 if "cfg" in loaded else ESM1B if "emb_layer_norm_before.weight" in tensors else ESM1V
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.exists():
         head = _unpickle_tensors(regression).get("model")

@@ -76,6 +76,7 @@ def write_checkpoint(
         digest = beside.submit(_content_digest, content)
         with open(temporary, "wb") as handle:
             handle.write(_safetensors_header(tensors, info))
+            # One at a time: safetensors' own writer holds every tensor in memory twice.
             for key in sorted(tensors):
                 handle.write(raw_bytes(tensors[key]))
             info = replace(info, digest=digest.result(), source_sha256=source_sha256.result() if source_sha256 else "")
@@ -181,7 +182,7 @@ def _content_digest(tensors: dict[str, tuple[str, tuple[int, ...], memoryview]])
 def _safetensors_header(tensors: Mapping[str, torch.Tensor], info: CheckpointInfo) -> bytes:
     """What the safetensors format begins with: 8 bytes of length (little endian), and what is where as JSON.
 
-    The tensors' bytes follow, in order of name. The library's own writer holds every tensor in memory twice.
+    The tensors' bytes follow, in order of name.
     """
     said = asdict(info)
     # What is as in ESM-2 goes without saying, as it did when there was nothing else: the file is the same to the byte.
