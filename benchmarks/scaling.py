@@ -33,6 +33,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(PROJECT / "workflow" / "scripts"
 
 import synthetic  # noqa: E402
 
+from esmflow.embedding.heartbeat import State  # noqa: E402
+from esmflow.embedding.status import read_status  # noqa: E402
 from esmflow.slots.gpus import driver_gpus  # noqa: E402
 
 # About what one H100 does in a second: it only sizes the input.
@@ -139,6 +141,8 @@ def run_workflow(
     figures = stage_figures(runs, seconds)
     figures |= slot_checks(runs, watch.seen if watch else [])
     figures["restarts"] = sum(group["worker_restarts"] for group in runs)
+    if layout.kill and not figures["restarts"]:
+        raise SystemExit(f"{layout.name}: no worker had to be replaced; give them more to do (--seconds)")
     if changes["verify"]["sample"]:
         certificate = json.loads((work / "results" / "certificate.json").read_text())
         figures["certificate, s"] = certificate["seconds"]
@@ -148,16 +152,19 @@ def run_workflow(
 
 
 def kill_a_worker(snakemake: int, seconds: float, results: Path) -> None:
-    """SIGKILLs one worker process after so many seconds of embedding."""
+    """SIGKILLs one worker process after so many seconds of embedding: one of a job that has half of its work to do."""
     while not list(results.glob("store/*/*.safetensors")):
         time.sleep(0.2)
     time.sleep(seconds)
-    workers: list[psutil.Process] = []
-    while not workers:  # Between two jobs there is none.
+    while psutil.pid_exists(snakemake):
+        jobs = [group.job for group in read_status(results) if group.state is State.EMBEDDING and group.job]
+        for job in (job for job in jobs if job.residues_done < job.residues / 2):
+            children = psutil.Process(job.process).children()
+            workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+            if workers:
+                workers[0].kill()
+                return
         time.sleep(0.2)
-        family = psutil.Process(snakemake).children(recursive=True)
-        workers = [p for p in family if any("spawn_main" in part for part in p.cmdline())]
-    workers[0].kill()
 
 
 def stage_figures(runs: list[dict], seconds: float) -> dict[str, Any]:

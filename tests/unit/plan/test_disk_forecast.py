@@ -113,7 +113,7 @@ def test_what_a_compressed_file_unpacks_to_is_forecast_before_anything_is_comput
     # What a job asks for was a guess from the file's size; from now on it is what is in it.
     planned.write(tmp_path / "plan.json")
     work = guess_work(0, 1, tmp_path / "plan.json", [file])
-    assert (work.planned, work.sequences, work.residues) == (True, 3, 300)
+    assert (work.planned, work.sequences, work.residues) == (True, 3, 180)
 
 
 def test_what_is_stored_is_not_written_again(tmp_path):

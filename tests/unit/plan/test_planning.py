@@ -194,6 +194,18 @@ def test_a_truncated_sequence_costs_what_is_left_of_it():
     assert CostModel(ESM2_3B).cost(30_000) > 29 * cost(1022)
 
 
+@pytest.mark.parametrize(
+    ("long", "residues"),
+    [(LongSequences(100), 3 * 100 + 50), (LongSequences(100, 20), 3 * 170 + 50), (LongSequences(), 3 * 170 + 50)],
+    ids=["truncated", "windows", "whole"],
+)
+def test_the_residues_of_a_group_are_those_that_its_job_will_count(tmp_path, long, residues):
+    files = [write_fasta(tmp_path / "a.fasta", titled([*proteins(3, 170, 170), *proteins(1, 50, 50)]))]
+    planned = Planned(tmp_path, files, 2, CostModel(ESM2_8M, long))
+    assert sum(group.residues for group in planned.summary.groups) == residues
+    assert planned.summary.to_embed.residues == residues
+
+
 @pytest.mark.parametrize("residues", [1, 1022, 1023, 1822, 1823, 30_000])
 def test_a_sequence_in_windows_costs_what_its_windows_do(residues):
     windows = CostModel(ESM2_3B, LongSequences(1022, 222))
@@ -213,7 +225,7 @@ def test_every_unique_sequence_is_in_exactly_one_shard(tmp_path, sample):
     assert planned.summary.records == 500
     assert planned.summary.duplicates == 2
     assert [g.sequences for g in planned.summary.groups] == [len(g) for g in planned.groups]
-    assert [g.residues for g in planned.summary.groups] == [sum(map(len, g)) for g in planned.groups]
+    assert [g.residues for g in planned.summary.groups] == [sum(min(len(s), 1022) for s in g) for g in planned.groups]
     assert [g.shards for g in planned.summary.groups] == [len(list_shards(folder)) for folder in planned.folders]
 
 
@@ -443,7 +455,6 @@ import pyarrow
 from esmflow.plan import planning
 from esmflow.plan.cost import CostModel
 from esmflow.checkpoint.models import ModelDimensions
-from esmflow.method import LongSequences
 from stage_settings import plan_settings
 
 def peak():  # KiB; unlike ru_maxrss it does not begin with the parent's
@@ -459,7 +470,7 @@ settings = plan_settings(
     folder,
     [planning.InputFile("s", str(folder / "large.fasta"))],
     [folder / f"group-{g}" for g in range(int(sys.argv[2]))],
-    CostModel(ModelDimensions(36, 2560, 40, True, True), LongSequences(1022)),
+    CostModel(ModelDimensions(36, 2560, 40, True, True)),
     shard_residues=500_000,
 )
 summary = planning.deal_inputs(settings)

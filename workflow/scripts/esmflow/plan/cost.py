@@ -26,10 +26,14 @@ class Workload:
 
     def add(self, lengths: np.ndarray) -> None:
         """Adds sequences, given by their residues before truncation: int64 `[N]`."""
-        kept = LongSequences(self.max_residues).embedded(lengths)
+        kept = self.embedded(lengths)
         self.sequences += len(kept)
         self.residues += int(kept.sum())
         self.pairs += int((kept**2).sum())
+
+    def embedded(self, lengths: np.ndarray) -> np.ndarray:
+        """How many residues of each sequence are left by truncation."""
+        return LongSequences(self.max_residues).embedded(lengths)
 
     def rows(self, array: Array) -> int:
         """Rows of all sequences in an array; see `Array.rows`."""

@@ -193,6 +193,7 @@ class Dealer:
             if len(mine):
                 group = self.groups[number]
                 group.sequences += len(mine)
+                group.residues += int(self._to_embed.embedded(window.lengths[order[mine]]).sum())
                 group.cost += float(costs[mine].sum())
                 shards += self._cut(number, order[mine], int(window.lengths[order[mine]].sum()))
         self._writing.run(_write_shards, window, shards)
@@ -205,7 +206,6 @@ class Dealer:
             count, filled = max(-(-residues // self._shard_residues), self._fewest_shards), 0
             count = min(count, len(share))
             group.shards += count
-        group.residues += residues
         self._filling[number] = (count, filled + residues)
         first = group.shards - count
         paths = [self._folders[number] / f"{self._called}-{first + i:05d}.fasta" for i in range(min(count, len(share)))]

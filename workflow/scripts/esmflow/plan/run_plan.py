@@ -10,7 +10,7 @@ from esmflow.plan.cost import Workload
 
 @dataclass
 class GroupPlan:
-    """What one shard group was dealt."""
+    """What one shard group was dealt. residues: those that will be embedded."""
 
     shards: int = 0
     sequences: int = 0
