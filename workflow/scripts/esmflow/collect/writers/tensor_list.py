@@ -9,6 +9,7 @@ zip archive of uncompressed members. `data/0` has the bytes of the storage, `dat
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 import struct
@@ -17,8 +18,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
+from io import BufferedWriter, RawIOBase
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -28,6 +31,7 @@ _STORAGES = {np.dtype(np.float32): b"FloatStorage", np.dtype(np.float16): b"Half
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30
 _ZIP64_FIELD = 20
+_BUFFER_BYTES = 1 << 20
 
 
 class TensorListFile:
@@ -39,7 +43,9 @@ class TensorListFile:
             self._ids = opened.enter_context(tempfile.TemporaryFile(dir=path.parent))
             # Opcodes of the tensors, which come after the ids.
             self._tensors = opened.enter_context(tempfile.TemporaryFile(dir=path.parent))
-            self._storage = self._zip.open(_aligned(f"{_ARCHIVE}/data/0"), "w", force_zip64=True)
+            storage = self._zip.open(_aligned(f"{_ARCHIVE}/data/0"), "w", force_zip64=True)
+            # zipfile does some work in Python for each write, which a vector is too little for.
+            self._storage = BufferedWriter(cast(RawIOBase, storage), _BUFFER_BYTES)
             self._opened = opened.pop_all()
         self._first: tuple[int, ...] | None = None
         self._values = 0
@@ -55,7 +61,7 @@ class TensorListFile:
             if self._first is None:
                 self._first = array.shape
             else:
-                self._tensors.write(_tensor(self._values, array.shape))
+                self._tensors.write(_tensor(_number(self._values), array.shape))
             self._values += array.size
 
     def __enter__(self) -> TensorListFile:
@@ -88,7 +94,7 @@ class TensorListFile:
             )
             # The first tensor puts into the memo what the others take from there.
             remembered = [part + pickle.BINPUT + bytes([place]) for place, part in enumerate(shared)]
-            handle.write(_tensor(0, self._first, remembered))
+            handle.write(_tensor(_number(0), self._first, *remembered))
         _copy(self._tensors, handle)
         handle.write(pickle.APPENDS + pickle.SETITEMS + pickle.STOP)
 
@@ -96,14 +102,24 @@ class TensorListFile:
 _FROM_MEMO = [pickle.BINGET + bytes([place]) for place in range(3)]
 
 
-def _tensor(offset: int, shape: tuple[int, ...], shared: Sequence[bytes] = _FROM_MEMO) -> bytes:
-    """The call that makes one tensor. shared: the function, the storage, and the type of an empty dictionary."""
-    function, storage, dictionary = shared
-    strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
-    place = storage + _number(offset) + _numbers(shape) + _numbers(strides)
+def _tensor(
+    offset: bytes,
+    shape: tuple[int, ...],
+    function: bytes = _FROM_MEMO[0],
+    storage: bytes = _FROM_MEMO[1],
+    dictionary: bytes = _FROM_MEMO[2],
+) -> bytes:
+    """The call that makes one tensor, of a function, the storage, and the type of an empty dictionary."""
+    return function + pickle.MARK + storage + offset + _shape(shape, dictionary)
+
+
+@lru_cache
+def _shape(shape: tuple[int, ...], dictionary: bytes) -> bytes:
+    """What follows a tensor's offset: the same for all vectors."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     # Neither a gradient nor backward hooks.
     no_hooks = dictionary + pickle.EMPTY_TUPLE + pickle.REDUCE
-    return function + pickle.MARK + place + pickle.NEWFALSE + no_hooks + pickle.TUPLE + pickle.REDUCE
+    return _numbers(shape) + _numbers(strides) + pickle.NEWFALSE + no_hooks + pickle.TUPLE + pickle.REDUCE
 
 
 def _numbers(values: Sequence[int]) -> bytes:
