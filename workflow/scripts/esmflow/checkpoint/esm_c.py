@@ -124,7 +124,7 @@ def esm_c_tensors(stored: Mapping[str, torch.Tensor], config: Mapping[str, Any],
 def left_out(beside: Sequence[str], source: Path) -> None:
     """Says which tensors are none of the encoder's, if any."""
     if beside:
-        log.warning("%s: %s left out: embeddings do not depend on it", source, ", ".join(sorted(beside)))
+        log.warning("%s: %s left out, which makes no difference to embeddings", source, ", ".join(sorted(beside)))
 
 
 def esm_c_name(key: str) -> str | None:
