@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -159,11 +160,13 @@ def kill_a_worker(snakemake: int, seconds: float, results: Path) -> None:
     while psutil.pid_exists(snakemake):
         jobs = [group.job for group in read_status(results) if group.state is State.EMBEDDING and group.job]
         for job in (job for job in jobs if job.residues_done < job.residues / 2):
-            children = psutil.Process(job.process).children()
-            workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
-            if workers:
-                workers[0].kill()
-                return
+            # They may end while they are looked at.
+            with suppress(psutil.Error):
+                children = psutil.Process(job.process).children()
+                workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+                if workers:
+                    workers[0].kill()
+                    return
         time.sleep(0.2)
 
 

@@ -61,7 +61,7 @@ class TensorListFile:
             if self._first is None:
                 self._first = array.shape
             else:
-                self._tensors.write(_tensor(_number(self._values), array.shape))
+                self._tensors.write(_tensor(self._values, array.shape))
             self._values += array.size
 
     def __enter__(self) -> TensorListFile:
@@ -94,7 +94,7 @@ class TensorListFile:
             )
             # The first tensor puts into the memo what the others take from there.
             remembered = [part + pickle.BINPUT + bytes([place]) for place, part in enumerate(shared)]
-            handle.write(_tensor(_number(0), self._first, *remembered))
+            handle.write(_tensor(0, self._first, *remembered))
         _copy(self._tensors, handle)
         handle.write(pickle.APPENDS + pickle.SETITEMS + pickle.STOP)
 
@@ -103,14 +103,14 @@ _FROM_MEMO = [pickle.BINGET + bytes([place]) for place in range(3)]
 
 
 def _tensor(
-    offset: bytes,
+    offset: int,
     shape: tuple[int, ...],
     function: bytes = _FROM_MEMO[0],
     storage: bytes = _FROM_MEMO[1],
     dictionary: bytes = _FROM_MEMO[2],
 ) -> bytes:
     """The call that makes one tensor, of a function, the storage, and the type of an empty dictionary."""
-    return function + pickle.MARK + storage + offset + _shape(shape, dictionary)
+    return function + pickle.MARK + storage + _number(offset) + _shape(shape, dictionary)
 
 
 @lru_cache
