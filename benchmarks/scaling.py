@@ -130,9 +130,7 @@ def run_workflow(
     started = time.time()
     run = subprocess.Popen(command, cwd=work, env=environment)
     if layout.kill:
-        kill_a_worker(
-            run.pid, seconds=residues / RESIDUES_PER_SECOND[size] / layout.slots / 3, results=work / "results"
-        )
+        kill_a_worker(run, seconds=residues / RESIDUES_PER_SECOND[size] / layout.slots / 3, results=work / "results")
     if run.wait() != 0:
         raise SystemExit(f"{layout.name}: the workflow ended with exit code {run.returncode}")
     seconds = time.time() - started
@@ -152,12 +150,12 @@ def run_workflow(
     return figures
 
 
-def kill_a_worker(snakemake: int, seconds: float, results: Path) -> None:
+def kill_a_worker(run: subprocess.Popen, seconds: float, results: Path) -> None:
     """SIGKILLs one worker process after so many seconds of embedding: one of a job that has half of its work to do."""
-    while not list(results.glob("store/*/*.safetensors")):
+    while run.poll() is None and not list(results.glob("store/*/*.safetensors")):
         time.sleep(0.2)
     time.sleep(seconds)
-    while psutil.pid_exists(snakemake):
+    while run.poll() is None:
         jobs = [group.job for group in read_status(results) if group.state is State.EMBEDDING and group.job]
         for job in (job for job in jobs if job.residues_done < job.residues / 2):
             # They may end while they are looked at.

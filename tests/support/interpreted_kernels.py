@@ -31,7 +31,7 @@ LONG = ((16, (200, 22)), (24, (193, 64)), (32, (256, 9)), (64, (197, 65)))
 # Tokens, width, columns; and head size and lengths.
 PRODUCTS = ((131, 96, 168), (9, 320, 136))
 # Fewer tokens show a planted fault as well, in a third of the time.
-FAULTY = ((19, 96, 168),)
+FEW_TOKENS = ((19, 96, 168),)
 TURNED = ((32, (70, 20)), (16, (40, 3, 9)), (64, (66, 5)))
 NORMED, GATES = (24, 64), (256, 1280)
 BEYOND = 128
@@ -192,7 +192,7 @@ if __name__ == "__main__":
         module = changed(copy)
         of_eight_bits = Path(copy).name.startswith("eight_bits")
         if of_eight_bits:
-            found = errors_of_eight_bits(module, FAULTY, TURNED[1:2])
+            found = errors_of_eight_bits(module, FEW_TOKENS, TURNED[1:2])
         else:
             found = errors(module, (SHORT[1], LONG[2]))
         print(json.dumps(found), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,36 +52,67 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.fixture(scope="module")
-def esm_c(tmp_path_factory) -> WorkflowRun:
-    """A run in windows that is killed when two segments are there, and goes on."""
-    folder = tmp_path_factory.mktemp("esm_c")
-    shape = ESM_C_SHAPES["head 16"]
-    model = write_esm_c(folder / "tiny_esm_c", random_esm_c(*shape), shape[2])
-    windows = {"long_sequences": "window", "max_residues": 600, "window_overlap": 100}
-    run = made_run(folder / "run", model, include=["mean", "bos", "entropy"], report=True, **windows)
-    hold = Hold(folder)
+def kill_and_go_on(run: WorkflowRun) -> dict[Path, int]:
+    """Kills a run when two segments are there, and runs it to its end. Returns the times of these segments."""
+    hold = Hold(run.folder)
     killed = run.start(environment=hold.environment)
     wait_until(lambda: len(run.segments()) == 2, what="two segments")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     hold.release()
-    run.before = {path: path.stat().st_mtime_ns for path in run.segments()}
+    before = segment_times(run)
     run.succeed("--nolock", "--rerun-incomplete")
-    return run
+    return before
 
 
-def test_a_run_of_esm_c_goes_on_where_it_was_killed_and_accounts_for_every_record(esm_c):
-    rows = manifest(esm_c)
+def segment_times(run: WorkflowRun) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.segments()}
+
+
+def check_went_on(run: WorkflowRun, before: dict[Path, int]) -> None:
+    assert len(before) == 2
+    assert before.items() <= segment_times(run).items()
+    assert sum(len(group["segments_reused"]) for group in run.groups()) == 2
+
+
+def check_outcomes(run: WorkflowRun, of_long: tuple[str, str | None]) -> None:
+    rows = manifest(run)
     assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
-        **dict.fromkeys([*(f"p{n}" for n in range(6)), "copy", "long"], ("embedded", None)),
+        **dict.fromkeys([*(f"p{n}" for n in range(6)), "copy"], ("embedded", None)),
+        "long": of_long,
         "bad": ("rejected", "invalid_residue"),
         "no": ("rejected", "empty_sequence"),
     }
     assert (rows["copy"]["segment"], rows["copy"]["row"]) == (rows["p0"]["segment"], rows["p0"]["row"])
-    assert len(esm_c.before) == 2
-    assert esm_c.before.items() <= {path: path.stat().st_mtime_ns for path in esm_c.segments()}.items()
-    assert sum(len(group["segments_reused"]) for group in esm_c.groups()) == 2
+
+
+def mean_over_windows(residues: Callable[[str], np.ndarray]) -> np.ndarray:
+    """The mean of LONG's residues, each of them the mean over the windows that hold it."""
+    total, times = np.zeros((1500, 1)), np.zeros((1500, 1))
+    for start in (0, 500, 900):
+        window = residues(LONG[start : start + 600])
+        total = total + np.pad(window, ((start, 900 - start), (0, 0)))
+        times[start : start + 600] += 1
+    return (total / times).mean(0)
+
+
+WINDOWS = {"long_sequences": "window", "max_residues": 600, "window_overlap": 100}
+
+
+@pytest.fixture(scope="module")
+def esm_c(tmp_path_factory) -> WorkflowRun:
+    """A run in windows that was killed and went on."""
+    folder = tmp_path_factory.mktemp("esm_c")
+    shape = ESM_C_SHAPES["head 16"]
+    model = write_esm_c(folder / "tiny_esm_c", random_esm_c(*shape), shape[2])
+    run = made_run(folder / "run", model, include=["mean", "bos", "entropy"], report=True, **WINDOWS)
+    run.before = kill_and_go_on(run)
+    return run
+
+
+def test_a_run_of_esm_c_goes_on_where_it_was_killed_and_accounts_for_every_record(esm_c):
+    check_outcomes(esm_c, of_long=("embedded", None))
+    check_went_on(esm_c, esm_c.before)
 
 
 @torch.no_grad()
@@ -92,11 +124,7 @@ def test_vectors_of_esm_c_are_those_of_the_plain_implementation_windows_put_toge
 
     found = open_results(esm_c.results)
     assert relative_error(found["p3"], residues(SHORT[3]).mean(0)) < 1e-5
-    total, times = np.zeros((1500, 64)), np.zeros((1500, 1))
-    for start in (0, 500, 900):
-        total[start : start + 600] += residues(LONG[start : start + 600])
-        times[start : start + 600] += 1
-    assert relative_error(found["long"], (total / times).mean(0)) < 1e-5
+    assert relative_error(found["long"], mean_over_windows(residues)) < 1e-5
 
 
 def test_the_certificate_and_the_report_of_esm_c_say_what_was_used(esm_c):
@@ -128,27 +156,30 @@ def test_a_run_of_esm_c_in_8_bits_passes_its_certificate(tmp_path):
     assert found["limits"].keys() == {"int8"}
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("family", ["ESM-1b", "ESM-1v"])
-def test_a_run_of_esm_1b_and_1v_gives_fair_esm_s_numbers_and_a_row_for_what_is_too_long(tmp_path, family):
+def test_a_run_of_esm_1b_and_1v_goes_on_where_it_was_killed_and_gives_fair_esm_s_numbers(tmp_path, family):
     module = random_esm1(family == "ESM-1b")
     model = write_esm1(tmp_path / "tiny.pt", module, contact_regression=family == "ESM-1b")
-    if family == "ESM-1b":
-        run = made_run(tmp_path / "run", model, include=["mean", "contacts"], long_sequences="whole")
-    else:
-        run = made_run(tmp_path / "run", model, include=["mean"], long_sequences="window")
-    run.succeed()
-    rows = manifest(run)
-    if family == "ESM-1b":
-        assert (rows["long"]["status"], rows["long"]["reason"]) == ("rejected", "too_long")
-        assert rows["long"]["detail"] == "1500 residues; the limit is 1022"
-    else:
-        assert rows["long"]["status"] == "embedded"
-    assert rows["copy"]["row"] == rows["p0"]["row"]
+    include = ["mean", "contacts"] if family == "ESM-1b" else ["mean"]
+    run = made_run(tmp_path / "run", model, include=include, long_sequences="whole")
+    before = kill_and_go_on(run)
+    check_outcomes(run, of_long=("rejected", "too_long"))
+    check_went_on(run, before)
+    assert manifest(run)["long"]["detail"] == "1500 residues; the limit is 1022"
     module.embed_tokens.weight.data[32] = 0
-    with torch.no_grad():
-        tokens = torch.tensor([[0, *(4 + "LAGVSERTIDPKQNFYMHWC".index(letter) for letter in SHORT[2]), 2]])
-        expected = module(tokens, repr_layers=[2])["representations"][2][0, 1:-1].mean(0).numpy()
-    assert relative_error(open_results(run.results)["p2"], expected) < 1e-5
+
+    def residues(sequence: str) -> np.ndarray:
+        tokens = torch.tensor([[0, *(4 + "LAGVSERTIDPKQNFYMHWC".index(letter) for letter in sequence), 2]])
+        return module(tokens, repr_layers=[2])["representations"][2][0, 1:-1].numpy()
+
+    assert relative_error(open_results(run.results)["p2"], residues(SHORT[2]).mean(0)) < 1e-5
     found = certificate(run)
     assert found["passed"]
     assert found["verified_with"] == f"fair-esm's own {family} module in fp32"
+
+    run.configure(include=["mean"], **WINDOWS)
+    run.succeed("--nolock")
+    check_outcomes(run, of_long=("embedded", None))
+    assert relative_error(open_results(run.results)["long"], mean_over_windows(residues)) < 1e-5
+    assert certificate(run)["passed"]

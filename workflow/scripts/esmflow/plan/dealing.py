@@ -180,7 +180,7 @@ class Dealer:
         order = order[np.argsort(-window.lengths[order], kind="stable")]
         self._to_embed.add(window.lengths[order])
         self.candidates.offer_block(window.digests, window.residues, window.lengths, order)
-        costs = self._cost(window.lengths[order])
+        costs, embedded = self._cost(window.lengths[order]), self._to_embed.embedded(window.lengths[order])
         groups = window.groups[order]
         if np.any(groups < 0):
             groups = self._least_loaded(costs)
@@ -193,7 +193,7 @@ class Dealer:
             if len(mine):
                 group = self.groups[number]
                 group.sequences += len(mine)
-                group.residues += int(self._to_embed.embedded(window.lengths[order[mine]]).sum())
+                group.residues += int(embedded[mine].sum())
                 group.cost += float(costs[mine].sum())
                 shards += self._cut(number, order[mine], int(window.lengths[order[mine]].sum()))
         self._writing.run(_write_shards, window, shards)

@@ -110,12 +110,12 @@ def _tensor(
     dictionary: bytes = _FROM_MEMO[2],
 ) -> bytes:
     """The call that makes one tensor, of a function, the storage, and the type of an empty dictionary."""
-    return function + pickle.MARK + storage + _number(offset) + _shape(shape, dictionary)
+    return function + pickle.MARK + storage + _number(offset) + _after_offset(shape, dictionary)
 
 
 @lru_cache
-def _shape(shape: tuple[int, ...], dictionary: bytes) -> bytes:
-    """What follows a tensor's offset: the same for all vectors."""
+def _after_offset(shape: tuple[int, ...], dictionary: bytes) -> bytes:
+    """The rest of the call, which is the same for all vectors of one size."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     # Neither a gradient nor backward hooks.
     no_hooks = dictionary + pickle.EMPTY_TUPLE + pickle.REDUCE
