@@ -27,6 +27,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(PROJECT / "workflow" / "scripts"
 
 import synthetic  # noqa: E402
 
+from esmflow.slots.gpus import driver_gpus  # noqa: E402
+from esmflow.text import plural  # noqa: E402
+
 _STEP = re.compile(r"/tmp\w+\.(\w+)\.py$")
 LETTERS = np.frombuffer(b"LAGVSERTIDPKQNFYMHWC", dtype=np.uint8)
 
@@ -88,9 +91,11 @@ def run_command(folder: Path, name: str, words: list[str]) -> dict[str, float]:
     steps = Steps()
     steps.start()
     started = time.time()
-    subprocess.run([*command, *words], cwd=folder, env=environment, check=True)
+    run = subprocess.run([*command, *words], cwd=folder, env=environment)
     ended = time.time()
     steps.end()
+    if run.returncode != 0:
+        raise SystemExit(f"{name}: the command ended with exit code {run.returncode}")
     figures = {"in all": ended - started}
     for step, (began, last) in sorted(steps.seen.items(), key=lambda item: item[1]):
         figures[f"{step} begins"], figures[f"{step} takes"] = began - started, last - began
@@ -134,6 +139,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.size, options.share, options.gpus, options.precisions = "smoke", 0.003, [0], ["fp32"]
+    elif max(options.gpus) > (there := len(driver_gpus() or [])):
+        asked = plural(max(options.gpus), "GPU")
+        parser.error(f"{asked} asked for, {there} here: name fewer with --gpus, or use --smoke")
     make, count = CASES[options.case]
     results = {}
     with tempfile.TemporaryDirectory() as name:

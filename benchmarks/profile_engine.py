@@ -113,6 +113,8 @@ def main() -> None:
             packs = 20 if device == "cuda" else 1
             print(*compare_sums(path, dimensions.layers, options.kind, budget, packs, device), sep="\n")
         return
+    if not torch.cuda.is_available():
+        parser.error("no GPU here: only --sums runs on a CPU")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         synthetic.write_converted(path, options.size, synthetic.random_tensors(options.size, "cuda"))

@@ -35,8 +35,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(PROJECT / "workflow" / "scripts"
 import synthetic  # noqa: E402
 
 from esmflow.embedding.heartbeat import State  # noqa: E402
-from esmflow.embedding.status import read_status  # noqa: E402
+from esmflow.embedding.status import StatusError, read_status  # noqa: E402
 from esmflow.slots.gpus import driver_gpus  # noqa: E402
+from esmflow.text import plural  # noqa: E402
 
 # About what one H100 does in a second: it only sizes the input.
 RESIDUES_PER_SECOND = {"8M": 10_000_000, "150M": 1_100_000, "650M": 370_000, "3B": 100_000, "smoke": 20_000}
@@ -130,7 +131,7 @@ def run_workflow(
     started = time.time()
     run = subprocess.Popen(command, cwd=work, env=environment)
     if layout.kill:
-        kill_a_worker(run, seconds=residues / RESIDUES_PER_SECOND[size] / layout.slots / 3, results=work / "results")
+        kill_a_worker(run, work / "results")
     if run.wait() != 0:
         raise SystemExit(f"{layout.name}: the workflow ended with exit code {run.returncode}")
     seconds = time.time() - started
@@ -150,22 +151,19 @@ def run_workflow(
     return figures
 
 
-def kill_a_worker(run: subprocess.Popen, seconds: float, results: Path) -> None:
-    """SIGKILLs one worker process after so many seconds of embedding: one of a job that has half of its work to do."""
-    while run.poll() is None and not list(results.glob("store/*/*.safetensors")):
-        time.sleep(0.2)
-    time.sleep(seconds)
+def kill_a_worker(run: subprocess.Popen, results: Path) -> None:
+    """SIGKILLs one worker process: the first that has done some of its job and has half of it to do."""
     while run.poll() is None:
-        jobs = [group.job for group in read_status(results) if group.state is State.EMBEDDING and group.job]
-        for job in (job for job in jobs if job.residues_done < job.residues / 2):
-            # They may end while they are looked at.
-            with suppress(psutil.Error):
+        time.sleep(0.1)
+        # Before there is a plan there is no status, and processes end while they are looked at.
+        with suppress(StatusError, psutil.Error):
+            jobs = [group.job for group in read_status(results) if group.state is State.EMBEDDING and group.job]
+            for job in (job for job in jobs if 0 < job.residues_done < job.residues / 2):
                 children = psutil.Process(job.process).children()
                 workers = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
                 if workers:
                     workers[0].kill()
                     return
-        time.sleep(0.2)
 
 
 def stage_figures(runs: list[dict], seconds: float) -> dict[str, Any]:
@@ -271,18 +269,21 @@ def main() -> None:
     parser.add_argument("--verify", type=int, default=0, help="sequences that a certificate computes again")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    if options.smoke:
+        options.sizes, options.seconds, options.groups = ["smoke"], 20, 2
     gpus = [] if options.smoke else driver_gpus() or []
-    if not gpus and not options.smoke:
-        parser.error("no GPU here: use --smoke")
-    slots = options.slots or ([1, 2] if options.smoke else [n for n in (1, 2, 4, 8) if n <= len(gpus)])
+    slots = options.slots or ([1, 2] if options.smoke else [n for n in (1, 2, 4, 8) if n <= max(1, len(gpus))])
+    if not options.smoke and max(slots) > len(gpus):
+        asked = plural(max(slots), "GPU")
+        parser.error(f"{asked} asked for, {len(gpus)} here: name fewer with --slots, or use --smoke")
     from engine import surroundings
 
     device = "cuda" if gpus else "cpu"
     results: dict[str, dict[str, dict]] = {}
-    for size in ["smoke"] if options.smoke else options.sizes:
+    for size in options.sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            residues = int(RESIDUES_PER_SECOND[size] * (2 if options.smoke else options.seconds))
+            residues = int(RESIDUES_PER_SECOND[size] * options.seconds)
             # In a process of its own, which leaves nothing on the card.
             writer = multiprocessing.get_context("spawn").Process(
                 target=write_input, args=(folder, size, residues, device)
@@ -293,8 +294,7 @@ def main() -> None:
                 raise SystemExit(f"{size}: the input could not be written")
             (folder / "converted").mkdir()
             for layout in layouts(slots, options.layouts):
-                # A death costs the same in each.
-                for precision in options.precisions[: 1 if layout.kill else None]:
+                for precision in options.precisions:
                     # Speed is all that random weights can tell: whatever they give is in order.
                     verify = {"sample": options.verify, "min_cosine": -1, "max_relative_error": 1e9}
                     changes = {"precision": precision, "groups": options.groups, "verify": verify}
