@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import re
 import subprocess
@@ -146,13 +145,8 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arguments = (folder, options.size, make(int(count * options.share)), "cpu" if options.smoke else "cuda")
-        # In a process of its own, which leaves nothing on the card.
-        writer = multiprocessing.get_context("spawn").Process(target=write_input, args=arguments)
-        writer.start()
-        writer.join()
-        if writer.exitcode != 0:
-            raise SystemExit("the input could not be written")
+        device = "cpu" if options.smoke else "cuda"
+        synthetic.write_apart(write_input, folder, options.size, make(int(count * options.share)), device)
         # Speed is all that random weights can tell: whatever they give is in order.
         common = ["--model", f"random_{options.size}.pt", "--set", "verify.min_cosine=-1"]
         common += ["--set", "verify.max_relative_error=1e9", "--set", f"slot_lock_folder={folder / 'slots'}"]
@@ -164,7 +158,7 @@ def main() -> None:
                 print(f"## {case}\n\n{as_markdown(results[case])}\n", flush=True)
     from engine import surroundings
 
-    where = surroundings("cpu" if options.smoke else "cuda")
+    where = surroundings(device)
     print(", ".join(f"{name} {version}" for name, version in where.items()))
     if options.json:
         options.json.write_text(json.dumps({"where": where, "figures": results}, indent=2) + "\n")

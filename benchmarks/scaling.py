@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -271,8 +270,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.sizes, options.seconds, options.groups = ["smoke"], 20, 2
+        options.slots = options.slots or [1, 2]
     gpus = [] if options.smoke else driver_gpus() or []
-    slots = options.slots or ([1, 2] if options.smoke else [n for n in (1, 2, 4, 8) if n <= max(1, len(gpus))])
+    slots = options.slots or [n for n in (1, 2, 4, 8) if n <= len(gpus)] or [1]
     if not options.smoke and max(slots) > len(gpus):
         asked = plural(max(slots), "GPU")
         parser.error(f"{asked} asked for, {len(gpus)} here: name fewer with --slots, or use --smoke")
@@ -284,14 +284,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             residues = int(RESIDUES_PER_SECOND[size] * options.seconds)
-            # In a process of its own, which leaves nothing on the card.
-            writer = multiprocessing.get_context("spawn").Process(
-                target=write_input, args=(folder, size, residues, device)
-            )
-            writer.start()
-            writer.join()
-            if writer.exitcode != 0:
-                raise SystemExit(f"{size}: the input could not be written")
+            synthetic.write_apart(write_input, folder, size, residues, device)
             (folder / "converted").mkdir()
             for layout in layouts(slots, options.layouts):
                 for precision in options.precisions:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +68,15 @@ def write_fair_esm(path: Path, size: str, tensors: dict[str, torch.Tensor]) -> P
     torch.save({"cfg": {"model": settings}, "model": state}, path)
     torch.save({"model": regression}, path.with_name(f"{path.stem}-contact-regression.pt"))
     return path
+
+
+def write_apart(write: Callable[..., None], *arguments: Any) -> None:
+    """Writes an input in a process of its own, which leaves nothing on the card."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=arguments)
+    writer.start()
+    writer.join()
+    if writer.exitcode != 0:
+        raise SystemExit("the input could not be written")
 
 
 def sequences(kind: str, residues: int, seed: int = 0) -> list[str]:
